@@ -1,0 +1,18 @@
+"""The model and what it can do; `CM3Leon` is found late, so importing this loads no torch."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cm3leon.pipeline import CM3Leon
+
+__version__ = "0.1.0"
+__all__ = ["CM3Leon", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """Find `cm3leon.CM3Leon` when it is first asked for."""
+    if name == "CM3Leon":
+        from cm3leon.pipeline import CM3Leon
+
+        return CM3Leon
+    raise AttributeError(f"module 'cm3leon' has no attribute {name!r}")

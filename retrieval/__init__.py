@@ -1,0 +1,1 @@
+"""Examples for a prompt: embed, index, search, and hand back documents."""

@@ -1,0 +1,1 @@
+"""Pretraining and tuning: what turns token shards into a checkpoint folder."""
