@@ -1,0 +1,231 @@
+"""Folders and files that are either wholly there or not there at all.
+
+Every result on disk (checkpoints, tokenizers, token shards, memories, pictures) is written aside,
+synced and renamed into place; a folder carries a `manifest.json` with the size and the SHA-256 of
+every part, so that a torn copy or a flipped bit is named when the folder is read.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from tokenizer.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@contextmanager
+def new_folder(path: Path | str, *, replace: bool = False) -> Generator[Path]:
+    """Yield an empty folder beside `path`; when the block ends well, it becomes `path`.
+
+    With `replace`, a folder of ours (one with a manifest) or an empty one that already stands at
+    `path` is swapped out and deleted. On any exception nothing is left behind.
+    Raises UserError, before the block runs, where `path` cannot be made or is already taken.
+    """
+    shown, path = str(path), _resolved(path)
+    _check_parent(shown, path)
+    _check_free(shown, path, replace)
+    aside = _aside(path)
+    try:
+        aside.mkdir()
+    except OSError as error:
+        raise UserError(f"cannot write {shown!r}: {error.strerror}") from error
+    try:
+        yield aside
+        _seal(aside)
+        _check_free(shown, path, replace)
+        _swap(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_file(path: Path | str, data: bytes) -> None:
+    """Write `data` to `path`, all or nothing; an existing file is replaced.
+
+    Raises UserError where the parent folder is missing or the file cannot be written.
+    """
+    check_writable(path)
+    shown, path = str(path), _resolved(path)
+    aside = _aside(path)
+    try:
+        try:
+            with open(aside, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(aside, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {shown!r}: {error.strerror}") from error
+
+
+def file_hash(path: Path | str) -> str:
+    """Return the SHA-256 of a file in hexadecimal. Raises UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def verify(folder: Path | str, hashes: bool = True) -> None:
+    """Check a folder against its manifest: every part there, of its size and (`hashes`) its hash.
+
+    Parts that the manifest does not name are let be. Raises UserError naming folder and part.
+    """
+    shown, folder = str(folder), Path(folder)
+    for name, (size, digest) in _read_manifest(shown, folder).items():
+        part = folder / name
+        if not part.is_file():
+            raise UserError(f"{shown!r} is incomplete: {name!r} is missing; copy it again")
+        got = part.stat().st_size
+        if got != size:
+            raise UserError(
+                f"{shown!r} is damaged: {name!r} has {got} bytes, not {size}; copy it again"
+            )
+        if hashes and file_hash(part) != digest:
+            raise UserError(
+                f"{shown!r} is damaged: {name!r} is not what was written; copy it again"
+            )
+
+
+def check_writable(path: Path | str) -> None:
+    """Check, before dear work begins, that a result could be written at `path`.
+
+    Raises UserError where its folder is missing or closed, or where `path` is itself a folder.
+    """
+    shown, path = str(path), _resolved(path)
+    _check_parent(shown, path)
+    if path.is_dir():
+        raise UserError(f"cannot write {shown!r}: it is a folder; name another")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {shown!r}: it is not a plain file")
+
+
+def _resolved(path: Path | str) -> Path:
+    # A rename would replace a link itself, not what it points to.
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot use the path {str(path)!r}: {error}") from error
+
+
+def _check_parent(shown: str, path: Path) -> None:
+    try:
+        path.exists()  # raises for a name that the file system cannot hold
+        if not path.parent.is_dir():
+            raise UserError(
+                f"cannot write {shown!r}: there is no folder {str(path.parent)!r}; create it first"
+            )
+    except OSError as error:
+        raise UserError(f"cannot write {shown!r}: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {shown!r}: the folder {str(path.parent)!r} is not writable")
+
+
+def _check_free(shown: str, path: Path, replace: bool) -> None:
+    if not path.exists():
+        return
+    if not replace:
+        raise UserError(f"{shown!r} already exists; choose another name or move it away")
+    if not path.is_dir():
+        raise UserError(f"cannot replace {shown!r}: it is a file, not a folder")
+    # A mistyped output path must never cost a user a folder that we did not make.
+    if not (path / MANIFEST).is_file() and any(path.iterdir()):
+        raise UserError(f"cannot replace {shown!r}: it has no {MANIFEST}, so it may not be ours")
+
+
+def _aside(path: Path) -> Path:
+    # Cut, so that a long but lawful name stays lawful with our ending.
+    return path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}"
+
+
+def _seal(folder: Path) -> None:
+    """Sync every part to the disk and write the manifest that lists them."""
+    assert not (folder / MANIFEST).exists(), f"{MANIFEST} is written by new_folder alone"
+    files: dict[str, dict[str, int | str]] = {}
+    for part in sorted(folder.rglob("*")):
+        if part.is_dir():
+            _sync_folder(part)
+            continue
+        with open(part, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            os.fsync(stream.fileno())
+        name = part.relative_to(folder).as_posix()
+        files[name] = {"bytes": part.stat().st_size, "sha256": digest}
+    text = json.dumps({"format": FORMAT, "files": files}, indent=2, sort_keys=True) + "\n"
+    write_file(folder / MANIFEST, text.encode())
+
+
+def _swap(aside: Path, path: Path) -> None:
+    if not path.exists():
+        aside.rename(path)
+        _sync_folder(path.parent)
+        return
+    old = _aside(path)
+    path.rename(old)
+    try:
+        aside.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_manifest(shown: str, folder: Path) -> dict[str, tuple[int, str]]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {shown!r}")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{shown!r} has no {MANIFEST}: it is not a folder we wrote, or a torn copy")
+    bad = f"{shown!r} is damaged: its {MANIFEST} cannot be read; copy it again"
+    try:
+        content: object = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(bad) from error
+    if not isinstance(content, dict):
+        raise UserError(bad)
+    table = cast("dict[str, object]", content)
+    if table.get("format") != FORMAT:
+        raise UserError(
+            f"{shown!r} is of format {table.get('format')!r}; this version reads {FORMAT}"
+        )
+    files = table.get("files")
+    if not isinstance(files, dict):
+        raise UserError(bad)
+    return {
+        name: _read_entry(shown, name, entry)
+        for name, entry in cast("dict[str, object]", files).items()
+    }
+
+
+def _read_entry(shown: str, name: str, entry: object) -> tuple[int, str]:
+    pure = PurePosixPath(name)
+    inside = name and not pure.is_absolute() and ".." not in pure.parts
+    if not inside or "\\" in name or "\0" in name:
+        raise UserError(f"{shown!r} is refused: its {MANIFEST} names {name!r}, outside the folder")
+    match entry:
+        case {"bytes": int(size), "sha256": str(digest)}:
+            return size, digest
+        case _:
+            raise UserError(f"{shown!r} is damaged: {MANIFEST} lacks size or hash of {name!r}")
