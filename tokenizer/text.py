@@ -1,0 +1,146 @@
+"""Text <-> text pieces: a byte-fallback BPE that gives every string back exactly.
+
+The codec turns pieces into token ids. The only file that imports sentencepiece. Special tokens are
+not in the model at all, so nothing that a user types can become one.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import sentencepiece
+
+from tokenizer.errors import UserError
+
+SPACE = "\u2581"  # how a SentencePiece model writes a space; typed by a user, it goes in as bytes
+BYTES = 256  # pieces 0..255 are the bytes; learnt pieces follow
+LONGEST_LINE = 1 << 24  # bytes; the library silently drops longer training lines
+# Whatever a model that rewrites text (case, spaces, compatibility forms) would not give back.
+PROBE = "  A\ufb01 \uff21\n\n e\u0301\t\0 \u2581 "
+
+
+class TextTokenizer:
+    """A trained SentencePiece model. Our piece k is the library's k + 1: its 0, `<unk>`, cannot
+    occur because every byte has a piece."""
+
+    def __init__(self, model: bytes, *, name: str = "the text tokenizer") -> None:
+        if not model:
+            raise UserError(f"{name} is empty, wanted a SentencePiece model")
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise UserError(f"{name} is not a SentencePiece model") from None
+        self.model = model
+        self.pieces: int = self._processor.vocab_size() - 1
+        if not self._has_all_bytes() or self.decode(self.encode(PROBE)) != PROBE:
+            raise UserError(
+                f"{name} does not give text back exactly; wanted a model with byte fallback, "
+                "identity normalisation and no dummy prefix: train one with this project"
+            )
+
+    @classmethod
+    def from_bytes(cls, model: bytes) -> Self:
+        """The tokenizer whose `.model` these bytes are."""
+        return cls(model)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a `.model` file. UserError when it is missing or not one of ours."""
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read text tokenizer {path}: {error.strerror}") from None
+        return cls(model, name=str(path))
+
+    @classmethod
+    def train(cls, lines: Iterable[str], pieces: int) -> Self:
+        """Learn `pieces` BPE pieces from lines of text; the same lines give the same model."""
+        if pieces <= BYTES:
+            raise UserError(f"cannot train {pieces} text pieces: {BYTES} are bytes, ask for more")
+        checked = list(lines)  # errors inside an iterator would be swallowed by the library
+        for line in checked:
+            _check_unicode(line)
+        written = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(checked),
+                model_writer=written,
+                model_type="bpe",
+                vocab_size=pieces + 1,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                unk_id=0,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                max_sentence_length=LONGEST_LINE,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise UserError(f"cannot train {pieces} text pieces: {_reason(str(error))}") from None
+        return cls(written.getvalue())
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the model: two tokenizers with one hash give the same pieces."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Pieces of a text; `decode` gives the same text back. Refuses lone surrogates."""
+        _check_unicode(text)
+        pieces: list[int] = []
+        for number, stretch in enumerate(text.split(SPACE)):
+            if number:
+                pieces += SPACE.encode()  # piece b is byte b
+            pieces += [k - 1 for k in self._processor.encode(stretch)]
+        return pieces
+
+    def decode(self, pieces: Sequence[int]) -> str:
+        """Text of the pieces; bytes that are not UTF-8, as a model may write, become U+FFFD."""
+        return b"".join(self._bytes[piece] for piece in pieces).decode(errors="replace")
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """What each piece stands for. Joining bytes is exact where the library's own decode has
+        rules about spaces at the start of a text."""
+        learnt = range(BYTES + 1, self.pieces + 1)
+        names = [self._processor.id_to_piece(k) for k in learnt]
+        return [bytes([byte]) for byte in range(BYTES)] + [
+            name.replace(SPACE, " ").encode() for name in names
+        ]
+
+    def _has_all_bytes(self) -> bool:
+        model = self._processor
+        return (
+            self.pieces >= BYTES
+            and model.unk_id() == 0
+            and all(model.id_to_piece(1 + byte) == f"<0x{byte:02X}>" for byte in range(BYTES))
+            and not any(model.is_control(k) for k in range(model.vocab_size()))
+        )
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character "
+            f"{error.start}: that is half a character, and no UTF-8 text has it"
+        ) from None
+
+
+def _reason(message: str) -> str:
+    """The library's complaint in the user's terms; its counts include `<unk>`, ours do not."""
+    if high := re.search(r"too high .*<= (\d+)", message):
+        most = int(high[1]) - 1
+        return f"this text has pairs for {most} at most; give more text or ask for fewer pieces"
+    if low := re.search(r"smaller than required_chars.* vs (\d+)", message):
+        return f"this text needs {int(low[1]) - 1} for its bytes and characters; ask for more"
+    return "is there any text to learn from?" if "sentences_" in message else message
