@@ -1,0 +1,300 @@
+"""The decoder: token ids in, hidden states out, and the head that turns those into logits.
+
+After codec (which makes the ids), before the training objective and generate. An OPT-like pre-norm
+transformer without biases, without dropout and with unlearned layer norms (CM3Leon, Table 3 and the
+words on its model); RMSNorm, SwiGLU, rotary positions and QK-norm make one of Llama's family.
+
+Shapes: B = rows, L = new tokens, S = tokens seen, N = heads, H = head size, D = width,
+V = vocabulary (or the slice of it that was asked for).
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cm3leon.attention import Attention, KVCache, attend
+from tokenizer.errors import UserError
+
+NORM_EPS = 1e-5
+CUT = 3.0  # weights are drawn from a normal cut at this many standard deviations
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a decoder is made of; the defaults are the paper's, as far as it says."""
+
+    vocabulary: int
+    context: int
+    layers: int
+    width: int
+    heads: int
+    ffn: int | None = None  # hidden width of the feed-forward part; None means 4 * width
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_affine: bool = False
+    mlp: Literal["relu", "swiglu"] = "relu"
+    positions: Literal["learned", "rope"] = "learned"
+    rope_theta: float = 10000.0
+    qk_norm: bool = False  # Chameleon's: a layer norm over each head of queries and keys
+    tied: bool = True
+    z_loss: float = 0.0  # weight of (log Z)^2 in the training loss; the model itself ignores it
+    init_std: float = 0.006
+    position_std: float = 0.0002
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "context", "layers", "width", "heads", "ffn"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.positions == "rope" and self.head_size % 2:
+            raise UserError(f"positions 'rope' needs an even head size, not {self.head_size}")
+        for name in ("init_std", "position_std", "z_loss"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return self.width // self.heads
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of the feed-forward part."""
+        return 4 * self.width if self.ffn is None else self.ffn
+
+
+# Heads are OPT's; the paper gives none (Table 3 has layers, width and sequence length).
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"layers": 2, "width": 64, "heads": 2, "context": 256},
+    "10m": {"layers": 8, "width": 320, "heads": 5, "context": 1024},
+    "350m": {"layers": 24, "width": 1024, "heads": 16, "context": 4096},
+    "760m": {"layers": 24, "width": 1536, "heads": 16, "context": 4096},
+    "7b": {"layers": 32, "width": 4096, "heads": 32, "context": 4096},
+}
+
+
+def sized(name: str, *, vocabulary: int, **changes: Any) -> ModelConfig:
+    """The configuration of a named size, with `changes` on top; refuses unknown names."""
+    if name not in SIZES:
+        near = difflib.get_close_matches(name, SIZES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(SIZES)}"
+        raise UserError(f"unknown model size '{name}'; {hint}")
+    settings: dict[str, Any] = {**SIZES[name], "vocabulary": vocabulary, **changes}
+    return ModelConfig(**settings)
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention; queries, keys and values come out of one matrix."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.head_size = config.heads, config.head_size
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        if config.qk_norm:
+            affine = config.norm_affine
+            self.q_norm = nn.LayerNorm(config.head_size, NORM_EPS, elementwise_affine=affine)
+            self.k_norm = nn.LayerNorm(config.head_size, NORM_EPS, elementwise_affine=affine)
+        self.qk_norm = config.qk_norm
+
+    def forward(self, x_BLD: Tensor, step: "Step") -> Tensor:
+        rows, length, width = x_BLD.shape
+        qkv_BL3NH = self.qkv(x_BLD).view(rows, length, 3, self.heads, self.head_size)
+        q_BLNH, k_BLNH, v_BLNH = qkv_BL3NH.unbind(2)
+        if self.qk_norm:
+            q_BLNH, k_BLNH = self.q_norm(q_BLNH), self.k_norm(k_BLNH)
+        if step.rotation is not None:
+            q_BLNH, k_BLNH = rotate(q_BLNH, *step.rotation), rotate(k_BLNH, *step.rotation)
+        if step.cache is not None:
+            assert step.positions_BL is not None
+            k_BLNH, v_BLNH = step.cache.put(self.layer, step.positions_BL, k_BLNH, v_BLNH)
+        out_BLNH = step.attend(q_BLNH, k_BLNH, v_BLNH, step.mask_BLS)
+        return self.out(out_BLNH.reshape(rows, length, width))
+
+
+class FeedForward(nn.Module):
+    """Two matrices round a ReLU, or three round a SwiGLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.down = nn.Linear(config.ffn_width, config.width, bias=False)
+        self.gate: nn.Linear | None = None
+        if config.mlp == "swiglu":
+            self.gate = nn.Linear(config.width, config.ffn_width, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(F.relu(self.up(x_BLD)))
+        return self.down(F.silu(self.gate(x_BLD)) * self.up(x_BLD))
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each added to what came in."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = new_norm(config)
+        self.attention = SelfAttention(config, layer)
+        self.mlp_norm = new_norm(config)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_BLD: Tensor, step: "Step") -> Tensor:
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), step)
+        return x_BLD + self.mlp(self.mlp_norm(x_BLD))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What every layer of one forward pass shares."""
+
+    attend: Attention
+    positions_BL: Tensor | None = None  # None: 0, 1, 2 ... in every row
+    mask_BLS: Tensor | None = None
+    rotation: tuple[Tensor, Tensor] | None = None
+    cache: KVCache | None = None
+
+
+class Decoder(nn.Module):
+    """The transformer. `forward` gives hidden states; `logits` reads them where they are needed."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.attend: Attention = attend
+        self.embed = new_embedding(config.vocabulary, config.width)
+        self.position: nn.Embedding | None = None
+        if config.positions == "learned":
+            self.position = new_embedding(config.context, config.width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = new_norm(config)
+        self.head: nn.Linear | None = None
+        if not config.tied:
+            self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights as the paper does: cut normals, residual outputs zero.
+
+        Does nothing on the meta device, where a checkpoint's weights are about to come in.
+        """
+        if self.embed.weight.is_meta:
+            return
+
+        def draw(weight: Tensor, std: float) -> None:
+            if std == 0:
+                weight.zero_()
+            else:
+                cut = CUT * std
+                nn.init.trunc_normal_(weight, std=std, a=-cut, b=cut, generator=generator)
+
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                draw(module.weight, self.config.init_std)
+        if self.position is not None:
+            draw(self.position.weight, self.config.position_std)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.out.weight.zero_()
+            block.mlp.down.weight.zero_()
+
+    def forward(
+        self,
+        ids_BL: Tensor,
+        cache: KVCache | None = None,
+        *,
+        counts: Sequence[int] | None = None,
+        positions_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm, hidden_BLD.
+
+        Without a cache the rows are whole documents, right-padded at will: causal attention never
+        looks at what follows. With one, `ids_BL` continues each row where it stands; `counts`
+        says how many of the L ids are real when an empty cache is filled with padded prompts.
+        `positions_BL` is for rows that do not count from 0.
+        """
+        length = ids_BL.shape[1]
+        mask_BLS: Tensor | None = None
+        if cache is not None:
+            assert positions_BL is None, "the cache knows the positions"
+            assert counts is None or cache.longest == 0, "padding is for an empty cache only"
+            positions_BL = cache.positions(length)
+            mask_BLS = cache.mask(positions_BL)
+        seen = 0 if cache is None else cache.longest
+        assert seen + length <= self.config.context, "more tokens than the context holds"
+        x_BLD = self.embed(ids_BL)
+        rotation: tuple[Tensor, Tensor] | None = None
+        if self.position is None:
+            rotation = self.rotation(positions_BL, length, x_BLD)
+        elif positions_BL is None:
+            x_BLD = x_BLD + self.position.weight[:length]
+        else:
+            x_BLD = x_BLD + self.position(positions_BL)
+        step = Step(
+            attend=self.attend,
+            positions_BL=positions_BL,
+            mask_BLS=mask_BLS,
+            rotation=rotation,
+            cache=cache,
+        )
+        for block in self.blocks:
+            x_BLD = block(x_BLD, step)
+        if cache is not None:
+            cache.advance([length] * len(ids_BL) if counts is None else counts)
+        return self.norm(x_BLD)
+
+    def logits(self, hidden_BLD: Tensor, ids: slice | None = None) -> Tensor:
+        """Logits of the whole vocabulary, or of the slice `ids` only; any leading shape."""
+        weight_VD = self.embed.weight if self.head is None else self.head.weight
+        return F.linear(hidden_BLD, weight_VD if ids is None else weight_VD[ids])
+
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty KV cache that suits this model, where its weights are and in their type."""
+        weight = self.embed.weight
+        return KVCache.allocate(
+            layers=self.config.layers,
+            rows=rows,
+            capacity=capacity,
+            heads=self.config.heads,
+            head_size=self.config.head_size,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    def rotation(
+        self, positions_BL: Tensor | None, length: int, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary angles, each BL1H, in the type of `like`."""
+        if positions_BL is None:
+            positions_BL = torch.arange(length, device=like.device).unsqueeze(0)
+        half = self.config.head_size // 2
+        powers = torch.arange(half, device=like.device, dtype=torch.float32) / half
+        angles = positions_BL.unsqueeze(-1) * self.config.rope_theta**-powers
+        angles_BL1H = torch.cat((angles, angles), dim=-1).unsqueeze(2)
+        return angles_BL1H.cos().to(like.dtype), angles_BL1H.sin().to(like.dtype)
+
+
+def rotate(x_BLNH: Tensor, cos_BL1H: Tensor, sin_BL1H: Tensor) -> Tensor:
+    """Rotary positions in the half-split layout (the one of Hugging Face's Llama weights)."""
+    low, high = x_BLNH.chunk(2, dim=-1)
+    return x_BLNH * cos_BL1H + torch.cat((-high, low), dim=-1) * sin_BL1H
+
+
+def new_norm(config: ModelConfig) -> nn.Module:
+    """A norm over the width; without learned parameters unless the configuration says so."""
+    kind = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+    return kind(config.width, eps=NORM_EPS, elementwise_affine=config.norm_affine)
+
+
+def new_embedding(rows: int, width: int) -> nn.Embedding:
+    """A table whose weights `initialise` will draw. PyTorch's own first draw would be wasted, and
+    on the meta device it imports the compiler, which takes seconds."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
