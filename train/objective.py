@@ -1,0 +1,330 @@
+"""The causally masked (CM3) objective: after `data` has a row of ids, before the model sees it.
+
+Left to right, a row teaches the model to continue. To teach it also to fill a hole with both sides
+in view, spans of the row are cut out and moved behind it. A dozen ids, two spans:
+
+>>> vocabulary = Vocabulary(image_codes=4, text_pieces=8, sentinels=4)
+>>> def show(ids: Ids) -> str:
+...     return " ".join(vocabulary.name(int(number)) for number in ids)
+>>> words = [vocabulary.text_id(piece) for piece in range(5)]
+>>> codes = [vocabulary.image_id(code) for code in range(4)]
+>>> row = np.array([EOS, *words, vocabulary.break_id, *codes, EOS])
+>>> show(row)
+'</s> T0 T1 T2 T3 T4 <break> I0 I1 I2 I3 </s>'
+>>> masked = move(row, [(2, 4), (8, 9)], vocabulary)
+>>> show(masked[:11])
+'</s> T0 <sentinel:0> T3 T4 <break> I0 <sentinel:1> I2 I3 </s>'
+>>> show(masked[11:])
+'<sentinel:0> T1 T2 <eoss> <sentinel:1> I1 <eoss>'
+>>> show(unmask(masked, vocabulary)) == show(row)
+True
+
+The first `<sentinel:i>` is the hole, the second announces what was in it, `<eoss>` ends it: 3 ids
+more for each span. Where the row may not grow, its tail makes room and the spans are cut with it:
+
+>>> show(move(row, [(2, 4)], vocabulary, room=12))
+'</s> T0 <sentinel:0> T3 T4 <break> I0 I1 <sentinel:0> T1 T2 <eoss>'
+
+Source: CM3 (arXiv 2201.07520) section 2 for the idea; CM3Leon (arXiv 2309.02591) section 2.2, and
+Meta's published code, for Poisson(1) spans that may be none and do not cross `<break>`. Ours: they
+do not cross `</s>` either, and the masks of one field and of a picture's box.
+"""
+
+# Shapes: B = rows, L = ids a row, T = tokens that are predicted, V = vocabulary, K = kinds of token
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizer.errors import UserError
+from tokenizer.vocabulary import EOS, PAD, Vocabulary
+
+Ids = npt.NDArray[np.int64]
+Span = tuple[int, int]  # [start, end) in a row
+
+SPAN_COST = 3  # its hole, its announcement, its <eoss>
+BOX_RUNS = 4  # a box of more runs than this becomes one covering span
+KINDS = ("text", "image", "sentinel", "mark")  # mark: </s>, <break>, <eoss>, <unk>
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """How rows are masked. The CM3 paper's own variant is `spans_min=1, spans_max=16,
+    whole_segment=0, field=0, sentinel_weight=0`.
+
+    One uniform draw decides what happens to a row. In [0, field): one field is masked, if the row
+    has any. In [field, field + box): a box of one picture is masked, if the row has any. Otherwise
+    Poisson spans. So the share of rows left whole is about (1 - field - box) * exp(-spans_mean)
+    when every row has fields and pictures.
+    """
+
+    spans_mean: float = 1.0  # of the Poisson number of spans, which is then ...
+    spans_min: int = 0  # ... raised to this
+    spans_max: int | None = None  # ... and cut to this; never more than the sentinels less one
+    whole_segment: float = 0.15  # probability that the drawn spans grow to their whole segments
+    field: float = 0.1  # probability that exactly one field (caption, answer, edit text) is masked
+    box: float = 0.0  # probability that a box of one picture's codes is masked
+    sentinel_weight: float = 1.0  # loss weight of a sentinel as the token to predict
+
+    def __post_init__(self) -> None:
+        for name in ("spans_mean", "spans_min", "sentinel_weight"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} is {value}; it must be 0 or more")
+        for name in ("whole_segment", "field", "box"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} is {value}; a probability lies in 0..1")
+        if self.field + self.box > 1:
+            raise UserError(f"field {self.field} and box {self.box} add up to more than 1")
+        if self.spans_max is not None and self.spans_max < self.spans_min:
+            raise UserError(f"spans_max {self.spans_max} is below spans_min {self.spans_min}")
+
+
+def segments_of(ids: Ids, vocabulary: Vocabulary) -> list[Span]:
+    """The non-empty runs of ids between `<break>` and `</s>`: one text or one picture each."""
+    (walls,) = np.nonzero((ids == vocabulary.break_id) | (ids == EOS))
+    starts, ends = [0, *(walls + 1).tolist()], [*walls.tolist(), len(ids)]
+    return [(start, end) for start, end in zip(starts, ends, strict=True) if start < end]
+
+
+def pictures_of(ids: Ids, vocabulary: Vocabulary, grid: int) -> list[Span]:
+    """The segments that are whole pictures: exactly grid * grid image ids."""
+    image = vocabulary.image_ids
+    return [
+        (start, end)
+        for start, end in segments_of(ids, vocabulary)
+        if end - start == grid * grid
+        and bool(np.all((image.start <= ids[start:end]) & (ids[start:end] < image.stop)))
+    ]
+
+
+def draw_count(config: MaskConfig, most: int, rng: np.random.Generator) -> int:
+    """How many spans to mask: a clamped Poisson number, `most` at most."""
+    count = max(int(rng.poisson(config.spans_mean)), config.spans_min)
+    return min(count, most if config.spans_max is None else min(most, config.spans_max))
+
+
+def draw_spans(count: int, length: int, rng: np.random.Generator) -> list[Span]:
+    """Up to `count` spans that share no id, in order; ends are uniform, so spans are few and long.
+
+    count ** 2 candidates are tried, as in Meta's code, so there may be fewer than `count`.
+    """
+    kept: list[Span] = []
+    for low, high in np.sort(rng.random((count**2, 2)), axis=1) * length:
+        start, end = int(low), int(high + 0.5)
+        free = all(end <= other_start or other_end <= start for other_start, other_end in kept)
+        if start < end and free and len(kept) < count:
+            kept.append((start, end))
+    return sorted(kept)
+
+
+def homes_of(spans: Sequence[Span], segments: Sequence[Span]) -> list[tuple[Span, Span]]:
+    """Each span cut to the segment that it overlaps most, beside that segment.
+
+    A span that overlaps none (it held only `<break>` and `</s>`) is gone.
+    """
+    homes: list[tuple[Span, Span]] = []
+    for start, end in spans:
+        cuts = [((max(start, first), min(end, last)), (first, last)) for first, last in segments]
+        best = max(cuts, key=lambda cut: cut[0][1] - cut[0][0], default=((0, 0), (0, 0)))
+        if best[0][0] < best[0][1]:
+            homes.append(best)
+    return homes
+
+
+def poisson_spans(
+    ids: Ids, vocabulary: Vocabulary, config: MaskConfig, most: int, rng: np.random.Generator
+) -> list[Span]:
+    """CM3Leon's masking: drawn spans, each inside one segment, or now and then all of it."""
+    drawn = draw_spans(draw_count(config, most, rng), len(ids), rng)
+    homes = homes_of(drawn, segments_of(ids, vocabulary))
+    if rng.random() < config.whole_segment:
+        return sorted({segment for _, segment in homes})
+    return [span for span, _ in homes]
+
+
+def box_spans(picture: Span, grid: int, most: int, rng: np.random.Generator) -> list[Span]:
+    """A random box of a picture: its runs of codes in raster order, each a span.
+
+    Box rows that touch (a box of full width) are one run. More runs than BOX_RUNS or `most` become
+    one span from the first code of the box to its last, which covers codes beside the box too.
+    """
+    height, width = (int(side) for side in rng.integers(1, grid + 1, size=2))
+    top, left = int(rng.integers(grid - height + 1)), int(rng.integers(grid - width + 1))
+    first = picture[0] + top * grid + left
+    runs = [(first + row * grid, first + row * grid + width) for row in range(height)]
+    if width == grid or height > min(BOX_RUNS, most):
+        return [(runs[0][0], runs[-1][1])]
+    return runs
+
+
+def keep_within(spans: Sequence[Span], length: int, room: int) -> tuple[int, list[Span]]:
+    """How many of `length` source ids fit in `room` with their spans moved, and those spans.
+
+    The source loses its tail. A span that reaches into the tail is cut with it, and one that lies
+    in it is not moved at all (which gives its 3 ids back), so no hole is without its filling.
+    """
+    kept = list(spans)
+    while kept and kept[-1][0] >= room - SPAN_COST * len(kept):
+        kept.pop()
+    end_of_source = min(length, room - SPAN_COST * len(kept))
+    return end_of_source, [(start, min(end, end_of_source)) for start, end in kept]
+
+
+def move(ids: Ids, spans: Sequence[Span], vocabulary: Vocabulary, room: int | None = None) -> Ids:
+    """Cut `spans` (in order, sharing no id) out of `ids` and put them behind, 3 ids more for each.
+
+    With `room`, the result has at most that many ids: see `keep_within`.
+    """
+    end_of_source = len(ids)
+    if room is not None:
+        end_of_source, spans = keep_within(spans, len(ids), room)
+    source: list[Ids | list[int]] = []
+    moved: list[Ids | list[int]] = []
+    done = 0
+    for number, (start, end) in enumerate(spans):
+        assert done <= start < end, "spans must be in order and share no id"
+        sentinel = vocabulary.sentinel_id(number)
+        source += [ids[done:start], [sentinel]]
+        moved += [[sentinel], ids[start:end], [vocabulary.eoss_id]]
+        done = end
+    return np.concatenate([*source, ids[done:end_of_source], *moved]).astype(np.int64)
+
+
+def unmask(ids: Sequence[int] | Ids, vocabulary: Vocabulary) -> Ids:
+    """The row before `move`: every span back in its hole (padding behind the row is dropped)."""
+    row = [int(number) for number in ids if number != PAD]
+    sentinels = range(vocabulary.sentinel_ids.start, vocabulary.sentinel_ids.stop)
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(row):
+        if number in sentinels:
+            places.setdefault(number, []).append(place)
+    assert all(len(pair) == 2 for pair in places.values()), "a hole without its filling"
+    end_of_source = min((announced for _, announced in places.values()), default=len(row))
+    original: list[int] = []
+    for number in row[:end_of_source]:
+        if number in places:
+            start = places[number][1] + 1
+            original += row[start : row.index(vocabulary.eoss_id, start)]
+        else:
+            original.append(number)
+    return np.array(original, dtype=np.int64)
+
+
+def draw_mask(
+    row: Ids,
+    fields: Sequence[Span],
+    vocabulary: Vocabulary,
+    config: MaskConfig,
+    most: int,
+    rng: np.random.Generator,
+    *,
+    packed: bool,
+    grid: int,
+) -> list[Span]:
+    """The one draw between a field, a box and Poisson spans, and then those spans."""
+    if most < 1:
+        return []
+    choice = rng.random()
+    if choice < config.field:
+        # a packed block gives up its last 3 ids: a field there would be masked only in part
+        last = len(row) - SPAN_COST if packed else len(row)
+        whole = [(start, end) for start, end in fields if start < end <= last]
+        if whole:
+            return [whole[int(rng.integers(len(whole)))]]
+    elif choice < config.field + config.box:
+        pictures = pictures_of(row, vocabulary, grid)
+        if pictures:
+            return box_spans(pictures[int(rng.integers(len(pictures)))], grid, most, rng)
+    return poisson_spans(row, vocabulary, config, most, rng)
+
+
+def mask_row(
+    ids: Sequence[int] | Ids,
+    fields: Sequence[Span],
+    vocabulary: Vocabulary,
+    config: MaskConfig,
+    rng: np.random.Generator,
+    *,
+    room: int | None,
+    grid: int,
+) -> Ids:
+    """One row of training, masked; what the data loader calls, before it pads.
+
+    ids: the row, not masked yet, whatever it holds: one document, several, or a packed block.
+    fields: the [start, end) spans of `ids` that a task may ask for; `Encoded.fields` of the codec.
+    room: for a row of whole documents, the most ids it may grow to (the context): there are only as
+        many spans as there is room for, nothing is lost, and the moved spans follow the closing
+        `</s>`. None for a packed block, which keeps its length by giving up its tail.
+    grid: codes a side of a picture; a segment of exactly grid * grid image ids is a picture.
+
+    All chance comes from `rng`. See MaskConfig for how the three kinds of mask share the rows.
+    """
+    row = np.asarray(ids, dtype=np.int64)
+    taken = vocabulary.sentinel_ids
+    marked = (
+        (row == PAD) | (row == vocabulary.eoss_id) | ((taken.start <= row) & (row < taken.stop))
+    )
+    assert not np.any(marked), "the row is masked or padded already"
+    assert room is None or len(row) <= room, f"a row of {len(row)} ids in a room of {room}"
+
+    most = vocabulary.sentinels - 1
+    if room is not None:
+        most = min(most, (room - len(row)) // SPAN_COST)
+    spans = draw_mask(row, fields, vocabulary, config, most, rng, packed=room is None, grid=grid)
+    return move(row, spans, vocabulary, len(row) if room is None else room)
+
+
+def targets_and_weights(
+    ids_BL: Ids, vocabulary: Vocabulary, config: MaskConfig
+) -> tuple[Ids, npt.NDArray[np.float32]]:
+    """What to predict from `ids_BL[:, :-1]`, and how much each prediction counts; both B, L - 1.
+
+    Padding counts 0, sentinels `config.sentinel_weight`, all else 1.
+    """
+    targets_BL = ids_BL[:, 1:]
+    sentinels = vocabulary.sentinel_ids
+    is_sentinel_BL = (sentinels.start <= targets_BL) & (targets_BL < sentinels.stop)
+    weights_BL = np.where(is_sentinel_BL, config.sentinel_weight, 1.0) * (targets_BL != PAD)
+    return targets_BL, weights_BL.astype(np.float32)
+
+
+class Loss(NamedTuple):
+    """Sums, not means, so that micro-batches and ranks add up before one division."""
+
+    total: Tensor  # weighted sum of cross-entropy (nats) and z-loss; the one to differentiate
+    weight: Tensor  # sum of the weights
+    kinds_K2: Tensor  # of each of KINDS its weighted nats (no z-loss) and its weight; detached
+
+
+def masked_cross_entropy(
+    logits_TV: Tensor,
+    targets_T: Tensor,
+    weights_T: Tensor,
+    vocabulary: Vocabulary,
+    z_loss: float = 0.0,
+) -> Loss:
+    """Next-token cross-entropy in float32; z_loss times (log Z) squared is added to each token.
+
+    z-loss: Chameleon (arXiv 2405.09818) section 2.3.
+    """
+    logits_TV = logits_TV.float()
+    nats_T = F.cross_entropy(logits_TV, targets_T, reduction="none")
+    cost_T = nats_T
+    if z_loss:
+        cost_T = nats_T + z_loss * logits_TV.logsumexp(dim=-1).square()
+
+    kind_T = torch.full_like(targets_T, KINDS.index("mark"))
+    ranges = (vocabulary.text_ids, vocabulary.image_ids, vocabulary.sentinel_ids)
+    for kind, ids in enumerate(ranges):
+        kind_T = kind_T.where((targets_T < ids.start) | (targets_T >= ids.stop), kind)
+    sums_T2 = torch.stack([nats_T.detach() * weights_T, weights_T], dim=1)
+    kinds_K2 = sums_T2.new_zeros(len(KINDS), 2).index_add_(0, kind_T, sums_T2)
+    return Loss((cost_T * weights_T).sum(), weights_T.sum(), kinds_K2)
