@@ -1,0 +1,146 @@
+"""Token-shard folders: what is written is read by number, and what is wrong is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenizer.errors import UserError
+from tokenizer.shards import Shards, growing_array, write_shards
+
+PICTURES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+    ({"id": "fox", "captions": ["a fox", "ein Fuchs \U0001f98a"], "kind": "emoji"}, (0, 1, 2, 3)),
+    ({"id": "bat/1", "captions": ["a bat"]}, (9, 9, 9, 9)),
+    ({"id": "owl", "captions": []}, (4, 0, 4, 0)),
+]
+DOCUMENTS: list[dict[str, Any]] = [
+    {"task": "pair", "picture": "fox"},
+    {"task": "edit", "source": "fox", "target": "owl", "instructions": ["be an owl"], "type": "x"},
+    {"task": "pair", "picture": "owl"},
+    {
+        "task": "question",
+        "picture": "bat/1",
+        "question": "what?",
+        "answer": "a bat",
+        "type": "what",
+    },
+]
+
+
+def write(folder: Path, pictures: Any = PICTURES, documents: Any = DOCUMENTS) -> dict[str, int]:
+    return write_shards(
+        folder, pictures, documents, image_tokenizer_hash="ab12", size=8, grid=2, codes=10
+    )
+
+
+def test_what_is_written_is_read_by_number(tmp_path: Path) -> None:
+    counts = write(tmp_path / "shards", iter(PICTURES), iter(DOCUMENTS))
+    shards = Shards.open(tmp_path / "shards", "ab12")
+    assert counts == {"pictures": 3, "pair": 2, "edit": 1, "question": 1} == shards.counts
+    assert (shards.size, shards.grid, shards.codes, shards.text_tokenizer) == (8, 2, 10, None)
+    assert [shards.picture(number) for number in range(shards.pictures)] == PICTURES
+    assert [shards.document(number) for number in range(shards.documents)] == DOCUMENTS
+    assert list(shards.every_document()) == DOCUMENTS
+    assert [shards.number_of(picture["id"]) for picture, _ in PICTURES] == [0, 1, 2]
+    assert shards.numbers("pair").tolist() == [0, 2]
+    assert shards.numbers("question").tolist() == [3]
+    shards.verify()
+
+
+def test_a_folder_may_hold_pictures_alone(tmp_path: Path) -> None:
+    write(tmp_path / "shards", documents=[])
+    shards = Shards.open(tmp_path / "shards")
+    assert (shards.pictures, shards.documents, shards.numbers("edit").size) == (3, 0, 0)
+
+
+def test_another_image_tokenizer_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "shards")
+    with pytest.raises(UserError, match=r"made with image tokenizer ab12, but this one is ffff"):
+        Shards.open(tmp_path / "shards", "ffff")
+
+
+@pytest.mark.parametrize("part", ["codes.npy", "pictures.jsonl", "documents.offsets.npy"])
+def test_a_part_cut_short_is_named(tmp_path: Path, part: str) -> None:
+    write(tmp_path / "shards")
+    path = tmp_path / "shards" / part
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=part):
+        Shards.open(tmp_path / "shards")
+
+
+def test_verify_names_a_part_that_changed(tmp_path: Path) -> None:
+    write(tmp_path / "shards")
+    path = tmp_path / "shards" / "codes.npy"
+    path.write_bytes(path.read_bytes()[:-2] + b"\x01\x00")
+    shards = Shards.open(tmp_path / "shards")
+    with pytest.raises(UserError, match=r"codes\.npy"):
+        shards.verify()
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ({"task": "pair", "picture": "cat"}, "document 0 (pair): no picture has the id 'cat'"),
+        (
+            {"task": "edit", "source": "fox", "target": "cat", "instructions": []},
+            "document 0 (edit): no picture has the id 'cat'",
+        ),
+        ({"task": "question", "picture": "fox"}, "document 0 (question) lacks its 'question'"),
+        ({"task": "song"}, "document 0 has the task 'song'; known: pair, edit, question"),
+    ],
+)
+def test_bad_documents_are_refused_at_writing(
+    tmp_path: Path, document: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        write(tmp_path / "shards", documents=[document])
+    assert str(caught.value) == complaint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("pictures", "complaint"),
+    [
+        ([], "there are no pictures to write"),
+        ([*PICTURES, PICTURES[0]], "two pictures have the id 'fox'"),
+        ([({"id": "fox"}, (1, 2, 3))], "picture 'fox' has 3 codes, not 4"),
+        ([({"id": "fox"}, (1, 2, 3, 10))], "picture 'fox' has a code outside 0..9"),
+        ([({}, (1, 2, 3, 4))], "a picture needs a text as its id, got None"),
+    ],
+)
+def test_bad_pictures_are_refused_at_writing(tmp_path: Path, pictures: Any, complaint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        write(tmp_path / "shards", pictures)
+    assert str(caught.value).startswith(complaint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_numbers_and_ids_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "shards")
+    shards = Shards.open(tmp_path / "shards")
+    for ask in (lambda: shards.picture(3), lambda: shards.document(-1)):
+        with pytest.raises(UserError, match="is outside the"):
+            ask()
+    with pytest.raises(UserError, match="no picture with the id 'cat'"):
+        shards.number_of("cat")
+
+
+def test_an_index_of_something_else_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "shards")
+    path = tmp_path / "shards" / "index.json"
+    index = json.loads(path.read_text())
+    index["format"] = 7  # the same number of bytes, so the manifest's sizes still hold
+    path.write_text(json.dumps(index, indent=2) + "\n")
+    with pytest.raises(UserError, match="has format 7; this version reads 1"):
+        Shards.open(tmp_path / "shards")
+
+
+def test_a_growing_array_is_the_array_at_once(tmp_path: Path) -> None:
+    rows = np.arange(1200, dtype=np.uint16).reshape(200, 2, 3)
+    with growing_array(tmp_path / "grown.npy", (2, 3), np.uint16) as append:
+        for row in rows:
+            append(row)
+    np.save(tmp_path / "saved.npy", rows)
+    assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes()

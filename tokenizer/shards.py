@@ -1,0 +1,317 @@
+"""Pictures as codes, made once, and documents that refer to them by id.
+
+On the path: pictures -> image tokenizer -> `write_shards` (offline, once) -> a token-shard folder
+-> `Shards`, from which training, memory building and evaluation read by number. No step after this
+one runs the image tokenizer, so the folder is bound to that tokenizer by its hash.
+"""
+
+# Shapes: P = pictures, N = codes of one picture
+
+import json
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tokenizer import manifest
+from tokenizer.errors import UserError
+
+FORMAT = 1
+MAX_CODES = 1 << 16  # codes are kept as 16-bit numbers
+
+# task -> the keys that name pictures, and the other keys that its documents need
+TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "pair": (("picture",), ()),
+    "edit": (("source", "target"), ("instructions",)),
+    "question": (("picture",), ("question", "answer")),
+}
+_TASK_NAMES = tuple(TASKS)
+
+
+@contextmanager
+def growing_array(
+    path: Path, row_shape: tuple[int, ...], dtype: DTypeLike
+) -> Generator[Callable[[NDArray[Any]], None]]:
+    """Yield a function that appends one row to a .npy file, so that no more than a row is held."""
+    rows = 0
+
+    def write_header() -> None:
+        # numpy pads the header so that a longer count of rows still fits in its place.
+        shape = (rows, *row_shape)
+        table = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, table)
+
+    def append(row: NDArray[Any]) -> None:
+        nonlocal rows
+        assert row.shape == row_shape, f"{row.shape} is not {row_shape}"
+        file.write(row.astype(dtype).tobytes())
+        rows += 1
+
+    with path.open("wb") as file:
+        write_header()
+        yield append
+        file.seek(0)
+        write_header()
+
+
+def write_shards(
+    folder: Path | str,
+    pictures: Iterable[tuple[dict[str, Any], Sequence[int]]],
+    documents: Iterable[dict[str, Any]],
+    *,
+    image_tokenizer_hash: str,
+    size: int,
+    grid: int,
+    codes: int,
+    text_tokenizer_hash: str | None = None,
+    replace: bool = False,
+) -> dict[str, int]:
+    """Write a token-shard folder, all or nothing; return the counts of pictures and of each task.
+
+    A picture is its metadata (a JSON object with at least `id`) and its `grid * grid` codes below
+    `codes`, row by row; `size` is its side in pixels. `documents` is asked for only after the last
+    picture, so it may depend on which pictures came. Both are streamed.
+    Raises UserError for an id seen twice or unknown, a wrong number of codes, a bad document.
+    """
+    assert 0 < codes <= MAX_CODES
+    with manifest.new_folder(folder, replace=replace) as aside:
+        ids = _write_pictures(aside, pictures, grid * grid, codes)
+        counts = {"pictures": len(ids), **_write_documents(aside, documents, ids)}
+        index = {
+            "format": FORMAT,
+            "image_tokenizer": image_tokenizer_hash,
+            "text_tokenizer": text_tokenizer_hash,
+            "size": size,
+            "grid": grid,
+            "codes": codes,
+            "counts": counts,
+        }
+        (aside / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return counts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shards:
+    """An open token-shard folder; nothing but the parts that are asked for is read from disk."""
+
+    folder: Path
+    image_tokenizer: str
+    """Hash of the image tokenizer that made the codes."""
+    text_tokenizer: str | None
+    size: int
+    """Side of the pictures in pixels."""
+    grid: int
+    """Codes a side."""
+    codes: int
+    """Codebook entries."""
+    counts: dict[str, int]
+    """Pictures, and documents of each task."""
+    codes_PN: NDArray[np.uint16]
+
+    @classmethod
+    def open(cls, folder: Path | str, image_tokenizer_hash: str | None = None) -> Self:
+        """Open a folder and check that its parts are whole (sizes; `verify` also reads them).
+
+        Raises UserError where it is no such folder, where a part is missing or cut, or where it
+        was made with another image tokenizer than `image_tokenizer_hash`.
+        """
+        folder = Path(folder)
+        manifest.verify(folder, hashes=False)
+        index = _read_index(folder)
+        made_with = index["image_tokenizer"]
+        if image_tokenizer_hash not in (None, made_with):
+            raise UserError(
+                f"{str(folder)!r} was made with image tokenizer {made_with[:12]}, but this one is "
+                f"{str(image_tokenizer_hash)[:12]}; encode the pictures again with this one"
+            )
+        codes_PN = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
+        shape = (index["counts"]["pictures"], index["grid"] ** 2)
+        if codes_PN.shape != shape or codes_PN.dtype != np.uint16:
+            raise UserError(
+                f"{str(folder)!r} is damaged: codes.npy holds {codes_PN.dtype} {codes_PN.shape}, "
+                f"not uint16 {shape}; copy it again"
+            )
+        del index["format"]
+        return cls(folder=folder, codes_PN=codes_PN, **index)
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures there are."""
+        return len(self.codes_PN)
+
+    @property
+    def documents(self) -> int:
+        """How many documents there are, of all tasks."""
+        return len(self._tasks)
+
+    def picture(self, number: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Metadata and codes of one picture; numbers outside the folder are a UserError."""
+        metadata = self._line("pictures", number, self.pictures)
+        return metadata, tuple(self.codes_PN[number].tolist())
+
+    def document(self, number: int) -> dict[str, Any]:
+        """One document: its `task`, the ids of its pictures, its texts."""
+        return self._line("documents", number, self.documents)
+
+    def numbers(self, task: str) -> NDArray[np.int64]:
+        """The numbers of all documents of one task, rising."""
+        return np.flatnonzero(self._tasks == _TASK_NAMES.index(task))
+
+    def every_picture(self) -> Iterator[dict[str, Any]]:
+        """The metadata of all pictures, in order."""
+        return self._every("pictures")
+
+    def every_document(self) -> Iterator[dict[str, Any]]:
+        """All documents, in order."""
+        return self._every("documents")
+
+    def number_of(self, picture_id: str) -> int:
+        """The number of the picture with this id. Raises UserError where there is none."""
+        if picture_id not in self._numbers:
+            raise UserError(f"{str(self.folder)!r} has no picture with the id {picture_id!r}")
+        return self._numbers[picture_id]
+
+    def verify(self) -> None:
+        """Read every part again and compare it with the manifest; UserError names a bad one."""
+        manifest.verify(self.folder)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {picture["id"]: number for number, picture in enumerate(self.every_picture())}
+
+    @cached_property
+    def _tasks(self) -> NDArray[np.uint8]:
+        return np.load(self.folder / "documents.tasks.npy", allow_pickle=False)
+
+    @cached_property
+    def _offsets(self) -> dict[str, NDArray[np.uint64]]:
+        return {
+            name: np.load(self.folder / f"{name}.offsets.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("pictures", "documents")
+        }
+
+    def _line(self, name: str, number: int, count: int) -> dict[str, Any]:
+        if not 0 <= number < count:
+            raise UserError(
+                f"number {number} is outside the {count} {name} of {str(self.folder)!r}"
+            )
+        start, end = self._offsets[name][number : number + 2].tolist()
+        # Opened anew each time: a shared handle would be one seek pointer for all loader processes.
+        with (self.folder / f"{name}.jsonl").open("rb") as file:
+            file.seek(start)
+            return json.loads(file.read(end - start))
+
+    def _every(self, name: str) -> Iterator[dict[str, Any]]:
+        with (self.folder / f"{name}.jsonl").open("rb") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def _write_pictures(
+    folder: Path, pictures: Iterable[tuple[dict[str, Any], Sequence[int]]], length: int, codes: int
+) -> set[str]:
+    ids: set[str] = set()
+    with (
+        _growing_lines(folder, "pictures") as write_line,
+        growing_array(folder / "codes.npy", (length,), np.uint16) as write_codes,
+    ):
+        for metadata, row in pictures:
+            name = metadata.get("id")
+            if not isinstance(name, str):
+                raise UserError(f"a picture needs a text as its id, got {name!r}")
+            if name in ids:
+                raise UserError(f"two pictures have the id {name!r}; give each its own")
+            ids.add(name)
+            _check_codes(name, row, length, codes)
+            write_line(metadata)
+            write_codes(np.asarray(row))
+    if not ids:
+        raise UserError("there are no pictures to write")
+    return ids
+
+
+def _check_codes(name: str, row: Sequence[int], length: int, codes: int) -> None:
+    if len(row) != length:
+        raise UserError(f"picture {name!r} has {len(row)} codes, not {length}")
+    if min(row) < 0 or max(row) >= codes:
+        raise UserError(f"picture {name!r} has a code outside 0..{codes - 1}")
+
+
+def _write_documents(
+    folder: Path, documents: Iterable[dict[str, Any]], ids: set[str]
+) -> dict[str, int]:
+    counts = Counter(dict.fromkeys(TASKS, 0))
+    with ExitStack() as stack:
+        write_line = stack.enter_context(_growing_lines(folder, "documents"))
+        tasks = growing_array(folder / "documents.tasks.npy", (), np.uint8)
+        write_task = stack.enter_context(tasks)
+        for number, document in enumerate(documents):
+            task = _check_document(number, document, ids)
+            write_line(document)
+            write_task(np.asarray(_TASK_NAMES.index(task)))
+            counts[task] += 1
+    return dict(counts)
+
+
+def _check_document(number: int, document: dict[str, Any], ids: set[str]) -> str:
+    task = document.get("task")
+    if task not in TASKS:
+        raise UserError(f"document {number} has the task {task!r}; known: {', '.join(TASKS)}")
+    pictures, others = TASKS[task]
+    for key in (*pictures, *others):
+        if key not in document:
+            raise UserError(f"document {number} ({task}) lacks its {key!r}")
+    for key in pictures:
+        if document[key] not in ids:
+            raise UserError(f"document {number} ({task}): no picture has the id {document[key]!r}")
+    return task
+
+
+@contextmanager
+def _growing_lines(folder: Path, name: str) -> Generator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that appends one JSON line, and note where each line begins and ends."""
+    with ExitStack() as stack:
+        file = stack.enter_context((folder / f"{name}.jsonl").open("wb"))
+        offsets = growing_array(folder / f"{name}.offsets.npy", (), np.uint64)
+        write_offset = stack.enter_context(offsets)
+        write_offset(np.asarray(0))
+
+        def append(table: dict[str, Any]) -> None:
+            file.write(json.dumps(table).encode() + b"\n")
+            write_offset(np.asarray(file.tell()))
+
+        yield append
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "index.json"
+    if not path.is_file():
+        raise UserError(f"{str(folder)!r} is not a token-shard folder: it has no index.json")
+    try:
+        index = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is damaged: not JSON; copy the folder again") from error
+    match index:
+        case {
+            "format": int(made),
+            "image_tokenizer": str(),
+            "text_tokenizer": str() | None,
+            "size": int(),
+            "grid": int(),
+            "codes": int(),
+            "counts": {"pictures": int()},
+            **rest,
+        } if not rest:
+            if made != FORMAT:
+                raise UserError(
+                    f"{str(folder)!r} has format {made}; this version reads {FORMAT}: encode again"
+                )
+            return index
+        case _:
+            raise UserError(f"{str(path)!r} is not the index of a token-shard folder")
