@@ -1,0 +1,346 @@
+"""The VQGAN network: pixels -> nearest codebook entries -> pixels, in taming-transformers' keys.
+
+First stop of a picture on its way to token ids; `tokenizer/image.py` wraps it with its files.
+The architecture and the names of the parameters are taming-transformers' (Esser et al.,
+2012.09841), so that its checkpoints load strictly; `patch` and `l2_norm` are options beside it
+and off by default.
+"""
+
+# Shapes: B = batch, C = channels, H, W = feature height and width, E = code width, K = entries,
+#         L = codes of one picture (H * W, row by row)
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenizer.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """Shape of a VQGAN. The defaults are the paper's sizes: 256 px -> 32x32 codes of 8,192.
+
+    CM3Leon takes Make-A-Scene's tokenizer (section 2.1); its exact weights and widths were
+    never published, so the widths here are those of the community re-implementation.
+    """
+
+    size: int = 256  # side of a picture in pixels
+    codes: int = 8192  # codebook entries
+    embed_dim: int = 256  # width of one entry
+    z_channels: int = 256
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (32,)
+    dropout: float = 0.0
+    patch: int = 1  # space-to-depth before the network, pixel-shuffle after; 1 is taming exactly
+    l2_norm: bool = False  # compare directions only (cosine distance)
+    local: bool = False  # a code sees its neighbourhood only; see Encoder
+
+    def __post_init__(self) -> None:
+        for name in ("size", "codes", "embed_dim", "z_channels", "ch", "num_res_blocks", "patch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.ch % 32 or not self.ch_mult or min(self.ch_mult) < 1:
+            raise UserError(
+                f"ch must be a multiple of 32 (group norm has 32 groups) and ch_mult a list of "
+                f"whole numbers from 1, got ch {self.ch} and ch_mult {self.ch_mult}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be in 0..1, got {self.dropout}")
+        if self.size % self.factor:
+            raise UserError(
+                f"size {self.size} is not a multiple of {self.factor}, the pixels a code covers "
+                f"(patch {self.patch} x {2 ** (len(self.ch_mult) - 1)} from ch_mult)"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of what one code covers (the paper's f)."""
+        return self.patch * 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Codes a side."""
+        return self.size // self.factor
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class PositionNorm(nn.LayerNorm):
+    """Normalises each position over its channels, so that no position hears of another."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x_BCHW.movedim(1, -1)).movedim(-1, 1)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions beside a shortcut. With `reach` 1 they are 3x3, with 0 they are 1x1; a
+    `local` block has norms by position."""
+
+    def __init__(
+        self, c_in: int, c_out: int, dropout: float, local: bool = False, reach: int = 1
+    ) -> None:
+        super().__init__()
+        new_norm = PositionNorm if local else norm
+        self.norm1 = new_norm(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 2 * reach + 1, padding=reach)
+        self.norm2 = new_norm(c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(c_out, c_out, 2 * reach + 1, padding=reach)
+        if c_in != c_out:
+            self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
+        h_BCHW = self.conv2(self.dropout(F.silu(self.norm2(h_BCHW))))
+        if hasattr(self, "nin_shortcut"):
+            x_BCHW = self.nin_shortcut(x_BCHW)
+        return x_BCHW + h_BCHW
+
+
+class AttnBlock(nn.Module):
+    """One head of attention over all positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.norm(x_BCHW)
+        rows = (f(h_BCHW).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
+        out_BLC = F.scaled_dot_product_attention(*rows)
+        out_BCHW = out_BLC.transpose(1, 2).reshape(x_BCHW.shape)
+        return x_BCHW + self.proj_out(out_BCHW)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """All blocks of one resolution, the change of resolution last; its names are taming's."""
+
+    def __init__(
+        self,
+        widths: list[int],
+        attention: bool,
+        dropout: float,
+        resample: nn.Module | None,
+        local: bool = False,
+        reach: int = 1,
+    ) -> None:
+        super().__init__()
+        pairs = list(pairwise(widths))
+        self.block = nn.ModuleList(ResBlock(a, b, dropout, local, reach) for a, b in pairs)
+        self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
+        if isinstance(resample, Downsample):
+            self.downsample = resample
+        elif isinstance(resample, Upsample):
+            self.upsample = resample
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for number, block in enumerate(self.block):
+            x_BCHW = block(x_BCHW)
+            if self.attn:
+                x_BCHW = self.attn[number](x_BCHW)
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x_BCHW = getattr(self, name)(x_BCHW)
+        return x_BCHW
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, dropout: float, local: bool = False) -> None:
+        super().__init__()
+        reach = 0 if local else 1
+        self.block_1 = ResBlock(channels, channels, dropout, local, reach)
+        self.attn_1 = nn.Identity() if local else AttnBlock(channels)
+        self.block_2 = ResBlock(channels, channels, dropout, local, reach)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x_BCHW)))
+
+
+class Encoder(nn.Module):
+    """Pixels to features. taming's sees the whole picture from everywhere: through attention, and
+    through norms over all positions. Blank cells then carry news of far ones, which lowers the
+    reconstruction error and makes the codes hard to predict. With `local` there is no attention,
+    norms are by position, and the lowest level's convolutions are 1x1."""
+
+    def __init__(self, c: VQGANConfig) -> None:
+        super().__init__()
+        widths = [c.ch, *(c.ch * m for m in c.ch_mult)]
+        self.conv_in = nn.Conv2d(3 * c.patch**2, c.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level in range(len(c.ch_mult)):
+            before, after = widths[level], widths[level + 1]
+            last = level == len(c.ch_mult) - 1
+            side = c.size // c.patch // 2**level
+            inside = [before] + [after] * c.num_res_blocks
+            resample = None if last else Downsample(after)
+            attention = side in c.attn_resolutions and not c.local
+            reach = 0 if last and c.local else 1
+            self.down.append(Level(inside, attention, c.dropout, resample, c.local, reach))
+        self.mid = Middle(widths[-1], c.dropout, c.local)
+        self.norm_out = PositionNorm(widths[-1]) if c.local else norm(widths[-1])
+        reach = 0 if c.local else 1
+        self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 2 * reach + 1, padding=reach)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.conv_in(x_BCHW)
+        for level in self.down:
+            h_BCHW = level(h_BCHW)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h_BCHW))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: VQGANConfig) -> None:
+        super().__init__()
+        widths = [c.ch * m for m in c.ch_mult]
+        self.conv_in = nn.Conv2d(c.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], c.dropout)
+        levels: list[Level] = []
+        before = widths[-1]
+        for level in reversed(range(len(widths))):
+            after = widths[level]
+            side = c.size // c.patch // 2**level
+            inside = [before] + [after] * (c.num_res_blocks + 1)
+            resample = Upsample(after) if level else None
+            levels.append(Level(inside, side in c.attn_resolutions, c.dropout, resample))
+            before = after
+        self.up = nn.ModuleList(reversed(levels))  # taming counts from the highest resolution
+        self.norm_out = norm(before)
+        self.conv_out = nn.Conv2d(before, 3 * c.patch**2, 3, padding=1)
+
+    def forward(self, z_BCHW: Tensor) -> Tensor:
+        h_BCHW = self.mid(self.conv_in(z_BCHW))
+        for level in reversed(self.up):
+            h_BCHW = level(h_BCHW)
+        return self.conv_out(F.silu(self.norm_out(h_BCHW)))
+
+
+class Quantizer(nn.Module):
+    """Nearest of K codebook entries, by squared distance or (l2_norm) by direction."""
+
+    def __init__(self, codes: int, width: int, l2_norm: bool) -> None:
+        super().__init__()
+        self.l2_norm = l2_norm
+        self.embedding = nn.Embedding(codes, width)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
+
+    def entries(self) -> Tensor:
+        """The codebook as it is compared and looked up: [K, E]."""
+        weight_KE = self.embedding.weight
+        return F.normalize(weight_KE, dim=-1) if self.l2_norm else weight_KE
+
+    def project(self, z_BEHW: Tensor) -> Tensor:
+        """Encoder output as it is compared: [B, E, H, W]."""
+        return F.normalize(z_BEHW, dim=1) if self.l2_norm else z_BEHW
+
+    def nearest(self, z_BEHW: Tensor) -> Tensor:
+        """Codes [B, L], row by row, of projected encoder output."""
+        z_NE = z_BEHW.permute(0, 2, 3, 1).reshape(-1, z_BEHW.shape[1])
+        entries_KE = self.entries()
+        # |z|^2 is the same for every entry, so it cannot change which is nearest
+        far_NK = entries_KE.square().sum(-1) - 2.0 * z_NE @ entries_KE.T
+        return far_NK.argmin(-1).view(z_BEHW.shape[0], -1)
+
+    def look_up(self, codes_BL: Tensor, grid: int) -> Tensor:
+        """Entries of the codes: [B, E, H, W]."""
+        rows_BLE = F.embedding(codes_BL, self.entries())
+        return rows_BLE.transpose(1, 2).unflatten(2, (grid, grid))
+
+
+class Quantized(NamedTuple):
+    """What training needs of one pass: see `VQGAN.forward`."""
+
+    pixels_B3HW: Tensor
+    codes_BL: Tensor
+    z_BEHW: Tensor  # encoder output as compared
+    entries_BEHW: Tensor  # the entries chosen for it
+
+
+class VQGAN(nn.Module):
+    """Encoder, quantiser and decoder under taming's names."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Quantizer(config.codes, config.embed_dim, config.l2_norm)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+
+    def features(self, pixels_B3HW: Tensor) -> Tensor:
+        """Encoder output as it is compared with the codebook: [B, E, H, W]."""
+        h_BCHW = self.encoder(F.pixel_unshuffle(pixels_B3HW, self.config.patch))
+        return self.quantize.project(self.quant_conv(h_BCHW))
+
+    def paint(self, entries_BEHW: Tensor) -> Tensor:
+        """Codebook entries -> pixels [B, 3, size, size], about -1..1, not clamped."""
+        h_BCHW = self.decoder(self.post_quant_conv(entries_BEHW))
+        return F.pixel_shuffle(h_BCHW, self.config.patch)
+
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels in -1..1 -> codes [B, L]."""
+        return self.quantize.nearest(self.features(pixels_B3HW))
+
+    def decode(self, codes_BL: Tensor) -> Tensor:
+        """Codes [B, L] -> pixels [B, 3, size, size]."""
+        return self.paint(self.quantize.look_up(codes_BL, self.config.grid))
+
+    def forward(self, pixels_B3HW: Tensor) -> Quantized:
+        """One training pass: the gradient jumps over the choice of entry (straight through)."""
+        z_BEHW = self.features(pixels_B3HW)
+        codes_BL = self.quantize.nearest(z_BEHW.detach())
+        entries_BEHW = self.quantize.look_up(codes_BL, self.config.grid)
+        through_BEHW = z_BEHW + (entries_BEHW - z_BEHW).detach()
+        return Quantized(self.paint(through_BEHW), codes_BL, z_BEHW, entries_BEHW)
+
+
+def from_taming(state: Mapping[str, Tensor], config: VQGANConfig) -> VQGAN:
+    """A VQGAN from a taming state dict (the mapping under its `state_dict` key), strictly.
+
+    The training-only `loss.*` keys are dropped; any other difference is a UserError.
+    """
+    kept = {k: v for k, v in state.items() if not k.startswith("loss.")}
+    net = VQGAN(config)
+    wanted = net.state_dict()
+    wrong = sorted(
+        {k for k in wanted.keys() ^ kept.keys()}
+        | {k for k in wanted.keys() & kept.keys() if wanted[k].shape != kept[k].shape}
+    )
+    if wrong:
+        raise UserError(
+            f"this state dict is not of the configured VQGAN: {len(wrong)} keys differ, first "
+            f"'{wrong[0]}'; set size, ch, ch_mult, num_res_blocks, attn_resolutions, codes as in "
+            f"the yaml file beside it"
+        )
+    net.load_state_dict(kept)
+    return net
