@@ -1,0 +1,218 @@
+"""WebDataset tars of strangers -> samples: a picture's bytes with its metadata.
+
+On the path: tars -> `read_samples` -> a corpus to train on, or a split to measure on. Tars are read
+member by member and never unpacked; only plain members with the endings below are opened. What is
+damaged or odd is skipped and noted in a `Tally`, so that one bad member in a million neither stops
+a run nor goes unseen.
+"""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizer.errors import UserError
+from tokenizer.pixels import MAX_BYTES
+
+Say = Callable[[str], None]
+
+PICTURE = "picture"
+MAX_TEXT_BYTES = 1_000_000
+# ending -> the part of a sample that it is
+ENDINGS = {**dict.fromkeys(("jpg", "jpeg", "png", "webp"), PICTURE), "json": "json", "txt": "txt"}
+
+
+@dataclass
+class Tally:
+    """What came through the door and what did not."""
+
+    pictures: int = 0
+    excluded: int = 0
+    """Pictures left out by id."""
+    outside: int = 0
+    """Edits and questions left out because a picture of theirs is not there."""
+    skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """(what, why) of everything damaged."""
+
+    def skip(self, what: str, why: object) -> None:
+        """Note one damaged thing."""
+        self.skipped.append((what, str(why)))
+
+    def tell(self, say: Say, most: int = 20) -> None:
+        """Say the counts, and name up to `most` of the damaged."""
+        say(
+            f"{self.pictures:,} pictures read, {self.excluded:,} left out by id, "
+            f"{len(self.skipped):,} damaged things skipped"
+        )
+        if self.outside:
+            say(f"{self.outside:,} edits and questions left out: a picture of theirs is not there")
+        for what, why in self.skipped[:most]:
+            say(f"skipped {what}: {why}")
+        if len(self.skipped) > most:
+            say(f"... and {len(self.skipped) - most:,} more")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture as it stands in a tar, not yet decoded."""
+
+    name: str
+    """`shard/KEY`, to complain about."""
+    metadata: dict[str, Any]
+    """`id`, `captions` (maybe empty), and whatever else its JSON held."""
+    picture: bytes
+
+
+def find_tars(place: str | Path, start: str = "") -> list[Path]:
+    """The tars in a folder (those whose names begin with `start`), or of a glob, in name order.
+
+    Raises UserError where there is none.
+    """
+    path = Path(place)
+    pattern = path / f"{start}*.tar" if path.is_dir() else path
+    found = sorted(pattern.parent.glob(pattern.name))
+    if not found:
+        raise UserError(f"no tar is found as {str(pattern)!r}; name a folder of tars, or a glob")
+    return found
+
+
+def read_ids(path: Path | str) -> frozenset[str]:
+    """The picture ids of a text file, one a line. Raises UserError where it cannot be read."""
+    try:
+        return frozenset(Path(path).read_text("utf-8").splitlines()) - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable list of ids ({error})") from error
+
+
+def read_samples(tars: Sequence[Path], tally: Tally) -> Iterator[Sample]:
+    """All whole samples of the tars, in order; their ids differ.
+
+    A sample is a run of members with one name before the first dot: a picture, and a JSON object
+    or a text file (the caption). Its id is the JSON's, else `shard/KEY`.
+    Raises UserError for a file that is missing or no tar at all.
+    """
+    for tar in tars:
+        if not tar.is_file():
+            raise UserError(f"{tar}: no such tar file")
+    ids: set[str] = set()
+    for tar in tars:
+        for key, parts in _groups(tar, tally):
+            name = f"{tar.stem}/{key}"
+            try:
+                sample = _sample(name, parts)
+            except UserError as error:
+                tally.skip(name, error)
+                continue
+            if sample.metadata["id"] in ids:
+                tally.skip(name, f"an earlier picture has its id {sample.metadata['id']!r}")
+                continue
+            ids.add(sample.metadata["id"])
+            yield sample
+
+
+def _groups(tar: Path, tally: Tally) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Neighbouring members of one key, by part."""
+    key, parts = "", dict[str, bytes]()
+    for member_key, part, data in _members(tar, tally):
+        if member_key != key:
+            if parts:
+                yield key, parts
+            key, parts = member_key, {}
+        if part in parts:
+            tally.skip(f"{tar.stem}/{key}", f"has a second {part}; the first is used")
+        parts.setdefault(part, data)
+    if parts:
+        yield key, parts
+
+
+def _members(tar: Path, tally: Tally) -> Iterator[tuple[str, str, bytes]]:
+    """(key, part, bytes) of the members that are ours to read."""
+    damaged = "damaged or cut short here; the rest of this tar was not read"
+    with _open(tar) as archive:
+        try:
+            last = -1
+            for member in archive:
+                if member.offset <= last:  # a negative size would send us in circles for ever
+                    raise tarfile.ReadError("goes backwards")
+                last = member.offset
+                # A name may hold any bytes; it is shown to the user and may become an id.
+                shown = "".join(c if c.isprintable() else "\ufffd" for c in member.name)
+                folder, _, name = shown.rpartition("/")
+                stem, _, ending = name.partition(".")
+                part = ENDINGS.get(ending.lower())
+                if part is None or member.isdir():
+                    continue
+                refusal = _refusal(member, part)
+                if refusal:
+                    tally.skip(f"{tar.stem}/{shown}", refusal)
+                    continue
+                file = archive.extractfile(member)
+                assert file is not None
+                yield f"{folder}/{stem}".lstrip("/"), part, file.read()
+        # Odd numbers in headers make tarfile raise nearly anything: its own errors, ValueError,
+        # OverflowError, MemoryError, RecursionError ... All mean the same to the user.
+        except Exception:
+            tally.skip(tar.name, damaged)
+            return
+        end = archive.offset
+    # tarfile takes a broken header after the first for the end: look whether it is the end mark.
+    with tar.open("rb") as file:
+        file.seek(end)
+        if any(file.read(tarfile.BLOCKSIZE) or b"cut"):
+            tally.skip(tar.name, damaged)
+
+
+def _open(tar: Path) -> tarfile.TarFile:
+    try:
+        # Not compressed, so no small file can swell; not "r|", which reads its way, block by
+        # block, through the terabytes that a damaged header may claim.
+        return tarfile.open(tar, "r:")
+    except OSError as error:
+        raise UserError(f"{tar}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # as in _members
+        raise UserError(f"{tar}: not an uncompressed tar file ({error})") from error
+
+
+def _refusal(member: tarfile.TarInfo, part: str) -> str:
+    if not member.isreg() or member.issparse():
+        return "not a plain file"
+    limit = MAX_BYTES if part == PICTURE else MAX_TEXT_BYTES
+    return f"{member.size:,} bytes; at most {limit:,}" if member.size > limit else ""
+
+
+def _sample(name: str, parts: dict[str, bytes]) -> Sample:
+    if PICTURE not in parts:
+        raise UserError("no picture stands beside it")
+    if parts.keys() == {PICTURE}:
+        # Perhaps its JSON was cut off; without its true id it could slip past a held-out list.
+        raise UserError("no .json or .txt stands beside it")
+    try:
+        table: object = json.loads(parts["json"]) if "json" in parts else {}
+        text = parts.get("txt", b"").decode("utf-8")
+        json.dumps(table, ensure_ascii=False).encode("utf-8")  # refuses lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"its text is damaged ({error})") from error
+    if not isinstance(table, dict):
+        raise UserError("its JSON is not an object")
+    metadata = cast("dict[str, Any]", table)
+    picture_id = metadata.pop("id", name)
+    if isinstance(picture_id, bool) or not isinstance(picture_id, str | int) or picture_id == "":
+        raise UserError(f"its id is {picture_id!r}, not a text")
+    captions = _captions(metadata.pop("caption", None), metadata.pop("captions", []), text)
+    metadata = {"id": str(picture_id), "captions": captions, **metadata}
+    return Sample(name, metadata, parts[PICTURE])
+
+
+def _captions(first: object, others: object, text: str) -> list[str]:
+    """The distinct captions, `first` first; a text file speaks only where the JSON is silent."""
+    if not isinstance(first, str | None) or not isinstance(others, list):
+        raise UserError("its captions are not texts")
+    captions = [first or "", *cast("list[object]", others)]
+    if not all(isinstance(caption, str) for caption in captions):
+        raise UserError("its captions are not texts")
+    stripped = [caption.strip() for caption in cast("list[str]", captions)]
+    return list(dict.fromkeys(caption for caption in stripped if caption)) or [
+        line for line in [text.strip()] if line
+    ]
