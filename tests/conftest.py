@@ -1,6 +1,7 @@
 """What all tests share: random examples are the same on every machine and never timed, and a tiny
 model that can do everything, badly."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,3 +74,118 @@ def tiny(tiny_folder: Path) -> "CM3Leon":
     from cm3leon.pipeline import CM3Leon
 
     return CM3Leon.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of noise, 16 x 16, with their captions: test-0.tar, and as train-0.tar."""
+    import io
+    import json
+    import tarfile
+
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = np.random.default_rng(0)
+    labels = ("fox", "red heart", "cat's head", "cow", "wolf", "bat")
+    kinds = ("icon", "emoji", "emoji", "icon", "emoji", "photo")
+    with tarfile.open(folder / "test-0.tar", "w") as archive:
+        for number, (label, kind) in enumerate(zip(labels, kinds, strict=True)):
+            picture = io.BytesIO()
+            pixels_HW3 = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels_HW3).save(picture, "PNG")
+            caption = f"{label}, Noto {kind} style"
+            table = {"id": f"p{number}", "caption": caption, "kind": kind, "label": label}
+            for ending, data in (
+                ("png", picture.getvalue()),
+                ("json", json.dumps(table).encode()),
+            ):
+                member = tarfile.TarInfo(f"p{number}.{ending}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    (folder / "train-0.tar").write_bytes((folder / "test-0.tar").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards_folder(
+    tiny: "CM3Leon", corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The token shards of the six pictures, made with the tiny model's image tokenizer."""
+    from tokenizer.pixels import open_image
+    from tokenizer.shards import write_shards
+    from tokenizer.tars import Tally, find_tars, read_samples
+
+    folder = tmp_path_factory.mktemp("shards") / "test"
+    samples = list(read_samples(find_tars(corpus_folder, "test-"), Tally()))
+    codes = [tiny.to_picture(open_image(sample.picture)).codes for sample in samples]
+    image = tiny.image_tokenizer
+    write_shards(
+        folder,
+        ((s.metadata, row) for s, row in zip(samples, codes, strict=True)),
+        [{"task": "pair", "picture": sample.metadata["id"]} for sample in samples],
+        image_tokenizer_hash=image.hash,
+        size=image.size,
+        grid=image.grid,
+        codes=image.codes,
+    )
+    return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order on every machine, and no waiting for a core that is busy."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+LESSON = """
+job: pretrain
+shards: {folder}/shards
+validation: {folder}/shards
+image_tokenizer: {model}/image_tokenizer
+text_tokenizer: {model}/tokenizer.model
+model: {{context: 128, layers: 2, width: 64, heads: 2, init_std: 0.02}}
+rows:
+  forms: {{pair: 0.5, edit: 0.25, question: 0.25}}
+schedule: {{peak: 4e-3, warmup: 10}}
+steps: 160
+batch: 8
+save_every: 20
+validate_every: 80
+sample_every: 80
+sample_prompts: [a red fox]
+"""
+
+
+@pytest.fixture(scope="session")
+def lesson(tiny: "CM3Leon", tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe for a decoder with eight documents to learn, for the tiny model's tokenizers."""
+    import numpy as np
+
+    from tokenizer.shards import write_shards
+
+    folder = tmp_path_factory.mktemp("lesson")
+    image = tiny.image_tokenizer
+    codes = np.random.default_rng(0).integers(0, image.codes, (4, image.picture_codes)).tolist()
+    captions = ("a red fox", "a blue heart", "a cat's head", "two foxes")
+    pictures = [{"id": str(number), "captions": [line]} for number, line in enumerate(captions)]
+    asked = {"task": "question", "question": "What is it?"}
+    documents = [
+        *({"task": "pair", "picture": picture["id"]} for picture in pictures),
+        {"task": "edit", "source": "0", "target": "3", "instructions": ["add a fox"]},
+        {"task": "edit", "source": "3", "target": "0", "instructions": ["remove a fox"]},
+        {**asked, "picture": "1", "answer": "love"},
+        {**asked, "picture": "2", "answer": "a cat"},
+    ]
+    about = {"image_tokenizer_hash": image.hash, "size": image.size, "grid": image.grid}
+    found = zip(pictures, codes, strict=True)
+    write_shards(folder / "shards", found, documents, codes=image.codes, **about)
+    recipe = folder / "lesson.yaml"
+    recipe.write_text(LESSON.format(folder=folder, model=tiny_folder))
+    return recipe

@@ -1,0 +1,303 @@
+"""class CM3Leon: a whole model and everything it can do, pictures and words in, the same out.
+
+The end of the path: prompts -> codec -> generate -> codec -> image tokenizer, one method a task.
+The command line, evaluation and users all come through here.
+"""
+
+# Shapes: H, W = pixels a side, L = codes of one picture, 3 = red, green, blue
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from cm3leon import checkpoint, grammar, prompts
+from cm3leon.attention import best_attention
+from cm3leon.checkpoint import TaskSampling
+from cm3leon.generate import Progress, Streams, generate
+from cm3leon.model import Decoder
+from cm3leon.sampling import Sampling
+from tokenizer.codec import Codec
+from tokenizer.document import Document, Picture
+from tokenizer.errors import UserError
+from tokenizer.image import ImageTokenizer
+from tokenizer.pixels import fit, open_image, to_image, to_pixels
+
+Source = Image.Image | Path | str  # an RGB picture, or the file of one
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom excluded
+Say = Callable[[str], None]
+
+TEXT_LIMIT = 256  # most pieces of a caption or an answer; also what is left of the context
+FEATHER = 32  # the border of a repainted region fades over this share of a picture's side
+
+
+class CM3Leon:
+    """A decoder with its tokenizers. Sample i of a request has the seed `seed + i`; the same
+    request gives the same result, bit for bit, on one machine.
+
+    All methods raise UserError for what the user can mend. `sampling` replaces the model's own
+    default for the task; `progress` is called with (tokens so far, at most).
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        codec: Codec,
+        image_tokenizer: ImageTokenizer,
+        sampling: TaskSampling | None = None,
+        model_hash: str = "",
+    ) -> None:
+        self.model = model
+        self.codec = codec
+        self.image_tokenizer = image_tokenizer
+        self.sampling = sampling or TaskSampling()
+        self.hash = model_hash  # of the folder it came from; "" before it is saved
+
+    @classmethod
+    def from_pretrained(
+        cls, source: Path | str = "default", *, device: str = "cpu", say: Say | None = None
+    ) -> Self:
+        """Read a checkpoint: a folder, `default` (the embedded model) or `hf:owner/name`.
+
+        device: `cpu`, `cuda`, `cuda:1` ..., or `auto` for a GPU where there is one.
+        """
+        place = pick_device(device)
+        parts = checkpoint.load(checkpoint.find(source, say))
+        aloud = None if place.type == "cpu" else say  # a CPU leaves nothing to choose
+        parts.model.to(place).attend = best_attention(place, say=aloud)
+        image_tokenizer = parts.image_tokenizer.to(place)
+        return cls(parts.model, parts.codec, image_tokenizer, parts.sampling, parts.hash)
+
+    def save_pretrained(self, folder: Path | str, *, half: bool = False) -> None:
+        """Write the checkpoint as a new folder; `half` stores the decoder in fp16."""
+        parts = (self.model, self.codec, self.image_tokenizer)
+        checkpoint.save(folder, *parts, sampling=self.sampling, half=half)
+
+    def text_to_image(
+        self,
+        prompt: str,
+        n: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        retrieved: Sequence[Document] = (),
+        progress: Progress | None = None,
+        streams: prompts.StreamForm = "trained",
+    ) -> list[Image.Image]:
+        """Paint `n` pictures from words; `retrieved` are examples to lean on."""
+        documents = prompts.paint(prompt, examples=bool(retrieved), form=streams)
+        chosen = sampling or self.sampling.text_to_image
+        return self._paint(documents, retrieved, n, seed, chosen, progress)
+
+    def edit(
+        self,
+        image: Source,
+        instruction: str,
+        n: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+        streams: prompts.StreamForm = "trained",
+    ) -> list[Image.Image]:
+        """Paint a picture again as an instruction says."""
+        documents = prompts.change(instruction, self.to_picture(image), form=streams)
+        return self._paint(documents, (), n, seed, sampling or self.sampling.edit, progress)
+
+    def infill(
+        self,
+        image: Source,
+        region: Image.Image | Box,
+        prompt: str | None = None,
+        n: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> list[Image.Image]:
+        """Paint a region anew: a box in the picture's own pixels, or a mask of the same size that
+        is white there. What lies outside comes from the picture, pixel for pixel."""
+        whole = _opened(image)
+        mask_HW = self._mask(whole, region)
+        before = fit(whole, self.image_tokenizer.size)
+        wanted = self._wanted(mask_HW)
+        asked = prompts.complete(self.to_picture(before), wanted, prompt)
+        ids = self.codec.infill(asked.document)
+        vocabulary, room = self.codec.vocabulary, self._room(ids)
+        fillings = [grammar.code_filling(vocabulary, known) for known in asked.known]
+        if prompt is None:
+            coming = sum(len(known) + 2 for known in asked.known)
+            fillings.insert(0, grammar.text_filling(vocabulary, min(TEXT_LIMIT, room - coming)))
+        chosen = sampling or self.sampling.infill
+        rule = grammar.infilling(vocabulary, fillings)
+        rows = self._generate([ids], rule, n, seed, chosen, progress)
+        found: list[Image.Image] = []
+        for row in rows:
+            parts = self.codec.fill(asked.document, grammar.split_fillings(vocabulary, row))
+            assert isinstance(parts[-1], Picture)
+            found.append(blend(before, self.to_image(parts[-1]), mask_HW))
+        return found
+
+    def caption(
+        self,
+        image: Source,
+        n: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """Say what a picture shows, `n` times (the same each time at temperature 0)."""
+        document = prompts.describe(self.to_picture(image))
+        return self._say(document, n, seed, sampling or self.sampling.caption, progress)
+
+    def answer(
+        self,
+        image: Source,
+        question: str,
+        n: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """Answer a question about a picture."""
+        document = prompts.ask(question, self.to_picture(image))
+        return self._say(document, n, seed, sampling or self.sampling.answer, progress)
+
+    def reconstruct(self, image: Source) -> Image.Image:
+        """A picture through the codebook and back: the best that this model could paint."""
+        return self.to_image(self.to_picture(image))
+
+    def to_picture(self, image: Source) -> Picture:
+        """A picture's codes, of its middle square."""
+        pixels_3HW = to_pixels(fit(_opened(image), self.image_tokenizer.size))
+        codes_BL = self.image_tokenizer.encode(pixels_3HW.unsqueeze(0).to(self._pixel_device))
+        return Picture(tuple(codes_BL[0].tolist()))
+
+    def to_image(self, picture: Picture) -> Image.Image:
+        """The pixels of codes. One picture at a time, so that company never changes a bit."""
+        codes_BL = torch.tensor([picture.codes], device=self._pixel_device)
+        return to_image(self.image_tokenizer.decode(codes_BL)[0])
+
+    @property
+    def _pixel_device(self) -> torch.device:
+        return next(self.image_tokenizer.net.parameters()).device
+
+    def _room(self, ids: Sequence[int]) -> int:
+        """How long a text may be that follows these ids (its stop needs no place in the model)."""
+        return self.model.config.context - len(ids)
+
+    def _generate(
+        self,
+        streams: Sequence[tuple[int, ...]],
+        rule: grammar.Grammar,
+        n: int,
+        seed: int,
+        sampling: Sampling,
+        progress: Progress | None,
+    ) -> list[list[int]]:
+        if n < 1:
+            raise UserError(f"n is {n}; ask for at least 1")
+        seeds = [seed + number for number in range(n)]
+        return generate(self.model, Streams(tuple(streams)), rule, sampling, seeds, progress)
+
+    def _paint(
+        self,
+        documents: Sequence[Document],
+        retrieved: Sequence[Document],
+        n: int,
+        seed: int,
+        sampling: Sampling,
+        progress: Progress | None,
+    ) -> list[Image.Image]:
+        streams = [self.codec.open(document, retrieved) for document in documents]
+        rule = grammar.picture(self.codec.vocabulary, self.codec.picture_codes)
+        rows = self._generate(streams, rule, n, seed, sampling, progress)
+        return [self.to_image(Picture(self.codec.decode_codes(row))) for row in rows]
+
+    def _say(
+        self,
+        document: Document,
+        n: int,
+        seed: int,
+        sampling: Sampling,
+        progress: Progress | None,
+    ) -> list[str]:
+        ids = self.codec.infill(document)
+        rule = grammar.text(self.codec.vocabulary, min(TEXT_LIMIT, self._room(ids)))
+        rows = self._generate([ids], rule, n, seed, sampling, progress)
+        return [self.codec.decode_text(row).strip() for row in rows]
+
+    def _mask(self, whole: Image.Image, region: Image.Image | Box) -> Tensor:
+        """Bool [H, W] at the model's size: True where to paint."""
+        if not isinstance(region, Image.Image):
+            check_box(region, whole.size)
+            mask = Image.new("L", whole.size)
+            mask.paste(255, region)
+        elif region.size != whole.size:
+            (wide, high), (width, height) = region.size, whole.size
+            raise UserError(
+                f"the mask has {wide} x {high} pixels, the picture {width} x {height}; "
+                "make them the same size"
+            )
+        else:
+            mask = region.convert("L")
+        return torch.from_numpy(np.array(fit(mask, self.image_tokenizer.size))) > 127
+
+    def _wanted(self, mask_HW: Tensor) -> list[bool]:
+        """Whether to paint each code: every one that covers a pixel of the mask."""
+        cell = self.image_tokenizer.size // self.image_tokenizer.grid
+        covered = F.max_pool2d(mask_HW[None].float(), cell) > 0
+        if not covered.any():
+            raise UserError(
+                "the region to repaint is empty, too small, or outside the picture's middle "
+                "square, which is all that the model sees; mark a larger one"
+            )
+        return covered.flatten().tolist()
+
+
+def check_box(box: Box, size: tuple[int, int]) -> None:
+    """Refuse a box that is empty or reaches out of a picture of `size` (width, height)."""
+    left, top, right, bottom = box
+    width, height = size
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise UserError(
+            f"the box {left},{top},{right},{bottom} is not inside the picture of {width} x {height}"
+            "; give left,top,right,bottom in its pixels"
+        )
+
+
+def _opened(image: Source) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        return open_image(image)
+    if image.mode != "RGB":
+        raise UserError(f"a picture of mode {image.mode}; give RGB, or the name of its file")
+    return image
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name (`cpu`, `cuda`, `cuda:1` ..., `auto`), refused where it is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; use cpu, cuda or auto") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {name!r} here; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported; use cpu, cuda or auto")
+    return device
+
+
+def blend(before: Image.Image, after: Image.Image, mask_HW: Tensor) -> Image.Image:
+    """`after` inside the mask, fading in from its border; `before`, exactly, outside."""
+    steps = max(1, before.width // FEATHER)
+    outside_1HW = (~mask_HW)[None].float()
+    share_1HW = 1 - outside_1HW
+    for _ in range(steps):  # each round, the outside grows by a pixel
+        outside_1HW = F.max_pool2d(outside_1HW, 3, stride=1, padding=1)
+        share_1HW = share_1HW + 1 - outside_1HW
+    before_3HW, after_3HW = to_pixels(before), to_pixels(after)
+    return to_image(before_3HW.lerp(after_3HW, share_1HW / (steps + 1)))

@@ -1,0 +1,148 @@
+"""Task -> Document: the words around every task, in training and in generation alike.
+
+Before the codec, which turns Documents into ids. The upper half holds the forms that the model is
+trained on, with the answer before the picture; the lower half the prompts, each of which is the
+beginning of a masked training row: what is asked for becomes a Hole, or is left out at the end.
+Templates: CM3Leon table 5; streams of guidance: sections 3.1 and 4.2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from tokenizer.document import Document, Field, Hole, Part, Picture
+from tokenizer.errors import UserError
+
+DESCRIBE = "Describe the given picture."
+EDIT = "Edit first image following the instruction"
+MOST_RUNS = 4  # an infilled region of more runs of codes than this becomes one covering span
+
+# Wordings of a question: before the answer, the space that belongs to the answer, after it.
+QUESTION_FORMS = (
+    ("Question: {} Answer:", " ", "."),
+    ("Question: {}\n", "", ""),
+    ("Question: {} The answer is", " ", "."),
+)
+
+# How guidance says "no prompt". `trained`: the query text is one masked segment, which the
+# objective trains. `meta`: the shorter forms of Meta's scripts, which leave the text out.
+StreamForm = Literal["trained", "meta"]
+
+
+def pair(caption: str, picture: Picture) -> Document:
+    """A caption and its picture: the commonest training document."""
+    return (_field(caption), picture)
+
+
+def described(caption: str, picture: Picture) -> Document:
+    """A caption that was asked for."""
+    return (DESCRIBE, _field(caption), picture)
+
+
+def edit(instruction: str, source: Picture, target: Picture) -> Document:
+    """A picture, what to change, and the picture after that."""
+    return (EDIT, source, _field(instruction), target)
+
+
+def question(asked: str, answer: str, picture: Picture, form: int = 0) -> Document:
+    """A question about a picture and its answer, worded as one of QUESTION_FORMS."""
+    return (*_asked(asked, needed(answer, "answer"), form), picture)
+
+
+def paint(
+    caption: str, *, examples: bool = False, form: StreamForm = "trained"
+) -> tuple[Document, Document]:
+    """Text to picture: with the caption, and without it. `examples`: retrieved documents will
+    stand before both."""
+    nothing: Document = () if form == "meta" and examples else (Hole(),)
+    return (_field(caption),), nothing
+
+
+def change(
+    instruction: str, source: Picture, *, form: StreamForm = "trained"
+) -> tuple[Document, Document, Document]:
+    """Editing: with instruction and source, with the source only, with neither."""
+    blank: Document = (EDIT, source) if form == "meta" else (EDIT, source, Hole())
+    return (EDIT, source, _field(instruction)), blank, (Hole(),)
+
+
+def describe(picture: Picture, *, asked: bool = True) -> Document:
+    """Picture to caption, in the form of `described` (or of `pair`, if not `asked`)."""
+    return (DESCRIBE, Hole(), picture) if asked else (Hole(), picture)
+
+
+def ask(asked: str, picture: Picture, form: int = 0) -> Document:
+    """A question about a picture, to be answered."""
+    return (*_asked(asked, None, form), picture)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A picture with a region to be painted anew.
+
+    known: for every Hole of the picture its codes, None where they are to be drawn; the others
+    only lie inside a covering span and are forced back.
+    """
+
+    document: Document
+    known: tuple[tuple[int | None, ...], ...]
+
+
+def complete(picture: Picture, wanted: Sequence[bool], caption: str | None = None) -> Region:
+    """Paint the `wanted` codes of a whole picture anew.
+
+    One Hole a run of codes in raster order; over MOST_RUNS runs become one covering Hole. Without
+    a caption the caption is itself the first Hole.
+    """
+    assert len(wanted) == len(picture.codes)
+    assert any(wanted), "nothing to paint"
+    runs = _runs(wanted)
+    if len(runs) > MOST_RUNS:
+        runs = [(runs[0][0], runs[-1][1])]
+    codes: list[int | Hole] = []
+    known: list[tuple[int | None, ...]] = []
+    done = 0
+    for start, end in runs:
+        codes += [*picture.codes[done:start], Hole(end - start)]
+        known.append(tuple(None if wanted[i] else _code(picture, i) for i in range(start, end)))
+        done = end
+    codes += picture.codes[done:]
+    words = Hole() if caption is None else _field(caption)
+    return Region((words, Picture(tuple(codes))), tuple(known))
+
+
+def needed(text: str, name: str = "prompt") -> str:
+    """The text without the space around it; refuses what is empty."""
+    stripped = text.strip()
+    if not stripped:
+        raise UserError(f"the {name} is empty; write what you want")
+    return stripped
+
+
+def _field(text: str) -> Field:
+    return Field(f" {needed(text)}")
+
+
+def _asked(asked: str, answer: str | None, form: int) -> tuple[Part, ...]:
+    """The text of a question, with its answer as a Field or, not known yet, as a Hole."""
+    before, space, after = QUESTION_FORMS[form]
+    slot: Part = Hole() if answer is None else Field(space + answer)
+    words = (before.format(needed(asked, "question")), slot)
+    return (*words, after) if after else words
+
+
+def _runs(wanted: Sequence[bool]) -> list[tuple[int, int]]:
+    """[start, end) of every run of wanted codes."""
+    runs: list[tuple[int, int]] = []
+    for is_wanted, places in groupby(range(len(wanted)), lambda place: wanted[place]):
+        if is_wanted:
+            run = list(places)
+            runs.append((run[0], run[-1] + 1))
+    return runs
+
+
+def _code(picture: Picture, place: int) -> int:
+    code = picture.codes[place]
+    assert isinstance(code, int), "the picture has holes already"
+    return code
