@@ -1,0 +1,77 @@
+"""The options that several commands share, and what becomes of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from cm3leon.pipeline import CM3Leon
+    from cm3leon.sampling import Sampling
+
+MOST = 64  # samples of one request
+LAST_SEED = 2**32 - 1
+
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", help="A checkpoint folder, 'default' or 'hf:owner/name'.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not given.")]
+_SEED = typer.Option(min=0, max=LAST_SEED, help="Another number, another result.")
+_COUNT = typer.Option("-n", min=1, max=MOST, help="How many samples.")
+Seed = Annotated[int, _SEED]
+OtherSeed = Annotated[int | None, _SEED]  # where a picture's notes may say it
+Count = Annotated[int, _COUNT]
+OtherCount = Annotated[int | None, _COUNT]
+Out = Annotated[Path, typer.Option(help="The PNG to write; with -n, the contact sheet's name.")]
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Boldness of the draws; 0 takes the likeliest.")
+]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest only.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest that hold this share.")]
+PictureFile = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")]
+
+Task = Literal["text_to_image", "edit", "infill", "caption", "answer"]
+
+
+def say(line: str) -> None:
+    """A line for the user beside the result."""
+    typer.echo(line, err=True)
+
+
+def open_picture(path: Path) -> "Image.Image":
+    """A picture file as upright RGB; what had to be left out of it is said aloud."""
+    from tokenizer.pixels import open_image
+
+    return open_image(path, say)
+
+
+def with_changes(base: "Sampling", **given: float | int | bool | None) -> "Sampling":
+    """A sampling with the options that were given; None leaves the default."""
+    return dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None})
+
+
+def sampling_of(
+    model: str, task: Task, **given: float | int | bool | None
+) -> tuple[Path, "Sampling"]:
+    """Where a model lies, and its sampling for a task with the options given: checked before any
+    weights are read."""
+    from cm3leon.checkpoint import find, read_sampling
+
+    folder = find(model, say)
+    return folder, with_changes(getattr(read_sampling(folder), task), **given)
+
+
+def open_model(folder: Path, device: str, threads: int | None) -> "CM3Leon":
+    """Read the weights: the dear part, after all cheap checks."""
+    import torch
+
+    from cm3leon.pipeline import CM3Leon
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return CM3Leon.from_pretrained(folder, device=device, say=say)

@@ -1,0 +1,113 @@
+"""Commands that make models: data encode, tokenizer train-image and train-text, pretrain, tune."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cm3leon.cli import options
+
+Recipe = Annotated[str, typer.Argument(help="A recipe's shipped name, or a YAML file.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Settings to change.")
+]
+Run = Annotated[Path, typer.Option(help="The folder of the run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
+IdList = Annotated[Path | None, typer.Option(help="A file with one picture id a line.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Name this file's commands, in two groups of their own where they are many."""
+    app.command()(pretrain)
+    app.command()(tune)
+    tokenizer = typer.Typer(help="Train a tokenizer.", rich_markup_mode=None)
+    tokenizer.command("train-image")(train_image)
+    tokenizer.command("train-text")(train_text)
+    app.add_typer(tokenizer, name="tokenizer")
+    data = typer.Typer(help="Prepare data for training.", rich_markup_mode=None)
+    data.callback()(_data)
+    data.command()(encode)
+    app.add_typer(data, name="data")
+
+
+def pretrain(
+    recipe: Recipe,
+    changes: Changes = None,
+    *,
+    out: Run,
+    resume: Resume = False,
+    init: Annotated[str | None, typer.Option(help="A model whose weights to start from.")] = None,
+    device: options.Device = "auto",
+) -> None:
+    """Train a decoder from token shards."""
+    from train.pretrain import main
+
+    typer.echo(main(recipe, changes or [], out, resume, init, options.say, device))
+
+
+def tune(
+    recipe: Recipe,
+    changes: Changes = None,
+    *,
+    out: Run,
+    init: Annotated[str, typer.Option(help="The model to tune.")] = "default",
+    resume: Resume = False,
+    device: options.Device = "auto",
+) -> None:
+    """Train a finished model further, on a recipe of its own."""
+    from train.pretrain import main
+
+    typer.echo(main(recipe, changes or [], out, resume, init, options.say, device))
+
+
+def train_image(
+    recipe: Recipe, changes: Changes = None, *, out: Run, resume: Resume = False
+) -> None:
+    """Train an image tokenizer from pictures."""
+    from train.image_tokenizer import main
+
+    typer.echo(main(recipe, changes or [], out, resume, options.say))
+
+
+def train_text(
+    recipe: Recipe,
+    changes: Changes = None,
+    *,
+    out: Annotated[Path, typer.Option(help="The .model file to write.")],
+) -> None:
+    """Train a text tokenizer from captions, instructions and questions."""
+    from train.text_tokenizer import main
+
+    typer.echo(main(recipe, changes or [], out, options.say))
+
+
+def _data() -> None:
+    """Prepare data for training."""
+
+
+def encode(
+    tars: Annotated[str, typer.Argument(help="WebDataset tars: a folder or a pattern.")],
+    tokenizer: Annotated[Path, typer.Option(help="The image tokenizer's folder.")],
+    out: Annotated[Path, typer.Option(help="The folder of token shards to write.")],
+    edits: Annotated[Path | None, typer.Option(help="JSON lines of edits.")] = None,
+    questions: Annotated[Path | None, typer.Option(help="JSON lines of questions.")] = None,
+    exclude: IdList = None,
+    keep: IdList = None,
+    device: options.Device = "auto",
+) -> None:
+    """Turn pictures into token shards."""
+    from train.encode import main
+
+    typer.echo(
+        main(
+            tars,
+            tokenizer,
+            out,
+            edits=edits,
+            questions=questions,
+            exclude=exclude,
+            keep=keep,
+            device=device,
+            say=options.say,
+        )
+    )
