@@ -106,7 +106,7 @@ class ImageTokenizer:
             raise UserError(f"{config_path}: {error}") from error
         net = VQGAN(config)
         net.load_state_dict(read_weights(path, net.state_dict()))
-        net.to(memory_format=torch.channels_last)
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return cls(net, file_hash(config_path)[:32] + file_hash(path)[:32])
 
 

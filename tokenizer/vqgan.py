@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,6 +74,11 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
+def conv(c_in: int, c_out: int, local: bool = False) -> nn.Conv2d:
+    """taming's 3x3 convolution, or 1x1 where positions keep to themselves."""
+    return nn.Conv2d(c_in, c_out, 1) if local else nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
 class PositionNorm(nn.LayerNorm):
     """Normalises each position over its channels, so that no position hears of another."""
 
@@ -81,19 +87,16 @@ class PositionNorm(nn.LayerNorm):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a shortcut. With `reach` 1 they are 3x3, with 0 they are 1x1; a
-    `local` block has norms by position."""
+    """Two convolutions beside a shortcut; in a `local` one no position hears of another."""
 
-    def __init__(
-        self, c_in: int, c_out: int, dropout: float, local: bool = False, reach: int = 1
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, dropout: float, local: bool = False) -> None:
         super().__init__()
         new_norm = PositionNorm if local else norm
         self.norm1 = new_norm(c_in)
-        self.conv1 = nn.Conv2d(c_in, c_out, 2 * reach + 1, padding=reach)
+        self.conv1 = conv(c_in, c_out, local)
         self.norm2 = new_norm(c_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(c_out, c_out, 2 * reach + 1, padding=reach)
+        self.conv2 = conv(c_out, c_out, local)
         if c_in != c_out:
             self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
 
@@ -152,11 +155,10 @@ class Level(nn.Module):
         dropout: float,
         resample: nn.Module | None,
         local: bool = False,
-        reach: int = 1,
     ) -> None:
         super().__init__()
         pairs = list(pairwise(widths))
-        self.block = nn.ModuleList(ResBlock(a, b, dropout, local, reach) for a, b in pairs)
+        self.block = nn.ModuleList(ResBlock(a, b, dropout, local) for a, b in pairs)
         self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
         if isinstance(resample, Downsample):
             self.downsample = resample
@@ -177,25 +179,24 @@ class Level(nn.Module):
 class Middle(nn.Module):
     def __init__(self, channels: int, dropout: float, local: bool = False) -> None:
         super().__init__()
-        reach = 0 if local else 1
-        self.block_1 = ResBlock(channels, channels, dropout, local, reach)
+        self.block_1 = ResBlock(channels, channels, dropout, local)
         self.attn_1 = nn.Identity() if local else AttnBlock(channels)
-        self.block_2 = ResBlock(channels, channels, dropout, local, reach)
+        self.block_2 = ResBlock(channels, channels, dropout, local)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x_BCHW)))
 
 
 class Encoder(nn.Module):
-    """Pixels to features. taming's sees the whole picture from everywhere: through attention, and
-    through norms over all positions. Blank cells then carry news of far ones, which lowers the
-    reconstruction error and makes the codes hard to predict. With `local` there is no attention,
-    norms are by position, and the lowest level's convolutions are 1x1."""
+    """Pixels to features. taming's sees the whole picture from everywhere: by 3x3 convolutions, by
+    attention, and by norms over all positions. Blank cells then carry news of far ones, which
+    lowers the reconstruction error and makes the codes hard to predict. In a `local` encoder only
+    the downsampling looks beyond a position, so a code tells of its own cell and its border."""
 
     def __init__(self, c: VQGANConfig) -> None:
         super().__init__()
         widths = [c.ch, *(c.ch * m for m in c.ch_mult)]
-        self.conv_in = nn.Conv2d(3 * c.patch**2, c.ch, 3, padding=1)
+        self.conv_in = conv(3 * c.patch**2, c.ch, c.local)
         self.down = nn.ModuleList()
         for level in range(len(c.ch_mult)):
             before, after = widths[level], widths[level + 1]
@@ -204,12 +205,10 @@ class Encoder(nn.Module):
             inside = [before] + [after] * c.num_res_blocks
             resample = None if last else Downsample(after)
             attention = side in c.attn_resolutions and not c.local
-            reach = 0 if last and c.local else 1
-            self.down.append(Level(inside, attention, c.dropout, resample, c.local, reach))
+            self.down.append(Level(inside, attention, c.dropout, resample, c.local))
         self.mid = Middle(widths[-1], c.dropout, c.local)
         self.norm_out = PositionNorm(widths[-1]) if c.local else norm(widths[-1])
-        reach = 0 if c.local else 1
-        self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 2 * reach + 1, padding=reach)
+        self.conv_out = conv(widths[-1], c.z_channels, c.local)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h_BCHW = self.conv_in(x_BCHW)
@@ -264,10 +263,11 @@ class Quantizer(nn.Module):
 
     def nearest(self, z_BEHW: Tensor) -> Tensor:
         """Codes [B, L], row by row, of projected encoder output."""
-        z_NE = z_BEHW.permute(0, 2, 3, 1).reshape(-1, z_BEHW.shape[1])
         entries_KE = self.entries()
-        # |z|^2 is the same for every entry, so it cannot change which is nearest
-        far_NK = entries_KE.square().sum(-1) - 2.0 * z_NE @ entries_KE.T
+        z_NE = z_BEHW.permute(0, 2, 3, 1).reshape(-1, z_BEHW.shape[1]).to(entries_KE.dtype)
+        with torch.autocast(z_NE.device.type, enabled=False):  # rounded, another may seem nearer
+            # |z|^2 is the same for every entry, so it cannot change which is nearest
+            far_NK = entries_KE.square().sum(-1) - 2.0 * z_NE @ entries_KE.T
         return far_NK.argmin(-1).view(z_BEHW.shape[0], -1)
 
     def look_up(self, codes_BL: Tensor, grid: int) -> Tensor:
