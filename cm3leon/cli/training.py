@@ -1,5 +1,6 @@
 """Commands that make models: data encode, tokenizer train-image and train-text, pretrain, tune."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,12 @@ Changes = Annotated[
 ]
 Run = Annotated[Path, typer.Option(help="The folder of the run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
+Minutes = Annotated[
+    float,
+    typer.Option(
+        min=0, show_default=False, help="Stop after so many, state saved; go on with --resume."
+    ),
+]
 IdList = Annotated[Path | None, typer.Option(help="A file with one picture id a line.")]
 
 
@@ -38,11 +45,12 @@ def pretrain(
     resume: Resume = False,
     init: Annotated[str | None, typer.Option(help="A model whose weights to start from.")] = None,
     device: options.Device = "auto",
+    minutes: Minutes = math.inf,
 ) -> None:
     """Train a decoder from token shards."""
     from train.pretrain import main
 
-    typer.echo(main(recipe, changes or [], out, resume, init, options.say, device))
+    typer.echo(main(recipe, changes or [], out, resume, init, options.say, device, minutes))
 
 
 def tune(
@@ -53,20 +61,27 @@ def tune(
     init: Annotated[str, typer.Option(help="The model to tune.")] = "default",
     resume: Resume = False,
     device: options.Device = "auto",
+    minutes: Minutes = math.inf,
 ) -> None:
     """Train a finished model further, on a recipe of its own."""
     from train.pretrain import main
 
-    typer.echo(main(recipe, changes or [], out, resume, init, options.say, device))
+    typer.echo(main(recipe, changes or [], out, resume, init, options.say, device, minutes))
 
 
 def train_image(
-    recipe: Recipe, changes: Changes = None, *, out: Run, resume: Resume = False
+    recipe: Recipe,
+    changes: Changes = None,
+    *,
+    out: Run,
+    resume: Resume = False,
+    device: options.Device = "auto",
+    minutes: Minutes = math.inf,
 ) -> None:
     """Train an image tokenizer from pictures."""
     from train.image_tokenizer import main
 
-    typer.echo(main(recipe, changes or [], out, resume, options.say))
+    typer.echo(main(recipe, changes or [], out, resume, options.say, device, minutes))
 
 
 def train_text(

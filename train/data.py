@@ -1,0 +1,294 @@
+"""Which rows stand in which step: documents drawn from token shards, encoded and masked.
+
+After the shards, before the objective's loss. Every draw is a function of (seed, place): the row's
+number decides its form, the place within the form decides the document, and both together seed
+the choice of caption and masks. No reader has a state, so a run resumed anywhere goes on exactly.
+"""
+
+# Shapes: B = rows, L = ids of the longest row
+
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from cm3leon import prompts
+from tokenizer.codec import Codec, Encoded
+from tokenizer.document import Document, Picture
+from tokenizer.errors import UserError
+from tokenizer.shards import Shards
+from tokenizer.vocabulary import PAD
+from train.config import RowsConfig
+from train.objective import Ids, MaskConfig, Span, mask_row
+
+DECK = 1000  # rows in which every share is met exactly
+TONE = re.compile("-1F3F[B-F]")  # a skin tone in a code point
+
+
+class Deck:
+    """Names in given shares: place -> (name, how many of that name came before).
+
+    Shares are rounded to thousandths; a name with less than half of one may never come.
+    """
+
+    def __init__(self, shares: Mapping[str, float], seed: tuple[int, ...]) -> None:
+        self.names = [name for name, share in shares.items() if share > 0]
+        self.seed = seed
+        exact = np.array([shares[name] for name in self.names])
+        exact = exact / exact.sum() * DECK
+        counts = np.floor(exact).astype(int)
+        largest = np.argsort(counts - exact, kind="stable")  # the largest remainders first
+        counts[largest[: DECK - counts.sum()]] += 1
+        self.counts = counts
+        self.shuffled = lru_cache(4)(self._shuffled)
+
+    def _shuffled(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Deck `number`: the name at each slot, and how many of that name came before in it."""
+        rng = np.random.default_rng((*self.seed, number))
+        names = rng.permutation(np.repeat(np.arange(len(self.names)), self.counts))
+        before = np.zeros(DECK, dtype=int)
+        for name in range(len(self.names)):
+            before[names == name] = np.arange(self.counts[name])
+        return names, before
+
+    def at(self, place: int) -> tuple[str, int]:
+        """The name at a place, and its rank among the places of that name."""
+        names, before = self.shuffled(place // DECK)
+        slot = place % DECK
+        name = int(names[slot])
+        return self.names[name], place // DECK * int(self.counts[name]) + int(before[slot])
+
+
+class Shuffle:
+    """Items in an order of their own every epoch: place -> number of an item."""
+
+    def __init__(self, count: int, seed: tuple[int, ...]) -> None:
+        self.count, self.seed = count, seed
+        self.order = lru_cache(2)(self._order)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((*self.seed, epoch)).permutation(self.count)
+
+    def at(self, place: int) -> int:
+        """The item at a place; every item comes once in `count` places."""
+        return int(self.order(place // self.count)[place % self.count])
+
+
+class Group(NamedTuple):
+    """Units that are drawn evenly; a unit is a list of documents of which one is drawn."""
+
+    units: list[list[Any]]
+    shuffle: Shuffle
+
+
+class Source:
+    """Documents of one task by place: first the group (in shares), then the unit, then the one."""
+
+    def __init__(
+        self,
+        form: str,
+        groups: Mapping[str, list[list[Any]]],
+        shares: Mapping[str, float],
+        seed: tuple[int, ...],
+    ) -> None:
+        if not groups:
+            raise UserError(f"rows ask for '{form}' but the shards hold none")
+        for name in shares:
+            if name not in groups:
+                known = ", ".join(f"'{group}'" for group in sorted(groups))
+                raise UserError(f"rows ask for '{form}' of '{name}' but the shards have {known}")
+        named = sum(shares.values())
+        others = {k: len(v) for k, v in sorted(groups.items()) if k not in shares}
+        if others and named > 1 + 1e-9:
+            raise UserError(
+                f"the shares {dict(shares)} of '{form}' add up to {named:g}; leave at most 1, of "
+                f"which {', '.join(others)} share the rest"
+            )
+        rest = max(0.0, 1 - named) / max(1, sum(others.values()))
+        whole = {k: shares.get(k, rest * others.get(k, 0)) for k in sorted(groups)}
+        if not any(whole.values()):
+            raise UserError(f"the shares {dict(shares)} of '{form}' leave nothing to draw")
+        self.deck = Deck(whole, (*seed, 0))
+        self.groups = {
+            name: Group(units, Shuffle(len(units), (*seed, 1, number)))
+            for number, (name, units) in enumerate(sorted(groups.items()))
+        }
+
+    def at(self, place: int | None, rng: np.random.Generator) -> Any:
+        """The document at a place of the stream; with no place, any, in the same shares."""
+        if place is None:
+            name, _ = self.deck.at(int(rng.integers(DECK)))
+            group = self.groups[name]
+            unit = group.units[int(rng.integers(len(group.units)))]
+        else:
+            name, rank = self.deck.at(place)
+            group = self.groups[name]
+            unit = group.units[group.shuffle.at(rank)]
+        return unit[int(rng.integers(len(unit)))]
+
+
+def grouped(items: Iterable[tuple[str, Hashable, Any]]) -> dict[str, list[list[Any]]]:
+    """(group, unit, item) -> group -> its units, in order of first sight."""
+    groups: dict[str, dict[Hashable, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for group, unit, item in items:
+        groups[group][unit].append(item)
+    return {name: list(units.values()) for name, units in groups.items()}
+
+
+# The forms of a picture under one of its captions
+CAPTIONED = {"pair": prompts.pair, "described": prompts.described}
+
+
+class Rows:
+    """Training rows by number: form, document, caption, masks.
+
+    Raises UserError where the shards lack what `config` asks for.
+    """
+
+    def __init__(
+        self, shards: Shards, codec: Codec, config: RowsConfig, mask: MaskConfig, seed: int
+    ) -> None:
+        assert codec.context is not None
+        self.shards, self.config, self.mask, self.seed = shards, config, mask, seed
+        # without a context: what is too long is cut here, where others refuse it
+        self.codec = Codec(codec.vocabulary, codec.text, codec.picture_codes)
+        self.room = codec.context + 1  # one more: the last id is only predicted
+        self.pictures = list(shards.every_picture())
+        self.number = {p["id"]: number for number, p in enumerate(self.pictures)}
+        self.deck = Deck(config.forms, (seed, 2))
+        self.loose = Deck({k: v for k, v in config.forms.items() if k != "packed"}, (seed, 3))
+        wanted = {name for name, share in config.forms.items() if share > 0}
+        self.sources: dict[str, Source] = {}
+        if wanted & CAPTIONED.keys():
+            pairs = grouped(
+                (p.get("kind", "picture"), unit_of(p), number)
+                for number, p in enumerate(self.pictures)
+                if p.get("captions")
+            )
+            for offset, form in enumerate(CAPTIONED):
+                if form in wanted:
+                    self.sources[form] = Source(form, pairs, config.kinds, (seed, 5 + offset))
+        documents = list(shards.every_document())
+        for offset, (form, shares) in enumerate(
+            (("edit", config.edits), ("question", config.questions))
+        ):
+            if form in wanted:
+                found = grouped(
+                    (d.get("type", form), number, d)
+                    for number, d in enumerate(documents)
+                    if d["task"] == form
+                )
+                self.sources[form] = Source(form, found, shares, (seed, 7 + offset))
+
+    def picture(self, number: int) -> Picture:
+        return Picture(tuple(self.shards.codes_PN[number].tolist()))
+
+    def document(self, form: str, place: int | None, rng: np.random.Generator) -> Document:
+        """The document of a form at its place; `rng` chooses among captions and wordings."""
+        item = self.sources[form].at(place, rng)
+        if form == "edit":
+            source, target = (self.picture(self.number[item[k]]) for k in ("source", "target"))
+            wordings = item["instructions"]
+            return prompts.edit(wordings[int(rng.integers(len(wordings)))], source, target)
+        if form == "question":
+            picture = self.picture(self.number[item["picture"]])
+            wording = int(rng.integers(len(prompts.QUESTION_FORMS)))
+            return prompts.question(item["question"], item["answer"], picture, wording)
+        captions: Sequence[str] = self.pictures[item]["captions"]
+        first = rng.random() < self.config.first_caption
+        caption = captions[0 if first else int(rng.integers(len(captions)))]
+        return CAPTIONED[form](caption, self.picture(item))
+
+    def packed(self, rng: np.random.Generator) -> Encoded:
+        """Documents one after another, as many as the room wants; the last is too long for it."""
+        ids: list[int] = []
+        fields: list[Span] = []
+        while len(ids) < self.room:
+            form, _ = self.loose.at(int(rng.integers(DECK)))
+            found = self.codec.encode(self.document(form, None, rng))
+            fields += [(len(ids) + a, len(ids) + b) for a, b in found.fields]
+            ids += found.ids
+        return Encoded(tuple(ids), tuple(fields))
+
+    def at(self, row: int) -> Ids:
+        """Row number `row` of the run, masked: at most context + 1 ids."""
+        rng = np.random.default_rng((self.seed, 4, row))
+        form, place = self.deck.at(row)
+        if form == "packed":
+            encoded, room = self.packed(rng), None
+        else:
+            encoded, room = self.codec.encode(self.document(form, place, rng)), self.room
+        return mask_row(
+            encoded.ids[: self.room],
+            [field for field in encoded.fields if field[1] <= self.room],
+            self.codec.vocabulary,
+            self.mask,
+            rng,
+            room=room,
+            grid=self.shards.grid,
+        )
+
+
+class Steps(Dataset[list[Ids]]):
+    """The rows of a step by its number."""
+
+    def __init__(self, rows: Rows, batch: int) -> None:
+        self.rows, self.batch = rows, batch
+
+    def __getitem__(self, step: int) -> list[Ids]:
+        return [self.rows.at(step * self.batch + place) for place in range(self.batch)]
+
+
+def rows_of_steps(rows: Rows, batch: int, steps: range, workers: int) -> Iterator[list[Ids]]:
+    """The rows of each step, in order; `workers` processes make the same ones ahead of time.
+
+    A GPU reads as many rows a second as several CPU cores make: with no process beside the loop it
+    would wait. Processes, not threads: a thread would take the interpreter from the loop.
+    """
+    table = Steps(rows, batch)
+    if not workers:
+        return map(table.__getitem__, steps)
+    loader = DataLoader(
+        table,
+        sampler=steps,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=list,
+        multiprocessing_context="fork",  # they share what `rows` holds
+    )
+    return iter(loader)
+
+
+def unit_of(picture: Mapping[str, Any]) -> Hashable:
+    """Pictures that are one unit to draw: an emoji's skin tones in one style; else only itself."""
+    if "codepoint" in picture and "style" in picture:
+        return picture["style"], TONE.sub("", picture["codepoint"])
+    return picture["id"]
+
+
+def micro_batches(rows: Sequence[Ids], tokens: int) -> Iterator[Ids]:
+    """Rows of like length together, right-padded: ids_BL of at most `tokens` ids, or one row.
+
+    Every row stands in one of them. It may be a quarter longer than the shortest beside it, so
+    little is spent on padding.
+    """
+    order = sorted(rows, key=len)
+    start = 0
+    while start < len(order):
+        end = start + 1
+        most = len(order[start]) * 5 // 4
+        while (
+            end < len(order)
+            and len(order[end]) <= most
+            and (end + 1 - start) * len(order[end]) <= tokens
+        ):
+            end += 1
+        ids_BL = np.full((end - start, len(order[end - 1])), PAD, dtype=np.int64)
+        for number, row in enumerate(order[start:end]):
+            ids_BL[number, : len(row)] = row
+        yield ids_BL
+        start = end

@@ -1,0 +1,364 @@
+"""Train the image tokenizer: reconstruction, perceptual and adversarial terms, and a codebook
+that is kept alive.
+
+The first job of the house: pictures in, an image tokenizer folder out. Pixels are held in memory
+as bytes; which pictures stand in which batch is a function of (seed, step) alone.
+"""
+
+# Shapes: B = batch, L = codes of one picture, H, W = feature height and width, E = code width,
+#         K = codebook entries, N = B * L
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cm3leon.pipeline import pick_device
+from tokenizer.errors import UserError
+from tokenizer.features import FeatureNet, perceptual_distance
+from tokenizer.image import ImageTokenizer
+from tokenizer.pixels import sheet, to_image
+from tokenizer.tars import find_tars, read_ids
+from tokenizer.vqgan import VQGAN, VQGANConfig
+from train import config, state
+from train.adversary import SMALLEST, PatchDiscriminator, adaptive_weight, discriminator_loss
+from train.config import Precision
+from train.corpus import load_pixels
+from train.loop import autocast
+from train.report import Report
+from train.schedule import Schedule
+from train.state import Say
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the terms; 0 leaves a term out."""
+
+    l1: float = 1.0
+    l2: float = 0.0
+    perceptual: float = 0.0  # needs `features`
+    perceptual_start: int = 0  # first step of the perceptual term
+    features: str | None = None  # safetensors of MobileNetV2, made by scripts/convert_mobilenet.py
+    adversarial: float = 0.0
+    adversarial_start: int = 0  # first step of the adversarial term
+    commitment: float = 0.25  # beta, on the encoder's side of the codebook term
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """How entries follow the encoder and what becomes of those nobody chooses."""
+
+    ema: float | None = 0.99  # moving average; None learns entries by gradient as taming does
+    dead: float = 0.03  # an entry whose moving count is below this share of the mean is re-seeded
+
+    def __post_init__(self) -> None:
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"ema must be between 0 and 1, or null for none, got {self.ema}")
+        if not 0 <= self.dead < 1:
+            raise UserError(f"dead must be in 0..1, got {self.dead}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokenizerRecipe:
+    """One image tokenizer run."""
+
+    job: Literal["image-tokenizer"] = "image-tokenizer"
+    data: str  # WebDataset tars: a folder of train-*.tar, or a glob
+    exclude: str | None = None  # a file with one picture id a line that must not be seen
+    shares: dict[str, float] = field(default_factory=dict)  # kind -> share of draws; {} is as found
+    steps: int
+    batch: int
+    seed: int = 0
+    schedule: Schedule
+    betas: tuple[float, float] = (0.5, 0.9)  # Adam's, of both networks; taming's
+    model: VQGANConfig
+    loss: LossConfig = LossConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    precision: Precision = "fp32"  # of the network; on a GPU its convolutions then take TF32
+    save_every: int = 500
+    sample_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.loss.adversarial and self.model.size < SMALLEST:
+            raise UserError(
+                f"the adversarial term judges patches of pictures from {SMALLEST} pixels; got "
+                f"size {self.model.size}: set loss.adversarial to 0"
+            )
+
+
+class Batches:
+    """Pictures by (seed, step): every draw is independent of all earlier ones."""
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        kinds: list[str],
+        recipe: ImageTokenizerRecipe,
+        device: torch.device = CPU,
+    ) -> None:
+        if not kinds:
+            raise UserError("there are no pictures to train on")
+        self.pixels, self.recipe, self.device = pixels, recipe, device
+        numbers = np.arange(len(kinds))
+        shares = recipe.shares or {k: float(kinds.count(k)) for k in sorted(set(kinds))}
+        missing = [k for k in shares if k not in kinds]
+        if missing:
+            raise UserError(f"shares: no picture of kind '{missing[0]}'; found {set(kinds)}")
+        self.groups = [numbers[np.array(kinds) == kind] for kind in shares]
+        self.share = np.array(list(shares.values())) / sum(shares.values())
+
+    def at(self, step: int) -> Tensor:
+        """Pixels [B, 3, size, size] in -1..1 of step `step`; half of them mirrored."""
+        rng = np.random.default_rng((self.recipe.seed, step))
+        group = rng.choice(len(self.groups), self.recipe.batch, p=self.share)
+        rows = [self.groups[g][rng.integers(len(self.groups[g]))] for g in group]
+        x_B3HW = torch.from_numpy(self.pixels[rows]).to(self.device).float() / 127.5 - 1
+        mirrored = torch.from_numpy(rng.random(self.recipe.batch) < 0.5).to(self.device)
+        x_B3HW[mirrored] = x_B3HW[mirrored].flip(-1)
+        return x_B3HW.contiguous(memory_format=torch.channels_last)
+
+
+class Codebook:
+    """Moving-average entries (van den Oord et al., 1711.00937, appendix A) and their revival."""
+
+    def __init__(self, net: VQGAN, config: CodebookConfig, seed: int) -> None:
+        weight_KE = net.quantize.embedding.weight
+        weight_KE.requires_grad_(config.ema is None)
+        self.net, self.config, self.seed = net, config, seed
+        self.count_K = weight_KE.new_zeros(len(weight_KE))
+        self.sum_KE = torch.zeros_like(weight_KE)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"codebook.count": self.count_K, "codebook.sum": self.sum_KE}
+
+    def restore(self, table: dict[str, Tensor]) -> None:
+        self.count_K.copy_(table["codebook.count"])
+        self.sum_KE.copy_(table["codebook.sum"])
+
+    @torch.no_grad()
+    def update(self, z_BEHW: Tensor, codes_BL: Tensor, step: int) -> int:
+        """Move the entries to what was assigned to them; returns how many were re-seeded."""
+        decay = self.config.ema if self.config.ema is not None else 0.99
+        z_NE = z_BEHW.permute(0, 2, 3, 1).reshape(-1, z_BEHW.shape[1])
+        codes_N = codes_BL.flatten()
+        count_K = torch.bincount(codes_N, minlength=len(self.count_K)).float()
+        sum_KE = torch.zeros_like(self.sum_KE).index_add_(0, codes_N, z_NE)
+        self.count_K.lerp_(count_K, 1 - decay)
+        self.sum_KE.lerp_(sum_KE, 1 - decay)
+        weight_KE = self.net.quantize.embedding.weight
+        if self.config.ema is not None:
+            known = self.count_K > 1e-8  # the others stay where they were
+            weight_KE[known] = self.sum_KE[known] / self.count_K[known].unsqueeze(1)
+        mean = len(codes_N) / len(self.count_K)
+        dead = (self.count_K < self.config.dead * mean).nonzero().flatten()
+        if step == 0:  # nothing is known yet: every entry starts at an encoder output
+            dead = torch.arange(len(self.count_K), device=dead.device)
+        if len(dead):
+            rng = np.random.default_rng((self.seed, step, 1))
+            # where the codebook serves worst, so that a crowd of equal cells draws no second entry
+            far_N = (z_NE - self.net.quantize.entries()[codes_N]).square().sum(1).double() + 1e-9
+            share_N = (far_N / far_N.sum()).cpu().numpy()
+            chosen = rng.choice(len(z_NE), size=len(dead), p=share_N)
+            picked = torch.from_numpy(chosen).to(dead.device)
+            weight_KE[dead] = z_NE[picked]
+            # A start that leaves time to be chosen before an entry is judged again.
+            self.count_K[dead] = mean * max(10 * (1 - decay), 3 * self.config.dead)
+            self.sum_KE[dead] = z_NE[picked] * self.count_K[dead].unsqueeze(1)
+        return len(dead)
+
+
+class Terms:
+    """The loss of one batch from its terms."""
+
+    def __init__(self, recipe: ImageTokenizerRecipe, say: Say) -> None:
+        self.c = recipe.loss
+        self.features: FeatureNet | None = None
+        if self.c.perceptual and self.c.features is None:
+            say("perceptual term is off: loss.features names no MobileNetV2 weights")
+        elif self.c.perceptual and self.c.features is not None:
+            self.features = FeatureNet.load(Path(self.c.features))
+
+    def seen(self, x_B3HW: Tensor, y_B3HW: Tensor, step: int) -> Tensor:
+        """Reconstruction and perceptual terms."""
+        loss = self.c.l1 * (x_B3HW - y_B3HW).abs().mean()
+        loss = loss + self.c.l2 * F.mse_loss(y_B3HW, x_B3HW)
+        if self.features is not None and step >= self.c.perceptual_start:
+            near = perceptual_distance(self.features, x_B3HW, y_B3HW).mean()
+            loss = loss + self.c.perceptual * near
+        return loss
+
+    def codes(self, z_BEHW: Tensor, entries_BEHW: Tensor) -> Tensor:
+        """Commitment, and the entries' own term (no gradient where a moving average holds them)."""
+        commitment = self.c.commitment * F.mse_loss(z_BEHW, entries_BEHW.detach())
+        return commitment + F.mse_loss(entries_BEHW, z_BEHW.detach())
+
+
+class Job:
+    """Networks, optimisers and codebook of one run; `step` is one step of it."""
+
+    def __init__(self, recipe: ImageTokenizerRecipe, batches: Batches, say: Say) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.batches = recipe, batches
+        device = batches.device
+        self.net = VQGAN(recipe.model).to(device)
+        self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.terms = Terms(recipe, say)
+        if self.terms.features is not None:
+            self.terms.features.to(device)
+        self.codebook = Codebook(self.net, recipe.codebook, recipe.seed)
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=0.0, betas=recipe.betas)
+        self.judge = PatchDiscriminator().to(device) if recipe.loss.adversarial else None
+        parameters = self.judge.parameters() if self.judge else [torch.nn.Parameter()]
+        self.judge_optimizer = torch.optim.Adam(parameters, lr=0.0, betas=recipe.betas)
+
+    def tensors(self) -> dict[str, Tensor]:
+        table = state.pack(self.net, self.optimizer) | self.codebook.tensors()
+        if self.judge:
+            table |= state.pack(self.judge, self.judge_optimizer, "judge.")
+        return table
+
+    def restore(self, table: dict[str, Tensor]) -> None:
+        state.unpack(table, self.net, self.optimizer)
+        self.codebook.restore(table)
+        if self.judge:
+            state.unpack(table, self.judge, self.judge_optimizer, "judge.")
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step of both networks; what it found."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + step)  # dropout draws by step alone too
+        rate = self.recipe.schedule.rate(step, self.recipe.steps)
+        for group in (*self.optimizer.param_groups, *self.judge_optimizer.param_groups):
+            group["lr"] = rate
+        x_B3HW = self.batches.at(step)
+        with autocast(self.recipe.precision, x_B3HW.device):
+            out = self.net(x_B3HW)
+        y_B3HW, z_BEHW = out.pixels_B3HW.float(), out.z_BEHW.float()
+        seen = self.terms.seen(x_B3HW, y_B3HW, step)
+        loss = seen + self.terms.codes(z_BEHW, out.entries_BEHW)
+        judge = self.judge if step >= self.recipe.loss.adversarial_start else None
+        if judge:
+            fooled = -judge(y_B3HW).mean()
+            last = self.net.decoder.conv_out.weight
+            weight = adaptive_weight(seen, fooled, last)
+            loss = loss + self.recipe.loss.adversarial * weight * fooled
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        reseeded = self.codebook.update(z_BEHW.detach(), out.codes_BL, step)
+        error_B = (to_bytes(x_B3HW) - to_bytes(y_B3HW)).square().mean((1, 2, 3))
+        figures = {
+            "loss": loss.item(),
+            "psnr": psnr(error_B).mean().item(),
+            "used": (self.codebook.count_K > 1e-3).float().mean().item(),
+            "reseeded": float(reseeded),
+            "gradient": norm.item(),
+            "rate": rate,
+        }
+        if judge:
+            figures["judge"] = self.judge_step(judge, x_B3HW, y_B3HW.detach())
+        return figures
+
+    def judge_step(self, judge: PatchDiscriminator, real_B3HW: Tensor, fake_B3HW: Tensor) -> float:
+        loss = discriminator_loss(judge(real_B3HW), judge(fake_B3HW))
+        self.judge_optimizer.zero_grad()
+        loss.backward()
+        self.judge_optimizer.step()
+        return loss.item()
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in -1..1 -> 0..255, rounded and clamped, as a file would hold them."""
+    return ((pixels.detach() + 1) * 127.5).round().clamp(0, 255)
+
+
+def psnr(error: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB from a mean squared error of 8-bit values."""
+    return 10 * torch.log10(255.0**2 / error.clamp_min(1e-3))
+
+
+def main(
+    recipe: str,
+    overrides: Sequence[str],
+    out: Path,
+    resume: bool,
+    say: Say,
+    device: str = "auto",
+    minutes: float = math.inf,
+) -> Path:
+    """`cm3leon tokenizer train-image`: train, and return the folder `out/image_tokenizer`.
+
+    After `minutes` the run stops with its state saved, and `out` is returned in its place.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    wanted = config.load(ImageTokenizerRecipe, recipe, overrides)
+    place = pick_device(device)
+    tars = find_tars(wanted.data, "train-")
+    exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
+    state.open_run(out, wanted, resume, ("save_every", "sample_every"))
+    metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
+    kinds = [str(picture.get("kind", "picture")) for picture in metadata]
+    trained = run(wanted, Batches(pixels, kinds, wanted, place), out, say, deadline)
+    if trained is None:
+        return out
+    folder = out / "image_tokenizer"
+    trained.to("cpu").save(folder, half=True)
+    return folder
+
+
+def run(
+    recipe: ImageTokenizerRecipe,
+    batches: Batches,
+    folder: Path,
+    say: Say,
+    deadline: float = math.inf,
+) -> ImageTokenizer | None:
+    """Train from the newest state in `folder` (or from the start) to the end of the recipe.
+
+    None where the clock (`time.monotonic`) passed `deadline` before; the state is then saved.
+    """
+    job = Job(recipe, batches, say)
+    found = state.load_latest(folder, say)
+    start = 0
+    if found:
+        start, table = found
+        job.restore(table)
+        say(f"resumed at step {start}")
+    with Report(folder, start=start, steps=recipe.steps) as report:
+        for step in range(start, recipe.steps):
+            figures = job.step(step)
+            report.step(step + 1, **figures)
+            if (step + 1) % recipe.sample_every == 0:
+                save_samples(job, folder / f"sample-{step + 1:08d}.png")
+            late = time.monotonic() >= deadline
+            if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps or late:
+                state.save(folder, step + 1, job.tensors())
+            if late and step + 1 < recipe.steps:
+                say(f"time is up after step {step + 1} of {recipe.steps}; go on with --resume")
+                return None
+    return ImageTokenizer(job.net)
+
+
+@torch.no_grad()
+def save_samples(job: Job, path: Path) -> None:
+    """Originals above their reconstructions."""
+    x_B3HW = job.batches.at(0)
+    x_B3HW = x_B3HW[: 16 if len(x_B3HW) >= 16 else 8]
+    y_B3HW = job.net.decode(job.net.encode(x_B3HW))
+    columns = min(8, len(x_B3HW))
+    rows = zip(x_B3HW.split(columns), y_B3HW.split(columns), strict=True)
+    pictures = [to_image(picture) for pair in rows for row in pair for picture in row]
+    sheet(pictures, columns).save(path)

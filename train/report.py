@@ -1,0 +1,64 @@
+"""One JSON line a step into the run's `log.jsonl`, and one moving line on stderr."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tokenizer.manifest import write_file
+
+LOG = "log.jsonl"
+
+
+class Report:
+    """Writes the log of one run; lines past the step resumed from are dropped first."""
+
+    def __init__(self, run: Path, *, start: int, steps: int) -> None:
+        self.start, self.steps = start, steps
+        self.began = time.monotonic()
+        path = run / LOG
+        kept = [line for line in read(run) if line["step"] <= start] if path.exists() else []
+        write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.file = path.open("a")
+        self.loud = sys.stderr.isatty()
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.file.close()
+
+    def step(self, step: int, **figures: float) -> None:
+        """Log what step number `step` (from 1) found; floats keep every bit of theirs."""
+        figures["seconds"] = round(time.monotonic() - self.began, 2)
+        self.file.write(json.dumps({"step": step, **figures}) + "\n")
+        self.file.flush()
+        every = 1 if self.loud else max(1, self.steps // 50)
+        if step % every == 0 or step == self.steps:
+            self.show(step, figures)
+
+    def show(self, step: int, figures: dict[str, float]) -> None:
+        left = figures["seconds"] / max(1, step - self.start) * (self.steps - step)
+        names = " ".join(f"{k} {v:.4g}" for k, v in figures.items() if math.isfinite(v))
+        end = "\r" if self.loud and step < self.steps else "\n"
+        line = f"step {step}/{self.steps} {names} left {left / 60:.1f} min"
+        print(f"{line:<100}"[:160], end=end, file=sys.stderr, flush=True)
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line cut short by a kill is left out."""
+    lines = []
+    for line in (run / LOG).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines

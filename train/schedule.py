@@ -1,0 +1,39 @@
+"""The learning rate as a function of the step; every kind of training job asks here."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenizer.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warmup to `peak`, then a decay to `end_fraction * peak` at the last step.
+
+    `linear` is OPT's polynomial decay of power 1 (facts: the paper is silent, OPT ends at 0.1),
+    `cosine` half a cosine, `wsd` stays at the peak and falls linearly over the last `tail` share
+    of the steps, so that a run can be stopped or stretched before the fall.
+    """
+
+    peak: float
+    warmup: int = 0  # steps
+    decay: Literal["linear", "cosine", "wsd"] = "linear"
+    end_fraction: float = 0.1
+    tail: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (self.peak > 0 and self.warmup >= 0):
+            raise UserError(f"peak must be above 0 and warmup at least 0, got {self}")
+        if not (0 <= self.end_fraction <= 1 and 0 < self.tail <= 1):
+            raise UserError(f"end_fraction must be in 0..1 and tail in 0..1, got {self}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` (from 0) of `steps`."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        place = (step - self.warmup) / max(1, steps - 1 - self.warmup)  # 0..1 of the way down
+        if self.decay == "wsd":
+            place = max(0.0, 1 - (1 - place) / self.tail)
+        fall = (1 - math.cos(math.pi * place)) / 2 if self.decay == "cosine" else place
+        return self.peak * (1 - fall * (1 - self.end_fraction))
