@@ -165,6 +165,23 @@ def test_a_code_of_patches_depends_on_its_place_in_the_picture() -> None:
 
 
 @torch.no_grad()
+def test_a_local_code_tells_of_its_own_cell_and_its_border_alone() -> None:
+    torch.manual_seed(0)
+    config = replace(SMALL, size=32, patch=2, ch_mult=(1, 1), attn_resolutions=(8, 16))
+    before_B3HW = torch.rand(1, 3, 32, 32) * 2 - 1
+    after_B3HW = before_B3HW.clone()
+    after_B3HW[:, :, 12:16, 20:24] *= -1  # the cell of code (3, 5)
+    moved: dict[bool, list[list[int]]] = {}
+    for local in (True, False):
+        net = VQGAN(replace(config, local=local))
+        apart_HW = (net.features(after_B3HW) - net.features(before_B3HW)).abs().sum(1)[0]
+        moved[local] = (apart_HW > 1e-7).nonzero().tolist()
+    # Downsampling reaches one position beyond the cell, to the right and down.
+    assert moved[True] == [[2, 4], [2, 5], [3, 4], [3, 5]]
+    assert len(moved[False]) == 64
+
+
+@torch.no_grad()
 def test_with_l2_norm_only_directions_count() -> None:
     torch.manual_seed(0)
     net = VQGAN(replace(SMALL, l2_norm=True))

@@ -42,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cm3leon.prompts import MOST_RUNS
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import EOS, PAD, Vocabulary
 
@@ -49,7 +50,6 @@ Ids = npt.NDArray[np.int64]
 Span = tuple[int, int]  # [start, end) in a row
 
 SPAN_COST = 3  # its hole, its announcement, its <eoss>
-BOX_RUNS = 4  # a box of more runs than this becomes one covering span
 KINDS = ("text", "image", "sentinel", "mark")  # mark: </s>, <break>, <eoss>, <unk>
 
 
@@ -153,14 +153,14 @@ def poisson_spans(
 def box_spans(picture: Span, grid: int, most: int, rng: np.random.Generator) -> list[Span]:
     """A random box of a picture: its runs of codes in raster order, each a span.
 
-    Box rows that touch (a box of full width) are one run. More runs than BOX_RUNS or `most` become
+    Box rows that touch (a box of full width) are one run. More runs than MOST_RUNS or `most` become
     one span from the first code of the box to its last, which covers codes beside the box too.
     """
     height, width = (int(side) for side in rng.integers(1, grid + 1, size=2))
     top, left = int(rng.integers(grid - height + 1)), int(rng.integers(grid - width + 1))
     first = picture[0] + top * grid + left
     runs = [(first + row * grid, first + row * grid + width) for row in range(height)]
-    if width == grid or height > min(BOX_RUNS, most):
+    if width == grid or height > min(MOST_RUNS, most):
         return [(runs[0][0], runs[-1][1])]
     return runs
 
