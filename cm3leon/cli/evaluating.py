@@ -79,7 +79,14 @@ def reconstruction(
         | {"codes in use": f"{row.used:.1%}"}
         for kind, row in found.rows.items()
     }
-    _tell(context, model_hash, f"{split} of {corpus.name}", table, _plain(found.rows), as_json)
+    _tell(
+        context,
+        model_hash,
+        _place(f"{split} of {corpus.name}", limit),
+        table,
+        _plain(found.rows),
+        as_json,
+    )
 
 
 def bits(
@@ -112,7 +119,7 @@ def bits(
         }
         for kind, row in rows.items()
     }
-    _tell(context, leon.hash, shards.name, table, _plain(rows), as_json)
+    _tell(context, leon.hash, _place(shards.name, limit), table, _plain(rows), as_json)
 
 
 def captions(
@@ -139,7 +146,7 @@ def captions(
     columns = ("label named", "style named", "both", "exact first caption")
     shares = [_share(figure) for figure in rows.values()]
     table = {"all": {"pictures": str(len(said)), **dict(zip(columns, shares, strict=True))}}
-    _tell(context, leon.hash, shards.name, table, _plain(rows), as_json)
+    _tell(context, leon.hash, _place(shards.name, limit), table, _plain(rows), as_json)
 
 
 def sheet(
@@ -177,6 +184,8 @@ def sheet(
     paths = [str(path) for path in write(out, chosen, drawn, sources, notes)]
     counts = {"pictures": str(len(chosen.pictures)), "edits": str(len(chosen.edits))}
     _tell(context, leon.hash, prompts.name, {"all": counts}, {"files": paths}, as_json)
+    if not as_json:
+        tell(["", *paths], {}, as_json)
 
 
 def _open_tokenizer(model: str, threads: int | None) -> tuple["ImageTokenizer", str]:
@@ -247,6 +256,10 @@ def _tell(
     lines = [f"{name}: {value}" for name, value in about.items()]
     lines += ["", *(_line(row) for row in rows)]
     tell(lines, {**about, **result}, as_json)
+
+
+def _place(split: str, limit: int | None) -> str:
+    return split if limit is None else f"{split}, at most {limit:,} pictures of each kind"
 
 
 def _plain(rows: Mapping[str, "DataclassInstance"]) -> dict[str, Any]:

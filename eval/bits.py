@@ -1,0 +1,115 @@
+"""How surprised the model is by pictures and captions that it has not seen, in bits.
+
+token shards -> prompts -> codec -> `cm3leon.likelihood`, under the grammars of the tasks: a
+picture's codes given its caption (text-to-image), a caption given its picture (captioning).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cm3leon import grammar, likelihood, prompts
+from cm3leon.likelihood import Written
+from cm3leon.model import Decoder
+from eval.figures import Figure, by_kind, kind_of, limited, ratio
+from tokenizer.codec import Codec
+from tokenizer.document import Picture
+from tokenizer.errors import UserError
+from tokenizer.shards import Shards
+
+GROUP = 64  # pictures between two words of progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A picture, its first caption, and the bits of each given the other."""
+
+    id: str
+    kind: str
+    caption: str
+    image_bits: float
+    caption_bits: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The bits of one kind of picture; errors are over pictures."""
+
+    image_token: Figure
+    picture: Figure
+    caption_byte: Figure
+    """The caption's bits, its stop included, per byte of its UTF-8."""
+
+
+def measure(
+    model: Decoder,
+    codec: Codec,
+    shards: Shards,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Pair]:
+    """Score the captioned pictures of token shards, at most `limit` of each kind."""
+    numbers = captioned(shards, limit)
+    pairs: list[Pair] = []
+    for start in range(0, len(numbers), GROUP):
+        group = [shards.picture(number) for number in numbers[start : start + GROUP]]
+        told = [(metadata["captions"][0], Picture(codes)) for metadata, codes in group]
+        images = likelihood.bits(model, [written_picture(codec, *pair) for pair in told])
+        captions = likelihood.bits(model, [written_caption(codec, *pair) for pair in told])
+        for (metadata, _), image, caption in zip(group, images, captions, strict=True):
+            pair = Pair(
+                id=metadata["id"],
+                kind=kind_of(metadata),
+                caption=metadata["captions"][0],
+                image_bits=float(image.sum()),
+                caption_bits=float(caption.sum()),
+            )
+            pairs.append(pair)
+        if progress is not None:
+            progress(len(pairs), len(numbers))
+    return pairs
+
+
+def captioned(shards: Shards, limit: int | None) -> list[int]:
+    """The numbers of pictures that have a caption, at most `limit` of each kind, evenly spaced.
+
+    Raises UserError where there is none.
+    """
+    pictures = enumerate(shards.every_picture())
+    kinds = {number: kind_of(picture) for number, picture in pictures if picture.get("captions")}
+    if not kinds:
+        raise UserError(f"no picture of {str(shards.folder)!r} has a caption")
+    numbers = list(kinds)
+    return [numbers[place] for place in limited(list(kinds.values()), limit)]
+
+
+def written_picture(codec: Codec, caption: str, picture: Picture) -> Written:
+    """A picture as text-to-image would paint it."""
+    prompt, _ = prompts.paint(caption)
+    codes = [code for code in picture.codes if isinstance(code, int)]
+    ids = tuple(codec.vocabulary.image_id(code) for code in codes)
+    return Written(codec.open(prompt), ids, grammar.picture(codec.vocabulary, len(ids)))
+
+
+def written_caption(codec: Codec, caption: str, picture: Picture) -> Written:
+    """A caption, and the stop after it, as captioning would say it."""
+    row = codec.encode(prompts.described(caption, picture))
+    ((start, end),) = row.fields
+    ids = (*row.ids[start:end], codec.vocabulary.eoss_id)
+    rule = grammar.text(codec.vocabulary, len(ids))  # one more than the pieces: the stop is drawn
+    return Written(codec.infill(prompts.describe(picture)), ids, rule)
+
+
+def figures(pairs: Sequence[Pair], picture_codes: int) -> dict[str, Row]:
+    """The figures by kind of picture."""
+    rows: dict[str, Row] = {}
+    for kind, places in by_kind([pair.kind for pair in pairs]).items():
+        chosen = [pairs[place] for place in places]
+        image_bits = [pair.image_bits for pair in chosen]
+        sizes = [float(len(pair.caption.encode())) for pair in chosen]
+        rows[kind] = Row(
+            image_token=ratio(image_bits, [float(picture_codes)] * len(chosen)),
+            picture=ratio(image_bits),
+            caption_byte=ratio([pair.caption_bits for pair in chosen], sizes),
+        )
+    return rows

@@ -1,0 +1,108 @@
+"""Does the model say what a picture shows: its captions against the picture's label and style.
+
+token shards -> `prompts.describe` -> greedy captions, many in one batch -> which words are named.
+Made for the held-out pairs of the corpus, whose first caption is `THING, STYLE`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cm3leon import grammar, prompts
+from cm3leon.generate import Request, Streams, generate_batch
+from cm3leon.model import Decoder
+from cm3leon.pipeline import TEXT_LIMIT
+from cm3leon.sampling import Sampling
+from eval.bits import captioned
+from eval.figures import Figure, ratio
+from tokenizer.codec import Codec
+from tokenizer.document import Picture
+from tokenizer.shards import Shards
+
+GREEDY = Sampling(temperature=0.0)
+GROUP = 64  # pictures captioned in one batch
+
+# Hyphens and apostrophes inside belong to a word: "medium-light" does not name "light".
+_WORD = re.compile(r"[^\W_]+(?:[-'\u2019][^\W_]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """A picture's label, its first caption, and what the model said."""
+
+    id: str
+    label: str
+    wanted: str
+    caption: str
+
+    @property
+    def names_label(self) -> bool:
+        """Every word of the label stands somewhere in the caption."""
+        named = words(self.label)
+        return bool(named) and named <= words(self.caption)
+
+    @property
+    def names_style(self) -> bool:
+        """After its last comma the caption says what the first caption says there."""
+        return _style(self.caption) == _style(self.wanted)
+
+    @property
+    def exact(self) -> bool:
+        """The caption is the first caption."""
+        return self.caption == self.wanted
+
+
+def measure(
+    model: Decoder,
+    codec: Codec,
+    shards: Shards,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Said]:
+    """Caption the captioned pictures of token shards, at most `limit` of each kind."""
+    numbers = captioned(shards, limit)
+    said: list[Said] = []
+    for start in range(0, len(numbers), GROUP):
+        group = [shards.picture(number) for number in numbers[start : start + GROUP]]
+        captions = describe(model, codec, [Picture(codes) for _, codes in group])
+        for (metadata, _), caption in zip(group, captions, strict=True):
+            label = str(metadata.get("label", ""))
+            wanted = metadata["captions"][0]
+            said.append(Said(id=metadata["id"], label=label, wanted=wanted, caption=caption))
+        if progress is not None:
+            progress(len(said), len(numbers))
+    return said
+
+
+def describe(model: Decoder, codec: Codec, pictures: Sequence[Picture]) -> list[str]:
+    """What `CM3Leon.caption` would say at temperature 0 of each picture, in one batch."""
+    requests: list[Request] = []
+    for picture in pictures:
+        ids = codec.infill(prompts.describe(picture))
+        limit = min(TEXT_LIMIT, model.config.context - len(ids))
+        rule = grammar.text(codec.vocabulary, limit)
+        requests.append(Request(streams=Streams((ids,)), grammar=rule, seeds=(0,)))
+    rows = generate_batch(model, requests, GREEDY)
+    return [codec.decode_text(row).strip() for (row,) in rows]
+
+
+def figures(said: Sequence[Said]) -> dict[str, Figure]:
+    """Shares of the captions, by what they do."""
+    label = [float(one.names_label) for one in said]
+    style = [float(one.names_style) for one in said]
+    return {
+        "label": ratio(label),
+        "style": ratio(style),
+        "both": ratio([a * b for a, b in zip(label, style, strict=True)]),
+        "exact": ratio([float(one.exact) for one in said]),
+    }
+
+
+def words(text: str) -> set[str]:
+    """The different words of a text, in small letters."""
+    return set(_WORD.findall(text.casefold()))
+
+
+def _style(caption: str) -> str:
+    return caption.casefold().rpartition(",")[2].strip()
