@@ -25,11 +25,13 @@ EDITS: list[Any] = [
     {"source": "red", "target": "white", "instructions": ["make it white"], "type": "c"},
     {"source": "red", "target": "mauve", "instructions": ["make it mauve"], "type": "c"},
     {"source": "red", "target": "green", "instructions": []},
+    {"source": "red", "target": "green", "instructions": ["green!", " "]},
 ]
 QUESTIONS: list[Any] = [
     {"id": "blue", "question": "Which colour?", "answer": "blue", "type": "what"},
     {"id": "white", "question": "Is it bright?", "answer": "yes", "type": "yesno"},
     ["not a question"],
+    {"id": "blue", "question": "Which colour?", "answer": " "},
 ]
 
 
@@ -129,14 +131,16 @@ def test_a_corpus_becomes_shards(
     assert shards.document(4) == {"task": "edit", **EDITS[0]}
     assert shards.document(7)["picture"] == "white"
     assert told[:2] == [
-        "4 pictures read, 0 left out by id, 4 damaged things skipped",
+        "4 pictures read, 0 left out by id, 6 damaged things skipped",
         "1 edits and questions left out: a picture of theirs is not there",
     ]
     assert [line.split(":")[0] for line in told[2:]] == [
         "skipped t-0/bad",
         "skipped edits.jsonl.gz line 4",
+        "skipped edits.jsonl.gz line 5",
         "skipped questions.jsonl line 3",
         "skipped questions.jsonl line 4",
+        "skipped questions.jsonl line 5",
     ]
 
 

@@ -13,7 +13,7 @@ class Schedule:
 
     `linear` is OPT's polynomial decay of power 1 (facts: the paper is silent, OPT ends at 0.1),
     `cosine` half a cosine, `wsd` stays at the peak and falls linearly over the last `tail` share
-    of the steps, so that a run can be stopped or stretched before the fall.
+    of the steps.
     """
 
     peak: float
