@@ -78,10 +78,10 @@ class ImageTokenizer:
         self.net.to(device)
         return self
 
-    def save(self, folder: Path, *, half: bool = False) -> None:
+    def save(self, folder: Path, *, half: bool = False, replace: bool = False) -> None:
         """Write `config.json` and `model.safetensors` (fp16 when `half`) as a new folder."""
         state = {k: v.half() if half else v for k, v in self.net.state_dict().items()}
-        with new_folder(folder) as aside:
+        with new_folder(folder, replace=replace) as aside:
             write_files(aside, state, self.config)
 
     @classmethod

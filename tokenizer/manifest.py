@@ -159,6 +159,7 @@ def _seal(folder: Path) -> None:
         if part.is_dir():
             _sync_folder(part)
             continue
+        part.chmod(0o644)  # safetensors writes for its owner only; the folder decides who may enter
         with open(part, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             os.fsync(stream.fileno())
