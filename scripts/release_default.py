@@ -37,7 +37,7 @@ def main() -> None:
         card=card,
         replace=True,
     )
-    shutil.copy(HERE / "default" / "NOTICE.md", DEFAULT / "NOTICE.md")
+    shutil.copyfile(HERE / "default" / "NOTICE.md", DEFAULT / "NOTICE.md")
     print(f"{DEFAULT}: {told}")
 
 

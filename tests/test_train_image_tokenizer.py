@@ -4,7 +4,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -106,6 +106,63 @@ def test_it_learns_and_a_kill_changes_nothing(recipe: ImageTokenizerRecipe, tmp_
             assert sample.height >= 2 * 16
     else:
         assert ["judge" in line for line in lines(whole)] == [False] * 2 + [True] * 6
+
+
+def test_a_run_out_of_time_saves_its_state_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole, box = tmp_path / "whole", tmp_path / "box"
+    whole.mkdir()
+    box.mkdir()
+    recipe = replace(RECIPE, steps=3)
+    wanted = run(recipe, batches(recipe), whole, print)
+    said: list[str] = []
+    for _ in range(2):  # a step is made, however late it is
+        assert run(recipe, batches(recipe), box, said.append, deadline=0.0) is None
+    got = run(recipe, batches(recipe), box, said.append, deadline=0.0)
+    assert said == [
+        "time is up after step 1 of 3; go on with --resume",
+        "resumed at step 1",
+        "time is up after step 2 of 3; go on with --resume",
+        "resumed at step 2",
+    ]
+    assert got is not None
+    assert wanted is not None
+    assert lines(box) == lines(whole)
+    weights = wanted.net.state_dict()
+    assert all(torch.equal(got.net.state_dict()[name], weights[name]) for name in weights)
+
+
+def test_in_bf16_the_network_learns_and_the_codes_are_still_exact(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, precision="bf16")
+    run(recipe, batches(recipe), tmp_path, print)
+    losses = [line["loss"] for line in lines(tmp_path)]
+    assert losses[0] > 0.6
+    assert max(losses[-3:]) < 0.45
+    net = VQGAN(SMALL)
+    torch.nn.init.normal_(net.quantize.embedding.weight)
+    z_BEHW = torch.randn(4, 8, 16, 16)
+    wanted = net.quantize.nearest(z_BEHW)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net.quantize.nearest(z_BEHW), wanted)
+        assert net.encoder(torch.zeros(1, 3, 16, 16)).dtype == torch.bfloat16
+        assert net(torch.zeros(1, 3, 16, 16)).codes_BL.shape == (1, 64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_it_learns_the_same(precision: Literal["fp32", "bf16"], tmp_path: Path) -> None:
+    recipe = replace(ADVERSARIAL, precision=precision)
+    folders = {name: tmp_path / name for name in ("cpu", "cuda")}
+    losses: dict[str, list[float]] = {}
+    for name, folder in folders.items():
+        folder.mkdir()
+        pixels = pictures(recipe.model.size)
+        found = Batches(pixels, ["square"] * 20, recipe, torch.device(name))
+        for _ in range(2):  # the second finds the state of the first
+            assert run(recipe, found, folder, print) is not None
+        losses[name] = [line["loss"] for line in lines(folder)]
+    # rounding soon leads to other codes, but not to another quality
+    assert losses["cuda"][0] == pytest.approx(losses["cpu"][0], rel=0.02)
+    assert losses["cuda"][-1] == pytest.approx(losses["cpu"][-1], rel=0.3)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
