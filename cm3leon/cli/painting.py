@@ -1,6 +1,6 @@
 """Commands that end in a picture: generate, edit, infill, reconstruct."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -250,7 +250,7 @@ def _paint(request: Request, paint: "Paint") -> None:
         options.say(f"that was by model {request.like.model}, this is {leon.hash}: it will differ")
     with Progress(request.samples) as progress:
         pictures = paint(leon, request.sampling, progress)
-    numbers: list[int | None] = [*range(1, request.samples + 1)]
+    numbers: Sequence[int | None] = range(1, request.samples + 1)
     if request.keep is not None:
         numbers, pictures = [request.keep], [pictures[request.keep - 1]]
     several = len(pictures) > 1
