@@ -22,7 +22,6 @@ from tokenizer.pixels import (
     encode_png,
     fit,
     open_image,
-    open_mask,
     read_info,
     sheet,
     to_image,
@@ -282,18 +281,6 @@ def test_read_info_of_other_pictures(tmp_path: Path) -> None:
     path.write_bytes(b"no picture")
     with pytest.raises(UserError, match="not a picture"):
         read_info(path)
-
-
-def test_mask_white_and_transparent_are_repainted(tmp_path: Path) -> None:
-    image = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
-    image.paste((255, 255, 255, 255), (0, 0, 4, 4))
-    image.paste((0, 0, 0, 0), (4, 4, 8, 8))
-    path = tmp_path / "mask.png"
-    path.write_bytes(saved(image))
-    wanted_HW = torch.zeros(8, 8, dtype=torch.bool)
-    wanted_HW[:4, :4] = wanted_HW[4:, 4:] = True
-    assert torch.equal(open_mask(path, 8), wanted_HW)
-    assert open_mask(path, 4).shape == (4, 4)
 
 
 def test_sheet() -> None:

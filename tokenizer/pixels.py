@@ -56,15 +56,6 @@ def open_image(source: Path | str | bytes, say: Callable[[str], None] | None = N
     return plain
 
 
-def open_mask(path: Path | str, size: int) -> Tensor:
-    """Read an infilling mask: bool [H, W] of side `size`, True (white) where to repaint.
-
-    Transparent counts as white, so a picture with a hole rubbed out is a mask too.
-    """
-    grey = fit(open_image(path), size).convert("L")
-    return torch.from_numpy(np.array(grey)) > 127
-
-
 def fit(image: Image.Image, size: int) -> Image.Image:
     """Crop the middle square and resize it to `size` x `size`; exact if it has that size."""
     if image.size == (size, size):
