@@ -157,6 +157,7 @@ schedule: {{peak: 8e-3, warmup: 10}}
 mask: {{field: 0.3}}
 steps: 160
 batch: 8
+precision: fp32
 save_every: 20
 validate_every: 80
 sample_every: 80

@@ -20,7 +20,7 @@ from tokenizer.shards import Shards
 from tokenizer.vocabulary import Vocabulary
 from train import config, state
 from train.data import Rows, rows_of_steps
-from train.loop import Job, autocast, micros, new_optimizer, run, train_step
+from train.loop import Job, autocast, in_bf16, micros, new_optimizer, run, train_step
 from train.objective import Ids
 from train.report import read
 
@@ -187,16 +187,24 @@ def test_the_watch_is_asked_in_its_turn_and_at_the_end(make: Make) -> None:
     assert [path.name for path in job.folder.glob("state-*")] == ["state-00000005"]
 
 
-def test_bf16_is_close_and_not_the_way_of_a_cpu(make: Make) -> None:
+def test_bf16_is_close(make: Make) -> None:
     rows = rows_of(make())
     losses = {
         precision: train_step(make(f"precision={precision}"), rows, rate=0.0)["loss"]
-        for precision in ("auto", "fp32", "bf16")
+        for precision in ("fp32", "bf16")
     }
-    assert losses["auto"] == losses["fp32"]
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2)
     assert autocast("bf16", CPU).fast_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("circuits", ["avx512_bf16", "amx_bf16", None])
+def test_auto_is_bf16_on_a_cpu_that_has_circuits_for_it(
+    circuits: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, circuits: True})
+    assert in_bf16("auto", CPU) == (circuits is not None)
+    assert (in_bf16("bf16", CPU), in_bf16("fp32", CPU)) == (True, False)
 
 
 def test_every_weight_is_trained_and_decays(make: Make) -> None:

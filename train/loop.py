@@ -127,9 +127,18 @@ def micro_loss(job: Job, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor)
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """bf16 where it was asked for; `auto` means on a GPU (CPUs without AMX are slower with it)."""
-    half = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+    """The products of a forward pass in bf16 or fp32, whichever `in_bf16` says."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device))
+
+
+def in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether to multiply in bf16; `auto` does where the device has circuits for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def new_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.AdamW:
