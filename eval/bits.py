@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from cm3leon import grammar, likelihood, prompts
 from cm3leon.likelihood import Written
 from cm3leon.model import Decoder
-from eval.figures import Figure, by_kind, kind_of, limited, ratio
+from eval.figures import Figure, by_kind, kind_of, ratio
+from eval.sets import captioned
 from tokenizer.codec import Codec
 from tokenizer.document import Picture
-from tokenizer.errors import UserError
 from tokenizer.shards import Shards
-
-GROUP = 64  # pictures between two words of progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +47,9 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Pair]:
     """Score the captioned pictures of token shards, at most `limit` of each kind."""
-    numbers = captioned(shards, limit)
     pairs: list[Pair] = []
-    for start in range(0, len(numbers), GROUP):
-        group = [shards.picture(number) for number in numbers[start : start + GROUP]]
-        told = [(metadata["captions"][0], Picture(codes)) for metadata, codes in group]
+    for group in captioned(shards, limit, progress):
+        told = [(metadata["captions"][0], picture) for metadata, picture in group]
         images = likelihood.bits(model, [written_picture(codec, *pair) for pair in told])
         captions = likelihood.bits(model, [written_caption(codec, *pair) for pair in told])
         for (metadata, _), image, caption in zip(group, images, captions, strict=True):
@@ -65,22 +61,7 @@ def measure(
                 caption_bits=float(caption.sum()),
             )
             pairs.append(pair)
-        if progress is not None:
-            progress(len(pairs), len(numbers))
     return pairs
-
-
-def captioned(shards: Shards, limit: int | None) -> list[int]:
-    """The numbers of pictures that have a caption, at most `limit` of each kind, evenly spaced.
-
-    Raises UserError where there is none.
-    """
-    pictures = enumerate(shards.every_picture())
-    kinds = {number: kind_of(picture) for number, picture in pictures if picture.get("captions")}
-    if not kinds:
-        raise UserError(f"no picture of {str(shards.folder)!r} has a caption")
-    numbers = list(kinds)
-    return [numbers[place] for place in limited(list(kinds.values()), limit)]
 
 
 def written_picture(codec: Codec, caption: str, picture: Picture) -> Written:

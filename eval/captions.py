@@ -13,14 +13,13 @@ from cm3leon.generate import Request, Streams, generate_batch
 from cm3leon.model import Decoder
 from cm3leon.pipeline import TEXT_LIMIT
 from cm3leon.sampling import Sampling
-from eval.bits import captioned
 from eval.figures import Figure, ratio
+from eval.sets import captioned
 from tokenizer.codec import Codec
 from tokenizer.document import Picture
 from tokenizer.shards import Shards
 
 GREEDY = Sampling(temperature=0.0)
-GROUP = 64  # pictures captioned in one batch
 
 # Hyphens and apostrophes inside belong to a word: "medium-light" does not name "light".
 _WORD = re.compile(r"[^\W_]+(?:[-'\u2019][^\W_]+)*")
@@ -61,17 +60,13 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Said]:
     """Caption the captioned pictures of token shards, at most `limit` of each kind."""
-    numbers = captioned(shards, limit)
     said: list[Said] = []
-    for start in range(0, len(numbers), GROUP):
-        group = [shards.picture(number) for number in numbers[start : start + GROUP]]
-        captions = describe(model, codec, [Picture(codes) for _, codes in group])
+    for group in captioned(shards, limit, progress):
+        captions = describe(model, codec, [picture for _, picture in group])
         for (metadata, _), caption in zip(group, captions, strict=True):
             label = str(metadata.get("label", ""))
             wanted = metadata["captions"][0]
             said.append(Said(id=metadata["id"], label=label, wanted=wanted, caption=caption))
-        if progress is not None:
-            progress(len(said), len(numbers))
     return said
 
 

@@ -9,7 +9,8 @@ import torch
 from cm3leon import prompts
 from cm3leon.likelihood import bits_per_image_token
 from cm3leon.pipeline import CM3Leon
-from eval.bits import Pair, captioned, figures, measure
+from eval.bits import Pair, figures, measure
+from eval.sets import captioned
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
 from tokenizer.shards import Shards, write_shards
@@ -84,7 +85,8 @@ def test_pictures_without_captions_are_passed_over(tmp_path: Path) -> None:
     pictures = [({"id": "a", "captions": []}, [0]), ({"id": "b", "captions": ["bat"]}, [1])]
     told = {"image_tokenizer_hash": "h", "size": 8, "grid": 1, "codes": 2}
     write_shards(tmp_path / "s", pictures, [], **told)
-    assert captioned(Shards.open(tmp_path / "s"), None) == [1]
+    ((found,),) = captioned(Shards.open(tmp_path / "s"), None, None)
+    assert (found[0]["id"], found[1].codes) == ("b", (1,))
     write_shards(tmp_path / "none", pictures[:1], [], **told)
     with pytest.raises(UserError, match=r"no picture of .*none' has a caption"):
-        captioned(Shards.open(tmp_path / "none"), None)
+        list(captioned(Shards.open(tmp_path / "none"), None, None))

@@ -1,20 +1,22 @@
 """WebDataset tars of strangers -> samples: a picture's bytes with its metadata.
 
-On the path: tars -> `read_samples` -> a corpus to train on, or a split to measure on. Tars are read
-member by member and never unpacked; only plain members with the endings below are opened. What is
-damaged or odd is skipped and noted in a `Tally`, so that one bad member in a million neither stops
-a run nor goes unseen.
+On the path: tars -> `read_samples` -> a choice of them -> `decode` -> a corpus to train on, or a
+split to measure on. Tars are read member by member and never unpacked; only plain members with the
+endings below are opened. What is damaged or odd is skipped and noted in a `Tally`, so that one bad
+member in a million neither stops a run nor goes unseen.
 """
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from PIL import Image
+
 from tokenizer.errors import UserError
-from tokenizer.pixels import MAX_BYTES
+from tokenizer.pixels import MAX_BYTES, fit, open_image
 
 Say = Callable[[str], None]
 
@@ -110,6 +112,21 @@ def read_samples(tars: Sequence[Path], tally: Tally) -> Iterator[Sample]:
                 continue
             ids.add(sample.metadata["id"])
             yield sample
+
+
+def decode(
+    samples: Iterable[Sample], size: int, tally: Tally
+) -> Iterator[tuple[dict[str, Any], Image.Image]]:
+    """Metadata and picture, `size` x `size`, of each; damaged ones are noted in `tally` and left
+    out."""
+    for sample in samples:
+        try:
+            image = fit(open_image(sample.picture), size)
+        except UserError as error:
+            tally.skip(sample.name, error)
+            continue
+        tally.pictures += 1
+        yield sample.metadata, image
 
 
 def _groups(tar: Path, tally: Tally) -> Iterator[tuple[str, dict[str, bytes]]]:

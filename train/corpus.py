@@ -28,9 +28,9 @@ from torch import Tensor
 
 from tokenizer import manifest
 from tokenizer.errors import UserError
-from tokenizer.pixels import fit, open_image, to_pixels
+from tokenizer.pixels import to_pixels
 from tokenizer.shards import growing_array, write_shards
-from tokenizer.tars import MAX_TEXT_BYTES, Sample, Tally, read_samples
+from tokenizer.tars import MAX_TEXT_BYTES, Sample, Tally, decode, read_samples
 from train.state import Say
 
 T = TypeVar("T")
@@ -62,14 +62,8 @@ def read_pictures(
 
     With `keep`, of none but those in it. Damaged pictures are skipped and noted in `tally`.
     """
-    for sample in _chosen(tars, exclude, keep, tally):
-        try:
-            image = fit(open_image(sample.picture), size)
-        except UserError as error:
-            tally.skip(sample.name, error)
-            continue
-        tally.pictures += 1
-        yield sample.metadata, np.array(image)
+    for metadata, image in decode(_chosen(tars, exclude, keep, tally), size, tally):
+        yield metadata, np.array(image)
 
 
 def load_pixels(

@@ -75,9 +75,8 @@ def main(
         folder=out,
     )
     state.open_run(out, wanted, resume, FREE)
-    size = sum(p.numel() for p in model.parameters())
     kind = "bf16" if loop.in_bf16(wanted.precision, place) else "fp32"
-    say(f"{size / 1e6:.1f}M parameters on {place}, computing in {kind}")
+    say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {place} in {kind}")
     found = state.load_latest(out, say)
     start = 0
     if found:
