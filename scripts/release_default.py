@@ -2,7 +2,7 @@
 
     python scripts/release_default.py runs/emoji-64/model
 
-Replaces cm3leon/assets/default. How it draws by default (TASKS) was chosen on the validation split;
+Replaces cm3leon/assets/default. How it draws by default (TASKS) was chosen by eye;
 docs/ledger.md says how.
 """
 
@@ -17,8 +17,8 @@ from cm3leon.sampling import Sampling
 HERE = Path(__file__).parent
 DEFAULT = HERE.parent / "cm3leon" / "assets" / "default"
 TASKS = TaskSampling(
-    text_to_image=Sampling(temperature=0.9, top_p=0.95, cfg_scale=3.0),
-    edit=Sampling(temperature=0.7, top_p=0.9, image_scale=1.5, text_scale=3.0),
+    text_to_image=Sampling(temperature=0.5, top_p=0.9, cfg_scale=2.0),
+    edit=Sampling(temperature=0.5, top_p=0.9, image_scale=1.5, text_scale=2.0),
     infill=Sampling(temperature=0.7, top_p=0.9),
 )
 
