@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 from tokenizer.errors import UserError
 from tokenizer.manifest import check_writable, write_file
-from tokenizer.pixels import fit, open_image
-from tokenizer.tars import Sample, Tally, find_tars, read_ids, read_samples
+from tokenizer.tars import Sample, Tally, decode, find_tars, read_ids, read_samples
 from train.corpus import read_edits, read_questions
 from train.data import TONE
 from train.state import Say
@@ -67,7 +66,6 @@ def main(
         wanted -= 1
         data, packed = tar_of(chosen, size, wanted, mode, Tally())
     write_file(out, data)
-    tally.pictures = len(packed)
     tally.tell(say)
     kinds = Counter(str(about.get("kind", "picture")) for about in packed)
     told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
@@ -147,20 +145,15 @@ def tar_of(
     file = io.BytesIO()
     packed: list[dict[str, Any]] = []
     with tarfile.open(fileobj=file, mode=mode) as tar:
-        for sample in samples:
-            try:
-                image = fit(open_image(sample.picture), size)
-            except UserError as error:
-                tally.skip(sample.name, error)
-                continue
+        for metadata, image in decode(samples, size, tally):
             picture = io.BytesIO()
             image.save(picture, "WEBP", quality=quality, method=6)
-            text = json.dumps(sample.metadata, ensure_ascii=False)
+            text = json.dumps(metadata, ensure_ascii=False)
             for ending, data in (("webp", picture.getvalue()), ("json", text.encode())):
                 member = tarfile.TarInfo(f"{len(packed):06d}.{ending}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-            packed.append(sample.metadata)
+            packed.append(metadata)
     return file.getvalue(), packed
 
 
