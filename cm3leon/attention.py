@@ -1,7 +1,8 @@
 """Attention and the cache of keys and values: what model.py stands on.
 
-Two faces only. `attend` is plain PyTorch and runs everywhere; `attention_xformers.attend` has the
-same face and `best_attention` picks one of them, once and aloud. `KVCache` keeps what decoding has
+One face. `attend` is plain PyTorch and runs everywhere; `attention_xformers.attend` has the same
+face and `best_attention` picks one of them, once and aloud; `attend_by_products`, of the same face
+too, is what training on a CPU takes. `KVCache` keeps what decoding has
 already seen, with a length of its own for each row, so that prompts of different lengths advance
 together in one batch.
 
@@ -45,6 +46,22 @@ def attend(
             q_BNLH, k_BNSH, v_BNSH, attn_mask=mask_BLS.unsqueeze(1)
         )
     return out_BNLH.transpose(1, 2)
+
+
+def attend_by_products(
+    q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, mask_BLS: Tensor | None = None
+) -> Tensor:
+    """Attention as two products and a softmax. On a CPU its backward pass is several times as fast
+    as that of PyTorch's own kernel for rows of a hundred tokens; it keeps all scores in memory."""
+    q_BNLH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in (q_BLNH, k_BSNH, v_BSNH))
+    if mask_BLS is None:
+        length = q_BNLH.shape[2]
+        assert length == k_BNSH.shape[2], "causal attention needs as many keys as queries"
+        mask_BLS = torch.ones(1, length, length, dtype=torch.bool, device=q_BNLH.device).tril()
+    scores_BNLS = (q_BNLH @ k_BNSH.transpose(2, 3)) * q_BNLH.shape[3] ** -0.5
+    scores_BNLS = scores_BNLS.masked_fill(~mask_BLS.unsqueeze(1), -torch.inf)
+    shares_BNLS = scores_BNLS.softmax(-1, dtype=torch.float32).to(v_BNSH.dtype)
+    return (shares_BNLS @ v_BNSH).transpose(1, 2)
 
 
 class KVCache:

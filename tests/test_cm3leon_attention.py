@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from cm3leon.attention import attend, best_attention
+from cm3leon.attention import Attention, attend, attend_by_products, best_attention
 from cm3leon.model import Decoder, sized
 from tokenizer.errors import UserError
 
@@ -37,14 +37,19 @@ def by_hand(
     return torch.einsum("bnls,bsnh->blnh", scores_BNLS.softmax(-1), v_BSNH)
 
 
-def test_causal_attention_agrees_with_the_formula() -> None:
+PLAIN = pytest.mark.parametrize("attend", [attend, attend_by_products])
+
+
+@PLAIN
+def test_causal_attention_agrees_with_the_formula(attend: Attention) -> None:
     q_BLNH, k_BSNH, v_BSNH = queries_keys_values(7, 7)
     mask_BLS = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 7, 7)
     expected = by_hand(q_BLNH, k_BSNH, v_BSNH, mask_BLS)
     torch.testing.assert_close(attend(q_BLNH, k_BSNH, v_BSNH), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_masked_attention_agrees_with_the_formula() -> None:
+@PLAIN
+def test_masked_attention_agrees_with_the_formula(attend: Attention) -> None:
     q_BLNH, k_BSNH, v_BSNH = queries_keys_values(9, 2)
     mask_BLS = torch.arange(9) <= torch.tensor([[3, 4], [7, 8]]).unsqueeze(2)
     torch.testing.assert_close(

@@ -20,8 +20,9 @@ from tokenizer.shards import Shards
 from tokenizer.vocabulary import Vocabulary
 from train import config, state
 from train.data import Rows, rows_of_steps
-from train.loop import Job, autocast, in_bf16, micros, new_optimizer, run, train_step
+from train.loop import Job, autocast, in_bf16, micros, run, train_step
 from train.objective import Ids
+from train.optimizer import new_optimizer
 from train.report import read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -214,20 +215,41 @@ def test_every_weight_is_trained_and_decays(make: Make) -> None:
     assert (group["weight_decay"], group["betas"]) == (0.5, (0.9, 0.95))
 
 
+def test_muon_moves_the_matrices_of_blocks_and_adamw_all_else(make: Make) -> None:
+    job = make("optimizer.matrices=muon", "optimizer.weight_decay=0")
+    before = {name: weight.clone() for name, weight in job.model.state_dict().items()}
+    train_step(job, rows_of(job), rate=1e-3)
+    names = dict(job.model.named_parameters())
+    inside = {name for name in names if name.startswith("blocks.")}
+    assert 0 < len(inside) < len(names)
+    for name, weight in names.items():
+        moved = (weight.detach() - before[name]).double()
+        kept = job.optimizer.state[weight]
+        if name in inside:
+            assert kept.keys() == {"momentum_buffer"}
+            # orthogonal, but for directions that few rows move: singular values are all alike
+            values = torch.linalg.svdvals(moved) / (0.2 * math.sqrt(max(moved.shape)) * 1e-3)
+            assert 0.6 < values[len(values) // 4].item() <= values[0].item() < 1.3
+        else:
+            assert kept.keys() == {"step", "exp_avg", "exp_avg_sq"}
+
+
 def weights(job: Job) -> list[torch.Tensor]:
     return [weight.detach() for weight in job.model.parameters()]
 
 
+@pytest.mark.parametrize("matrices", ["adamw", "muon"])
 def test_a_run_out_of_time_saves_its_state_and_goes_on_to_the_same_end(
-    make: Make, tmp_path: Path
+    make: Make, tmp_path: Path, matrices: str
 ) -> None:
-    whole, box = replace(make("steps=3"), folder=tmp_path / "a"), make("steps=3")
+    changes = ("steps=3", f"optimizer.matrices={matrices}")
+    whole, box = replace(make(*changes), folder=tmp_path / "a"), make(*changes)
     whole.folder.mkdir()
     assert run(whole, 0) == 3
     assert run(box, 0, deadline=0.0) == 1  # a step is made, however late it is
     assert [path.name for path in tmp_path.glob("state-*")] == ["state-00000001"]
     for done in (2, 3):
-        later = make("steps=3")
+        later = make(*changes)
         found = state.load_latest(tmp_path, print)
         assert found is not None
         state.unpack(found[1], later.model, later.optimizer)

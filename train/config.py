@@ -51,8 +51,12 @@ class RowsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW. The paper is silent beyond the rate: the rest is OPT's launcher (facts 4.4)."""
+    """AdamW. The paper is silent beyond the rate: the rest is OPT's launcher (facts 4.4).
 
+    `matrices` says what moves those of the decoder's blocks; Muon's momentum is betas[1].
+    """
+
+    matrices: Literal["adamw", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1

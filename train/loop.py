@@ -19,7 +19,7 @@ from cm3leon.model import Decoder
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import Vocabulary
 from train import state
-from train.config import OptimizerConfig, Precision, PretrainRecipe
+from train.config import Precision, PretrainRecipe
 from train.data import Rows, micro_batches, rows_of_steps
 from train.objective import KINDS, Ids, Loss, masked_cross_entropy, targets_and_weights
 from train.report import Report
@@ -139,14 +139,3 @@ def in_bf16(precision: Precision, device: torch.device) -> bool:
         can = torch.cpu.get_capabilities()
         return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def new_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over every weight; the decoder has matrices only, so all of them decay."""
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=0.0,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )

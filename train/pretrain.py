@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from cm3leon import checkpoint, prompts
+from cm3leon.attention import attend, attend_by_products
 from cm3leon.likelihood import bits_per_image_token, bits_per_text_token
 from cm3leon.model import Decoder, ModelConfig
 from cm3leon.pipeline import CM3Leon, pick_device
@@ -27,6 +28,7 @@ from tokenizer.vocabulary import Vocabulary
 from train import config, loop, state
 from train.config import PretrainRecipe
 from train.data import Rows
+from train.optimizer import new_optimizer
 from train.state import Say
 
 HELD_OUT = 256  # most pictures of the validation shards that a run looks at
@@ -63,11 +65,11 @@ def main(
     model = Decoder(wanted.model)
     if init is not None and not state.states(out):  # a state is further than where it started
         start_from(model, init, codec, image_tokenizer, say)
-    model.to(place)
+    model.to(place).attend = attend_by_products if place.type == "cpu" else attend
     job = loop.Job(
         recipe=wanted,
         model=model,
-        optimizer=loop.new_optimizer(model, wanted.optimizer),
+        optimizer=new_optimizer(model, wanted.optimizer),
         rows=Rows(shards, codec, wanted.rows, wanted.mask, wanted.seed),
         vocabulary=vocabulary,
         device=place,
