@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     given = parser.parse_args()
     leon = CM3Leon.from_pretrained(given.model)
-    shards = Shards.open(given.shards, leon.image_tokenizer.hash)
+    shards = Shards.open(given.shards, leon.image_tokenizer.hash, leon.codec.text.hash)
     edits = evenly(shards.numbers("edit").tolist(), given.limit)
     print(f"model {leon.hash}, {len(edits)} edits, {leon.sampling.edit}")
     for form in get_args(prompts.StreamForm):

@@ -152,9 +152,9 @@ image_tokenizer: {model}/image_tokenizer
 text_tokenizer: {model}/tokenizer.model
 model: {{context: 128, layers: 2, width: 64, heads: 2, init_std: 0.02}}
 rows:
-  forms: {{pair: 0.5, edit: 0.25, question: 0.25}}
+  forms: {{pair: 0.4, edit: 0.25, question: 0.35}}
 schedule: {{peak: 8e-3, warmup: 10}}
-mask: {{field: 0.3}}
+mask: {{field: 0.4}}
 steps: 160
 batch: 8
 precision: fp32

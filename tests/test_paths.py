@@ -115,7 +115,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for split in ("train", "val"):
         given = (
             "--edits", made["edits.jsonl"], "--questions", made["questions.jsonl"],
-            "--exclude", made["held-out.txt"],
+            "--exclude", made["held-out.txt"], "--text-tokenizer", made["t.model"],
         )  # fmt: skip
         tars, folder = made[f"{split}-*.tar"], made[f"shards-{split}"]
         assert cm3leon("data", "encode", tars, "--tokenizer", said, "--out", folder, *given)

@@ -61,6 +61,16 @@ def test_another_image_tokenizer_is_refused(tmp_path: Path) -> None:
         Shards.open(tmp_path / "shards", "ffff")
 
 
+def test_another_text_tokenizer_is_refused_where_there_was_one(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"image_tokenizer_hash": "ab12", "size": 8, "grid": 2, "codes": 10}
+    write_shards(tmp_path / "bound", PICTURES, DOCUMENTS, text_tokenizer_hash="cd34", **about)
+    with pytest.raises(UserError, match="made for text tokenizer cd34, but this one is ffff"):
+        Shards.open(tmp_path / "bound", "ab12", "ffff")
+    assert Shards.open(tmp_path / "bound", "ab12", "cd34").text_tokenizer == "cd34"
+    write(tmp_path / "free")
+    assert Shards.open(tmp_path / "free", "ab12", "ffff").text_tokenizer is None
+
+
 @pytest.mark.parametrize("part", ["codes.npy", "pictures.jsonl", "documents.offsets.npy"])
 def test_a_part_cut_short_is_named(tmp_path: Path, part: str) -> None:
     write(tmp_path / "shards")

@@ -115,11 +115,17 @@ class Shards:
     codes_PN: NDArray[np.uint16]
 
     @classmethod
-    def open(cls, folder: Path | str, image_tokenizer_hash: str | None = None) -> Self:
+    def open(
+        cls,
+        folder: Path | str,
+        image_tokenizer_hash: str | None = None,
+        text_tokenizer_hash: str | None = None,
+    ) -> Self:
         """Open a folder and check that its parts are whole (sizes; `verify` also reads them).
 
         Raises UserError where it is no such folder, where a part is missing or cut, or where it
-        was made with another image tokenizer than `image_tokenizer_hash`.
+        was made with other tokenizers than those of the hashes. Texts are kept as texts: a folder
+        that was bound to no text tokenizer goes with any.
         """
         folder = Path(folder)
         manifest.verify(folder, hashes=False)
@@ -129,6 +135,12 @@ class Shards:
             raise UserError(
                 f"{str(folder)!r} was made with image tokenizer {made_with[:12]}, but this one is "
                 f"{str(image_tokenizer_hash)[:12]}; encode the pictures again with this one"
+            )
+        bound_to = index["text_tokenizer"]
+        if text_tokenizer_hash is not None and bound_to not in (None, text_tokenizer_hash):
+            raise UserError(
+                f"{str(folder)!r} was made for text tokenizer {bound_to[:12]}, but this one is "
+                f"{text_tokenizer_hash[:12]}; name that one, or encode the corpus again for this"
             )
         codes_PN = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
         shape = (index["counts"]["pictures"], index["grid"] ** 2)

@@ -5,6 +5,7 @@ from pathlib import Path
 from cm3leon.pipeline import pick_device
 from tokenizer.image import ImageTokenizer
 from tokenizer.tars import find_tars, read_ids
+from tokenizer.text import TextTokenizer
 from train.corpus import encode_corpus
 from train.state import Say
 
@@ -18,11 +19,13 @@ def main(
     questions: Path | None = None,
     exclude: Path | None = None,
     keep: Path | None = None,
+    text_tokenizer: Path | None = None,
     device: str = "auto",
     say: Say,
 ) -> Path:
     """Encode every picture once and write the folder `out`; `exclude` and `keep` are files with
-    one picture id a line. Returns `out`."""
+    one picture id a line. Shards made for a `text_tokenizer` are refused with others.
+    Returns `out`."""
     place = pick_device(device)
     counts = encode_corpus(
         find_tars(tars),
@@ -34,6 +37,7 @@ def main(
         say=say,
         keep=read_ids(keep) if keep else None,
         device=place,
+        text_tokenizer_hash=TextTokenizer.load(text_tokenizer).hash if text_tokenizer else None,
     )
     say(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return out

@@ -59,7 +59,7 @@ def main(
     text_tokenizer = TextTokenizer.load(Path(named.text_tokenizer))
     vocabulary = Vocabulary(image_codes=image_tokenizer.codes, text_pieces=text_tokenizer.pieces)
     wanted = config.with_vocabulary(named, vocabulary.size)
-    shards = Shards.open(wanted.shards, image_tokenizer.hash)
+    shards = Shards.open(wanted.shards, image_tokenizer.hash, text_tokenizer.hash)
     codec = Codec(vocabulary, text_tokenizer, image_tokenizer.picture_codes, wanted.model.context)
     torch.manual_seed(wanted.seed)
     model = Decoder(wanted.model)
@@ -132,7 +132,7 @@ class Watch:
         self.texts: list[list[int]] = []  # ids of that caption
         self.around: list[tuple[int, ...]] = []  # ids that it follows: the picture
         if recipe.validation is not None:
-            self.hold_out(Shards.open(recipe.validation, image_tokenizer.hash))
+            self.hold_out(Shards.open(recipe.validation, image_tokenizer.hash, codec.text.hash))
             if not self.texts:
                 raise UserError(
                     f"validation: {recipe.validation} has no picture with a caption that fits"

@@ -106,7 +106,7 @@ def bits(
     Shards.open(shards)  # cheap, before the weights
     _check_lines(out)
     leon = _open_model(model, device, threads)
-    tokens = Shards.open(shards, leon.image_tokenizer.hash)
+    tokens = Shards.open(shards, leon.image_tokenizer.hash, leon.codec.text.hash)
     pairs = measure(leon.model, leon.codec, tokens, limit=limit, progress=_steps("bits"))
     _write_lines(out, map(dataclasses.asdict, pairs))
     rows = figures(pairs, tokens.grid**2)
@@ -139,7 +139,7 @@ def captions(
     Shards.open(shards)  # cheap, before the weights
     _check_lines(out)
     leon = _open_model(model, device, threads)
-    tokens = Shards.open(shards, leon.image_tokenizer.hash)
+    tokens = Shards.open(shards, leon.image_tokenizer.hash, leon.codec.text.hash)
     said = measure(leon.model, leon.codec, tokens, limit=limit, progress=_steps("captions"))
     _write_lines(out, map(dataclasses.asdict, said))
     rows = figures(said)

@@ -110,6 +110,9 @@ def encode(
     questions: Annotated[Path | None, typer.Option(help="JSON lines of questions.")] = None,
     exclude: IdList = None,
     keep: IdList = None,
+    text_tokenizer: Annotated[
+        Path | None, typer.Option(help="A .model file: the shards then go with no other.")
+    ] = None,
     device: options.Device = "auto",
 ) -> None:
     """Turn pictures into token shards."""
@@ -124,6 +127,7 @@ def encode(
             questions=questions,
             exclude=exclude,
             keep=keep,
+            text_tokenizer=text_tokenizer,
             device=device,
             say=options.say,
         )
