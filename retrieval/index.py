@@ -1,0 +1,183 @@
+"""Vectors of length 1 and the nearest of them, through FAISS; the only file that imports it.
+
+Below memory (which keeps one index a segment), above nothing. Few vectors are searched exactly;
+many go into an index that fits a budget of memory, and what it finds is scored again with the
+exact vectors, which stay on disk.
+"""
+
+# Shapes: D = vectors, Q = queries, E = width of a vector, K = found for each query
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenizer.errors import UserError
+
+EXACT_UP_TO = 50_000  # vectors; up to it an exact search takes some milliseconds
+TRAINED_ON = 200_000  # most vectors that the lists and quantisers of an index are trained on
+ROTATIONS = 10  # rounds in which a product code's rotation is learnt, in place of FAISS's 50
+AGAIN = 8  # times as many as asked for are found, and scored again
+PROBED = 32  # lists looked into; and the breadth of a search through a graph, times 4
+LINKS = 32  # of a vector in a graph
+POINTER = 8  # bytes of a vector's number in a list
+
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What kind of index: FAISS's factory string, or None for an exact search of the vectors."""
+
+    factory: str | None
+    bytes_per_vector: float  # in memory while it is searched
+
+    @property
+    def name(self) -> str:
+        return self.factory or "exact"
+
+
+def plan(count: int, dimension: int, budget: int | None = None) -> Plan:
+    """The best kind of index for `count` vectors in `budget` bytes of memory (None: no limit).
+
+    From the exact to the smallest: a graph, lists of whole vectors, of bytes, of product codes.
+    Raises UserError where not even the smallest fits.
+    """
+    for found in _plans(count, dimension):
+        if budget is None or count * found.bytes_per_vector <= budget:
+            return found
+    least = math.ceil(count * list(_plans(count, dimension))[-1].bytes_per_vector)
+    raise UserError(
+        f"{count:,} vectors of {dimension} numbers need at least {least:,} bytes of memory, the "
+        f"budget is {budget:,}; raise it, or index fewer"
+    )
+
+
+def _plans(count: int, dimension: int) -> Iterator[Plan]:
+    whole = 4.0 * dimension
+    if count <= EXACT_UP_TO:
+        yield Plan(factory=None, bytes_per_vector=whole)
+    else:
+        links = 4.0 * (2 * LINKS + 2)
+        yield Plan(factory=f"HNSW{LINKS},Flat", bytes_per_vector=whole + links)
+    # 39 vectors a list are what FAISS wants to train one on
+    lists = max(1, min(2 ** round(math.log2(4 * math.sqrt(count))), count // 39))
+    centres = lists * whole / count
+    if count > EXACT_UP_TO:
+        yield Plan(factory=f"IVF{lists},Flat", bytes_per_vector=whole + POINTER + centres)
+    yield Plan(factory=f"IVF{lists},SQ8", bytes_per_vector=dimension + POINTER + centres)
+    rotation = 4.0 * dimension**2 / count
+    for share in (4, 8, 16):
+        parts = dimension // share
+        if parts and dimension % parts == 0 and count >= 256 * 39:  # a codebook has 256 entries
+            factory = f"OPQ{parts},IVF{lists},PQ{parts}"
+            tables = 4.0 * 256 * dimension / count
+            size = parts + POINTER + centres + rotation + tables
+            yield Plan(factory=factory, bytes_per_vector=size)
+
+
+def faiss() -> Any:
+    """The library. Raises UserError where it is not installed, with what to install."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            "retrieval needs FAISS, which is not installed; pip install 'cm3leon[retrieval]', or "
+            "'cm3leon[gpu]' where there is a GPU"
+        ) from error
+    return faiss
+
+
+def search_exactly(vectors_DE: Vectors, queries_QE: Vectors, most: int) -> tuple[Vectors, Rows]:
+    """Scores and rows of the `most` vectors with the greatest inner products, best first."""
+    most = min(most, len(vectors_DE))
+    library = faiss()
+    found: tuple[Vectors, Rows] = library.knn(
+        queries_QE, vectors_DE, most, metric=library.METRIC_INNER_PRODUCT
+    )
+    return found
+
+
+class Index:
+    """Vectors with something to find them by. `vectors_DE` may be mapped from a file."""
+
+    def __init__(self, vectors_DE: Vectors, built: Any = None) -> None:
+        assert vectors_DE.ndim == 2
+        self.vectors_DE, self.built = vectors_DE, built
+
+    @classmethod
+    def build(cls, vectors_DE: Vectors, kind: Plan, seed: int = 0) -> "Index":
+        """Train and fill an index of a kind; an exact one is the vectors themselves."""
+        if kind.factory is None:
+            return cls(vectors_DE)
+        library = faiss()
+        built = library.index_factory(
+            vectors_DE.shape[1], kind.factory, library.METRIC_INNER_PRODUCT
+        )
+        if not built.is_trained:
+            if kind.factory.startswith("OPQ"):
+                library.downcast_VectorTransform(built.chain.at(0)).niter = ROTATIONS
+            rng = np.random.default_rng(seed)
+            count = min(len(vectors_DE), TRAINED_ON)
+            chosen = np.sort(rng.choice(len(vectors_DE), count, replace=False))
+            built.train(np.ascontiguousarray(vectors_DE[chosen]))
+        for start in range(0, len(vectors_DE), TRAINED_ON):
+            built.add(np.ascontiguousarray(vectors_DE[start : start + TRAINED_ON]))
+        return cls(vectors_DE, built)
+
+    def save(self, path: Path) -> None:
+        """Write what was built; an exact index has nothing beside its vectors."""
+        assert self.built is not None
+        faiss().write_index(self.built, str(path))
+
+    @classmethod
+    def open(cls, path: Path, vectors_DE: Vectors) -> "Index":
+        """Read an index of these vectors, mapped where FAISS can. FAISS trusts its files: whoever
+        calls has compared this one's hash. Raises UserError where it does not fit."""
+        library = faiss()
+        try:
+            built = library.read_index(str(path), library.IO_FLAG_MMAP)
+        except RuntimeError as error:
+            raise UserError(f"{path}: FAISS cannot read it; build the memory again") from error
+        if (built.ntotal, built.d) != vectors_DE.shape:
+            raise UserError(
+                f"{path}: an index of {built.ntotal} vectors of {built.d} numbers, but "
+                f"{vectors_DE.shape} lie beside it; build the memory again"
+            )
+        return cls(vectors_DE, built)
+
+    def search(self, queries_QE: Vectors, most: int) -> tuple[Vectors, Rows]:
+        """Scores and rows, best first, of up to `most` for each query; a row of -1 is none."""
+        if self.built is None:
+            return search_exactly(self.vectors_DE, queries_QE, most)
+        library = faiss()
+        more = min(AGAIN * most, len(self.vectors_DE))
+        parameters = library.ParameterSpace()
+        if "HNSW" in type(self.built).__name__:
+            parameters.set_index_parameter(self.built, "efSearch", max(4 * PROBED, more))
+        else:
+            parameters.set_index_parameter(self.built, "nprobe", PROBED)
+        _, rows_QM = self.built.search(queries_QE, more)
+        return score_again(self.vectors_DE, queries_QE, rows_QM, min(most, more))
+
+
+def score_again(
+    vectors_DE: Vectors, queries_QE: Vectors, rows_QM: Rows, most: int
+) -> tuple[Vectors, Rows]:
+    """The best `most` of the rows found for each query by their exact inner products."""
+    scores_QM = np.einsum("qe,qme->qm", queries_QE, vectors_DE[np.maximum(rows_QM, 0)])
+    scores_QM[rows_QM < 0] = -np.inf
+    order_QK = np.argsort(-scores_QM, axis=1, kind="stable")[:, :most]
+    scores_QK = np.take_along_axis(scores_QM, order_QK, 1).astype(np.float32)
+    return scores_QK, np.take_along_axis(rows_QM, order_QK, 1)
+
+
+def recall(exact_QK: Rows, found_QK: Rows, most: int) -> float:
+    """The share of the `most` truly nearest that were among the `most` found."""
+    pairs = zip(exact_QK[:, :most].tolist(), found_QK[:, :most].tolist(), strict=True)
+    return sum(len(set(true) & set(found)) for true, found in pairs) / (most * len(exact_QK))
