@@ -81,7 +81,7 @@ def choose(pictures: Iterable[Table], edits: Iterable[Table], exclude: Set[str])
     are not drawn (nor as the source of an edit), nor what touches a picture in `exclude`.
     """
     kept = {picture["id"]: picture for picture in pictures if picture["id"] not in exclude}
-    plain = {name: picture for name, picture in kept.items() if _is_plain(picture)}
+    plain = {name: picture for name, picture in kept.items() if is_plain(picture)}
     inside = [edit for edit in edits if edit["source"] in plain and edit["target"] in kept]
     return Chosen(pictures=_choose_pictures(plain), edits=_choose_edits(inside, plain))
 
@@ -147,7 +147,8 @@ def write(
     return paths
 
 
-def _is_plain(picture: Table) -> bool:
+def is_plain(picture: Table) -> bool:
+    """Whether a picture is an emoji, but no flag, no keycap and no skin-tone variant."""
     if picture["kind"] != "emoji":
         return False
     toned = any(tone in picture["codepoint"] for tone in TONES)

@@ -158,10 +158,11 @@ class Memory:
         return self.segments[place.segment].document(place.row)
 
     def document(self, document_id: str) -> Document:
-        """The Document to put in front of a prompt: its first caption and its picture."""
+        """The Document to put in front of a prompt: its first caption and its picture, as a pair
+        of training is worded."""
         metadata, codes = self.row(document_id)
         captions: list[str] = metadata.get("captions") or []
-        return (*(Field(caption) for caption in captions[:1]), Picture(tuple(codes)))
+        return (*(Field(f" {caption}") for caption in captions[:1]), Picture(tuple(codes)))
 
     def search(self, queries_QE: Vectors, most: int) -> list[list[Candidate]]:
         """For each query up to `most` documents with the best scores, best first."""

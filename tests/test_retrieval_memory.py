@@ -59,7 +59,7 @@ def told(found: list[Candidate]) -> list[tuple[str, float]]:
 def test_what_was_added_is_found_and_told(memory: Memory) -> None:
     assert (memory.count, ids(memory)) == (4, {"fox", "owl", "cat", "hen"})
     assert memory.row("hen") == (row("hen")[0], tuple(row("hen")[1]))
-    assert memory.document("hen") == (Field("a hen"), Picture(tuple(row("hen")[1])))
+    assert memory.document("hen") == (Field(" a hen"), Picture(tuple(row("hen")[1])))
     assert memory.find("bat") is None
     with pytest.raises(UserError, match="has no document 'bat'"):
         memory.document("bat")
