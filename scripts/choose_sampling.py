@@ -3,10 +3,10 @@
     PYTHONPATH=. python scripts/choose_sampling.py MODEL SHARDS mobilenet_v2.safetensors \\
         --skip docs/sheets/prompts.json
 
-Emoji of token shards, evenly spaced (no flags, keycaps, tone variants; none that stands on the sheet
-to skip), are painted from their first caption at one seed. A painted picture is a hit where, among
-the real pictures of its style as the codebook gives them back, the nearest one (cosine of pooled
-MobileNetV2 features) is of the family that was asked for. Prints hits at 1 and 5 for each setting.
+Emoji of token shards, evenly spaced (no flags, keycaps, tone variants; none of the sheet to skip),
+are painted from their first caption at one seed. A painted picture is a hit where, among the real
+pictures of its style as the codebook gives them back, the nearest one (cosine of pooled MobileNetV2
+features) is of the family that was asked for. Prints hits at 1 and at 5 for each setting.
 """
 
 # Shapes: P = real pictures of a style, B = painted pictures, F = features
