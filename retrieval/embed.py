@@ -22,6 +22,7 @@ from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash
 
 BATCH = 64
+PLAIN = ["*.json", "*.txt", "*.safetensors"]  # what is fetched of a model: no pickles
 T = TypeVar("T")
 
 
@@ -84,7 +85,7 @@ class ClipEmbedder:
         Raises UserError where transformers is missing, or the folder is not of a CLIP.
         """
         try:
-            from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+            from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
         except ImportError as error:
             raise UserError(
                 "CLIP needs transformers, which is not installed; pip install 'cm3leon[retrieval]'"
@@ -92,8 +93,8 @@ class ClipEmbedder:
         folder = _folder(source)
         try:
             local: dict[str, Any] = {"local_files_only": True}
-            model = CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
-            tokenizer = CLIPTokenizerFast.from_pretrained(folder, **local)
+            model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
+            tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
             processor = CLIPImageProcessor.from_pretrained(folder, **local)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -140,9 +141,7 @@ def _folder(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(source.removeprefix("hf:"), ignore_patterns=["*.bin", "*.h5"])
-        )
+        return Path(snapshot_download(source.removeprefix("hf:"), allow_patterns=PLAIN))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

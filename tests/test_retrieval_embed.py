@@ -62,7 +62,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     transformers.CLIPModel(config).save_pretrained(folder)
-    transformers.CLIPTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
     side = {"height": 16, "width": 16}
     transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=side).save_pretrained(
         folder
