@@ -209,6 +209,12 @@ class Memory:
             _confirm(self.folder, replace(self.contents, segments=entries))
         return type(self).open(self.folder)
 
+    def with_near(self, near: float) -> Self:
+        """The memory with another threshold of near copies."""
+        with _changing(self):
+            _confirm(self.folder, replace(self.contents, near=near))
+        return type(self).open(self.folder)
+
     @cached_property
     def _removed(self) -> list[frozenset[int]]:
         return [frozenset(one.removed) for one in self.contents.segments]

@@ -1,0 +1,159 @@
+"""The commands of memories, from tars to what is found, through the real command line."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from cm3leon.cli import main
+from cm3leon.pipeline import CM3Leon
+from retrieval.encoder import DualEncoder, EncoderConfig, SmallEmbedder
+from tokenizer.pixels import open_image
+from tokenizer.tars import Tally, find_tars, read_samples
+from tokenizer.text import TextTokenizer
+
+Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    text = TextTokenizer.train(["a red fox", "an owl, a fox and a bat"], 270)
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        pieces=270, dimension=8, size=32, longest=12, width=16, layers=1, heads=2
+    )
+    folder = tmp_path_factory.mktemp("encoder") / "encoder"
+    SmallEmbedder(DualEncoder(config), text).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def about(encoder_folder: Path, tiny_folder: Path) -> list[str]:
+    return ["--encoder", str(encoder_folder), "--model", str(tiny_folder)]
+
+
+@pytest.fixture(scope="module")
+def memory(about: list[str], corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("memory") / "memory"
+    assert (
+        main(["index", "build", str(corpus_folder / "t*.tar"), "--out", str(folder), *about]) == 0
+    )
+    return folder
+
+
+def ids(corpus_folder: Path) -> list[str]:
+    return [s.metadata["id"] for s in read_samples(find_tars(corpus_folder, "t"), Tally())]
+
+
+def run(capsys: Capture, *argv: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = main(list(argv))
+    return status, *capsys.readouterr()
+
+
+def test_a_memory_is_built_and_told_of(memory: Path, corpus_folder: Path, capsys: Capture) -> None:
+    status, out, _ = run(capsys, "index", "info", str(memory), "--json")
+    assert status == 0
+    table = json.loads(out)
+    assert table["documents"] == len(ids(corpus_folder))
+    assert table["encoder"].startswith("small-")
+    assert 0 < table["near"] <= 1
+    status, out, _ = run(capsys, "index", "verify", str(memory))
+    assert (status, out.split()[0]) == (0, str(len(ids(corpus_folder))))
+
+
+def test_a_build_given_again_adds_nothing(
+    memory: Path, about: list[str], corpus_folder: Path, capsys: Capture
+) -> None:
+    words = ["index", "build", str(corpus_folder / "t*.tar"), "--out", str(memory), *about]
+    status, out, err = run(capsys, *words)
+    assert (status, out) == (0, f"{len(ids(corpus_folder))} documents\n")
+    assert ": 0 documents, " in err
+
+
+def test_a_memory_is_searched_by_words_picture_or_both(
+    memory: Path, about: list[str], corpus_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    sample = next(iter(read_samples(find_tars(corpus_folder, "t"), Tally())))
+    picture = tmp_path / "query.png"
+    open_image(sample.picture).save(picture)
+    for words in (["a fox"], ["--image", str(picture)], ["a fox", "--image", str(picture)]):
+        status, out, _ = run(capsys, "index", "search", str(memory), *words, *about, "--json")
+        assert status == 0
+        found = json.loads(out)["found"]
+        assert len(found) == min(10, len(ids(corpus_folder)))
+        scores = [row["score"] for row in found]
+        assert scores == sorted(scores, reverse=True)
+        assert {row["id"] for row in found} <= set(ids(corpus_folder))
+    sheet = tmp_path / "sheet.png"
+    words = ["index", "search", str(memory), "a fox", *about, "-n", "2", "--sheet", str(sheet)]
+    status, out, _ = run(capsys, *words)
+    assert (status, len(out.splitlines())) == (0, 2)
+    assert open_image(sheet).width > 200
+
+
+def test_documents_are_removed_and_added_again(
+    tmp_path: Path, about: list[str], corpus_folder: Path, capsys: Capture
+) -> None:
+    folder, names = str(tmp_path / "memory"), ids(corpus_folder)
+    tars = str(corpus_folder / "t*.tar")
+    assert run(capsys, "index", "build", tars, "--out", folder, *about)[0] == 0
+    status, out, _ = run(capsys, "index", "remove", folder, names[0])
+    assert (status, out) == (0, f"{len(names) - 1} documents\n")
+    status, out, _ = run(capsys, "index", "compact", folder, "--memory-budget", "1MB")
+    assert (status, out) == (0, f"{len(names) - 1} documents, exact\n")
+    assert run(capsys, "index", "add", folder, tars, *about)[:2] == (0, f"{len(names)} documents\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        ("search {memory} {about}", 2, "give words, or --image"),
+        ("search {memory} a --encoder {empty}", 1, "it has no config.json"),
+        ("search {empty} a {about}", 1, "there is no memory at"),
+        ("info {empty}", 1, "there is no memory at"),
+        ("remove {memory} nobody", 1, "has no document 'nobody'"),
+        ("compact {memory} --memory-budget lots", 2, "'lots' is no size"),
+        ("compact {memory} --memory-budget 0.01KB", 1, "need at least"),
+        ("build {empty}/none-*.tar --out {empty}/m {about}", 1, "no tar is found"),
+        ("build {empty}/bad.tar --out {empty}/m {about}", 1, "documents; a memory needs two"),
+        ("build {empty}/bad.tar --out {empty} {about}", 1, "holds other things"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    memory: Path, about: list[str], tmp_path: Path, capsys: Capture,
+    words: str, status: int, complaint: str,
+) -> None:  # fmt: skip
+    with tarfile.open(tmp_path / "bad.tar", "w"):
+        pass
+    places = {"memory": str(memory), "empty": str(tmp_path), "about": " ".join(about)}
+    found, out, err = run(capsys, "index", *words.format(**places).split())
+    assert (found, out) == (status, "")
+    assert complaint in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_memory_of_another_encoder_is_refused(
+    memory: Path, tiny_folder: Path, encoder_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    embedder = SmallEmbedder.load(encoder_folder)
+    embedder.save(tmp_path / "other", card="another")
+    words = ["index", "search", str(memory), "a", "--encoder", str(tmp_path / "other")]
+    status, _, err = run(capsys, *words)
+    assert status == 1
+    assert "was made by the encoder small-" in err
+
+
+def test_codes_of_the_memory_are_those_of_the_model(
+    memory: Path, tiny: CM3Leon, corpus_folder: Path
+) -> None:
+    from retrieval.memory import Memory
+
+    bank = Memory.open(memory)
+    sample = next(iter(read_samples(find_tars(corpus_folder, "t"), Tally())))
+    metadata, codes = bank.row(sample.metadata["id"])
+    assert tuple(codes) == tiny.to_picture(open_image(sample.picture)).codes
+    assert metadata["captions"] == sample.metadata["captions"]

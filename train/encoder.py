@@ -1,0 +1,224 @@
+"""Train the dual encoder that memories are searched by, to tell whose caption is whose.
+
+`cm3leon index train-encoder` calls `main`. The loss is CLIP's (arXiv 2103.00020, figure 3), in both
+directions; where several pictures of a batch carry one caption, each of them is right. Which
+pictures and captions stand in which batch is a function of (seed, step) alone.
+"""
+
+# Shapes: B = batch, E = width of a vector, 3 = red, green, blue, H, W = pixels
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from cm3leon.pipeline import pick_device
+from retrieval.encoder import DualEncoder, EncoderConfig, SmallEmbedder
+from tokenizer import settings
+from tokenizer.errors import UserError
+from tokenizer.features import FeatureNet
+from tokenizer.tars import find_tars, read_ids
+from tokenizer.text import TextTokenizer
+from train import config, state
+from train.corpus import load_pixels
+from train.report import Report
+from train.schedule import Schedule
+from train.state import Say
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecipe:
+    """One dual encoder run."""
+
+    job: Literal["encoder"] = "encoder"
+    data: str  # WebDataset tars: a folder of train-*.tar, or a glob
+    exclude: str | None = None  # a file with one picture id a line that must not be seen
+    text_tokenizer: str  # .model file
+    features: str  # MobileNetV2's weights, made by scripts/convert_mobilenet.py, to start from
+    shares: dict[str, float] = field(default_factory=dict)  # kind -> share of draws; {} is as found
+    model: EncoderConfig
+    schedule: Schedule
+    features_rate: float = 0.1  # times the rate, for what starts from MobileNetV2
+    weight_decay: float = 0.1
+    shift: int = 4  # pixels that a picture is moved by at most, either way
+    steps: int
+    batch: int
+    seed: int = 0
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch < 2:
+            raise UserError("batch must be at least 2: a picture is told apart from others")
+        for name in ("shift", "features_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+class Batches:
+    """Pictures with one of their captions each, by (seed, step)."""
+
+    def __init__(
+        self,
+        metadata: Sequence[Mapping[str, Any]],
+        pixels: NDArray[np.uint8],
+        recipe: EncoderRecipe,
+    ) -> None:
+        self.metadata, self.pixels, self.recipe = metadata, pixels, recipe
+        kinds = np.array([str(one.get("kind", "picture")) for one in metadata])
+        told = np.array([bool(one["captions"]) for one in metadata])
+        if not told.any():
+            raise UserError("no picture has a caption to learn from")
+        found = sorted(set(kinds[told].tolist()))
+        shares = recipe.shares or {k: float((told & (kinds == k)).sum()) for k in found}
+        if missing := sorted(shares.keys() - set(found)):
+            raise UserError(f"shares: no captioned picture of kind '{missing[0]}'; found {found}")
+        self.groups = [np.flatnonzero(told & (kinds == kind)) for kind in shares]
+        self.share = np.array(list(shares.values())) / sum(shares.values())
+
+    def at(self, step: int) -> tuple[list[str], Tensor]:
+        """Captions, and pixels [B, 3, size, size] in -1..1, of step `step`."""
+        rng = np.random.default_rng((self.recipe.seed, step))
+        group = rng.choice(len(self.groups), self.recipe.batch, p=self.share)
+        rows = [int(rng.choice(self.groups[place])) for place in group]
+        captions = [str(rng.choice(self.metadata[row]["captions"])) for row in rows]
+        moved = [self._moved(self.pixels[row], rng) for row in rows]
+        return captions, torch.from_numpy(np.stack(moved)).float() / 127.5 - 1
+
+    def _moved(self, pixels_3HW: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A picture moved a little; white comes in, as it stands round most pictures."""
+        most, size = self.recipe.shift, pixels_3HW.shape[-1]
+        white = ((0, 0), (most, most), (most, most))
+        padded = np.pad(pixels_3HW, white, constant_values=255)
+        top, left = (int(place) for place in rng.integers(2 * most + 1, size=2))
+        return padded[:, top : top + size, left : left + size]
+
+
+def contrastive_loss(text_BE: Tensor, picture_BE: Tensor, scale: Tensor, same_BB: Tensor) -> Tensor:
+    """Symmetric cross-entropy of who belongs to whom, in nats; `same_BB[i, j]` where picture j
+    carries caption i too, and is as right as picture i."""
+    logits_BB = scale * text_BE @ picture_BE.T
+    wanted_BB = same_BB.to(logits_BB.dtype)
+    losses = [
+        F.cross_entropy(logits, wanted / wanted.sum(1, keepdim=True))
+        for logits, wanted in ((logits_BB, wanted_BB), (logits_BB.T, wanted_BB.T))
+    ]
+    return torch.stack(losses).mean()
+
+
+def same_captions(captions: Sequence[str]) -> Tensor:
+    """Bool [B, B]: where two captions of a batch are one text."""
+    return torch.tensor([[one == other for other in captions] for one in captions])
+
+
+class Job:
+    """Network and optimiser of one run; `step` is one step of it."""
+
+    def __init__(
+        self, recipe: EncoderRecipe, text: TextTokenizer, batches: Batches, device: torch.device
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.text, self.batches, self.device = recipe, text, batches, device
+        self.net = DualEncoder(recipe.model)
+        self.net.features.load_state_dict(FeatureNet.load(recipe.features).state_dict())
+        self.net.to(device)
+        started = list(self.net.features.parameters())
+        known = {id(weight) for weight in started}
+        others = [weight for weight in self.net.parameters() if id(weight) not in known]
+        groups: list[dict[str, Any]] = [
+            {"params": others, "share": 1.0},
+            {"params": started, "share": recipe.features_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+        )
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step; what it found."""
+        rate = self.recipe.schedule.rate(step, self.recipe.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        captions, pixels_B3HW = self.batches.at(step)
+        text_BE = self.net.of_texts([self.text.encode(caption) for caption in captions])
+        picture_BE = self.net.of_pictures(pixels_B3HW.to(self.device))
+        same_BB = same_captions(captions).to(self.device)
+        loss = contrastive_loss(text_BE, picture_BE, self.net.scale(), same_BB)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0).item()
+        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+            raise UserError(f"the loss is {loss.item()}; begin anew with a lower schedule.peak")
+        self.optimizer.step()
+        best_B = (text_BE @ picture_BE.T).detach().argmax(1)
+        right = same_BB[torch.arange(len(captions), device=self.device), best_B]
+        figures = {"loss": loss.item(), "right": right.float().mean().item()}
+        return {**figures, "scale": self.net.scale().item(), "gradient": norm, "rate": rate}
+
+
+def main(
+    recipe: str,
+    overrides: Sequence[str],
+    out: Path,
+    resume: bool,
+    say: Say,
+    device: str = "auto",
+    minutes: float = math.inf,
+) -> Path:
+    """Train, and return the folder `out/encoder`.
+
+    After `minutes` the run stops with its state saved, and `out` is returned in its place. Raises
+    UserError for what does not fit together, before the first step.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    table = config.read(EncoderRecipe, recipe, overrides)
+    text = TextTokenizer.load(Path(str(table.get("text_tokenizer", ""))))
+    if isinstance(sizes := table.get("model"), dict):
+        sizes.setdefault("pieces", text.pieces)
+    wanted = settings.build(EncoderRecipe, table)
+    if wanted.model.pieces != text.pieces:
+        raise UserError(
+            f"model.pieces is {wanted.model.pieces}, but {wanted.text_tokenizer} has "
+            f"{text.pieces}; leave it out"
+        )
+    tars, place = find_tars(wanted.data, "train-"), pick_device(device)
+    exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
+    state.open_run(out, wanted, resume, ("save_every",))
+    metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
+    job = Job(wanted, text, Batches(metadata, pixels, wanted), place)
+    done = run(job, out, say, deadline)
+    if done < wanted.steps:
+        say(f"time is up after step {done} of {wanted.steps}; go on with --resume")
+        return out
+    SmallEmbedder(job.net.to("cpu"), text).save(out / "encoder", replace=True)
+    return out / "encoder"
+
+
+def run(job: Job, folder: Path, say: Say, deadline: float = math.inf) -> int:
+    """Train from the newest state in `folder`, or from the start; return the steps done."""
+    recipe = job.recipe
+    done = 0
+    if found := state.load_latest(folder, say):
+        done, table = found
+        state.unpack(table, job.net, job.optimizer)
+        say(f"resumed at step {done}")
+    with Report(folder, start=done, steps=recipe.steps) as report:
+        while done < recipe.steps:
+            figures = job.step(done)
+            done += 1
+            report.step(done, **figures)
+            late = time.monotonic() >= deadline
+            if done % recipe.save_every == 0 or done == recipe.steps or late:
+                state.save(folder, done, state.pack(job.net, job.optimizer))
+            if late:
+                break
+    return done
