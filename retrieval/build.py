@@ -9,7 +9,7 @@ documents that are not there yet when the same command is given again.
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from retrieval.memory import Memory
 from retrieval.retrieve import threshold
 from retrieval.segment import Codebook, Row
 from tokenizer.errors import UserError
+from tokenizer.image import PictureEncoder
 from tokenizer.pixels import fit, open_image, to_pixels
 from tokenizer.tars import Tally, read_samples
 
@@ -29,20 +30,6 @@ BATCH = 64  # pictures encoded and embedded together
 PROBED = 2000  # documents whose nearest other one is looked up for the threshold
 
 Say = Callable[[str], None]
-
-
-class PictureEncoder(Protocol):
-    """What is asked of an image tokenizer here; `tokenizer.image.ImageTokenizer` is one."""
-
-    hash: str
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def grid(self) -> int: ...
-    @property
-    def codes(self) -> int: ...
-    def encode(self, pixels_B3HW: Tensor) -> Tensor: ...
 
 
 def codebook_of(encoder: PictureEncoder) -> Codebook:

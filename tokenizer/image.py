@@ -8,7 +8,7 @@ Between `pixels` and `document` on a picture's way in, between `codec` and `pixe
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,20 @@ from tokenizer.manifest import file_hash, new_folder
 from tokenizer.vqgan import VQGAN, VQGANConfig
 
 WEIGHTS = "model.safetensors"
+
+
+class PictureEncoder(Protocol):
+    """What those ask of an image tokenizer who only make codes of pictures, once."""
+
+    hash: str
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def grid(self) -> int: ...
+    @property
+    def codes(self) -> int: ...
+    def encode(self, pixels_B3HW: Tensor) -> Tensor: ...
 
 
 class ImageTokenizer:

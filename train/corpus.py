@@ -18,36 +18,22 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from tokenizer import manifest
 from tokenizer.errors import UserError
+from tokenizer.image import PictureEncoder
 from tokenizer.pixels import to_pixels
 from tokenizer.shards import growing_array, write_shards
 from tokenizer.tars import MAX_TEXT_BYTES, Sample, Tally, decode, read_samples
 from train.state import Say
 
 T = TypeVar("T")
-
-
-class PictureEncoder(Protocol):
-    """What is asked of an image tokenizer here; `tokenizer.image.ImageTokenizer` is one."""
-
-    hash: str
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def grid(self) -> int: ...
-    @property
-    def codes(self) -> int: ...
-    def encode(self, pixels_B3HW: Tensor) -> Tensor: ...
 
 
 def read_pictures(
