@@ -100,12 +100,14 @@ class CM3Leon:
         n: int = 1,
         seed: int = 0,
         sampling: Sampling | None = None,
+        retrieved: Sequence[Document] = (),
         progress: Progress | None = None,
         streams: prompts.StreamForm = "trained",
     ) -> list[Image.Image]:
         """Paint a picture again as an instruction says."""
         documents = prompts.change(instruction, self.to_picture(image), form=streams)
-        return self._paint(documents, (), n, seed, sampling or self.sampling.edit, progress)
+        chosen = sampling or self.sampling.edit
+        return self._paint(documents, retrieved, n, seed, chosen, progress)
 
     def infill(
         self,
@@ -146,11 +148,13 @@ class CM3Leon:
         n: int = 1,
         seed: int = 0,
         sampling: Sampling | None = None,
+        retrieved: Sequence[Document] = (),
         progress: Progress | None = None,
     ) -> list[str]:
         """Say what a picture shows, `n` times (the same each time at temperature 0)."""
         document = prompts.describe(self.to_picture(image))
-        return self._say(document, n, seed, sampling or self.sampling.caption, progress)
+        chosen = sampling or self.sampling.caption
+        return self._say(document, n, seed, chosen, progress, retrieved)
 
     def answer(
         self,
@@ -223,8 +227,9 @@ class CM3Leon:
         seed: int,
         sampling: Sampling,
         progress: Progress | None,
+        retrieved: Sequence[Document] = (),
     ) -> list[str]:
-        ids = self.codec.infill(document)
+        ids = self.codec.infill(document, retrieved)
         rule = grammar.text(self.codec.vocabulary, min(TEXT_LIMIT, self._room(ids)))
         rows = self._generate([ids], rule, n, seed, sampling, progress)
         return [self.codec.decode_text(row).strip() for row in rows]

@@ -121,6 +121,7 @@ def test_json_is_one_line(run: Run, tiny) -> None:
         "prompt": "a red fox",
         "seed": 9,
         "model": tiny.hash,
+        "retrieved": [],
     }
     (line,) = run("caption", "generated-1.png", "--json")
     assert json.loads(line)["texts"] == tiny.caption(Path("generated-1.png"))

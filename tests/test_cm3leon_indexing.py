@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from cm3leon.cli import main
 from cm3leon.pipeline import CM3Leon
 from retrieval.encoder import DualEncoder, EncoderConfig, SmallEmbedder
-from tokenizer.pixels import open_image
+from tokenizer.pixels import open_image, read_info
 from tokenizer.tars import Tally, find_tars, read_samples
 from tokenizer.text import TextTokenizer
 
@@ -106,6 +107,73 @@ def test_documents_are_removed_and_added_again(
     status, out, _ = run(capsys, "index", "compact", folder, "--memory-budget", "1MB")
     assert (status, out) == (0, f"{len(names) - 1} documents, exact\n")
     assert run(capsys, "index", "add", folder, tars, *about)[:2] == (0, f"{len(names)} documents\n")
+
+
+def test_pictures_are_painted_with_documents_in_front(
+    memory: Path, about: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    def paint(name: str, *words: str) -> bytes:
+        out = tmp_path / f"{name}.png"
+        status, said, err = run(capsys, "generate", *words, "--out", str(out), *about[2:], "--json")
+        assert status == 0, err
+        used = json.loads(said)["retrieved"]
+        assert used == json.loads(read_info(out).get("retrieved", "[]"))
+        found[name] = [row["id"] for row in used]
+        return out.read_bytes()
+
+    found: dict[str, list[str]] = {}
+    bank = ["--memory", str(memory), *about[:2]]
+    plain = paint("plain", "a fox")
+    with_two = paint("two", "a fox", *bank)
+    assert (found["plain"], len(found["two"])) == ([], 2)
+    assert with_two != plain == paint("off", "a fox", *bank, "--retrieve", "0")
+    paint("one", "a fox", *bank, "--retrieve", "1")
+    assert found["one"] == found["two"][:1]
+    assert with_two == paint("again", "--like", str(tmp_path / "two.png"), *bank)
+    words = ["generate", "--like", str(tmp_path / "two.png"), "--out", str(tmp_path / "x.png")]
+    status, _, err = run(capsys, *words, *about[2:])
+    assert status == 1
+    assert "was painted with documents of a memory" in err
+
+
+def test_pictures_are_edited_and_captioned_with_documents_in_front(
+    memory: Path, about: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    picture, out = str(tmp_path / "white.png"), str(tmp_path / "edited.png")
+    Image.new("RGB", (16, 16), "white").save(picture)
+    bank = ["--memory", str(memory), *about, "--retrieve", "1", "--json"]
+    status, said, err = run(capsys, "edit", picture, "add a fox", "--out", out, *bank)
+    assert status == 0, err
+    assert len(json.loads(said)["retrieved"]) == 1
+    status, said, err = run(capsys, "caption", picture, *bank)
+    assert status == 0, err
+    assert {"score", "id", "caption", "licence", "credit"} == json.loads(said)["retrieved"][
+        0
+    ].keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        ("--retrieve 2", 2, "--encoder and --retrieve go with --memory"),
+        ("--memory {memory}", 2, "name what made the memory's vectors with --encoder"),
+        ("--memory {empty} {about}", 1, "there is no memory at"),
+        ("--memory {memory} {about} --retrieve 8", 1, "--retrieve is 8, but"),
+        ("--memory {memory} {about} --retrieve 9", 2, "less than or equal to 8"),
+        ("--memory {memory} {other}", 1, "holds codes of image tokenizer"),
+    ],
+)
+def test_retrieval_that_cannot_be_is_one_line(
+    memory: Path, about: list[str], other_folder: Path, tmp_path: Path, capsys: Capture,
+    words: str, status: int, complaint: str,
+) -> None:  # fmt: skip
+    other = " ".join([*about[:2], "--model", str(other_folder)])
+    places = {"memory": memory, "empty": tmp_path, "about": " ".join(about), "other": other}
+    out = tmp_path / "x.png"
+    argv = ["generate", "a fox", "--out", str(out), *words.format(**places).split()]
+    found, _, err = run(capsys, *argv)
+    assert (found, out.exists()) == (status, False)
+    assert complaint in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import tell
+from cm3leon.cli.retrieving import described, open_embedder
 from cm3leon.cli.training import Changes, IdList, Minutes, Recipe, Resume, Run
 from tokenizer.errors import UserError
 
@@ -118,12 +119,7 @@ def search(
     embedder = open_embedder(encoder, device)
     bank = _open(memory, embedder)
     (found,) = bank.search(document_vectors(embedder, [text], [picture]), n)
-    rows: list[dict[str, Any]] = []
-    for one in found:
-        about = bank.row(one.id)[0]
-        caption = next(iter(about.get("captions") or []), "")
-        licence = about.get("licence", "unknown")
-        rows.append({"score": one.score, "id": one.id, "caption": caption, "licence": licence})
+    rows = [described(bank.row(one.id)[0], one.score) for one in found]
     if sheet is not None:
         _write_sheet(sheet, bank, rows, model)
     lines = [f"{r['score']:.3f}  {r['id']}  {r['caption']}  ({r['licence']})" for r in rows]
@@ -188,19 +184,6 @@ def train_encoder(
     from train.encoder import main
 
     typer.echo(main(recipe, changes or [], out, resume, options.say, device, minutes))
-
-
-def open_embedder(source: str, device: str) -> "Embedder":
-    """The encoder of a name: a folder that `train-encoder` wrote, or a CLIP's."""
-    from cm3leon.pipeline import pick_device
-    from retrieval.embed import ClipEmbedder
-    from retrieval.encoder import SmallEmbedder
-    from tokenizer.manifest import MANIFEST
-
-    place = pick_device(device)
-    if (Path(source) / MANIFEST).is_file():
-        return SmallEmbedder.load(source, place)
-    return ClipEmbedder.load(source, place)
 
 
 def _open(folder: Path, embedder: "Embedder", image_tokenizer: str | None = None) -> "Memory":

@@ -44,6 +44,7 @@ class Notes:
     number: int | None
     settings: "Sampling"
     model: str
+    retrieved: str = ""  # JSON of the documents that stood in front of the prompt
 
     def table(self) -> dict[str, str]:
         """The notes as PNG text."""
@@ -55,6 +56,7 @@ class Notes:
             "samples": str(self.samples),
             **numbered,
             "settings": json.dumps(asdict(self.settings)),
+            **({"retrieved": self.retrieved} if self.retrieved else {}),
         }
 
     @classmethod
@@ -79,6 +81,7 @@ class Notes:
                 number=None if number is None else int(number),
                 settings=settings.build(Sampling, json.loads(table["settings"])),
                 model=table["model"],
+                retrieved=table.get("retrieved", ""),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: its notes are damaged ({error})") from error

@@ -9,6 +9,8 @@ import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import Notes, Progress, check_out, signature, tell, write_pictures
+from cm3leon.cli.retrieving import Count, EncoderName, MemoryFolder, Retrieved, Wanted
+from cm3leon.cli.retrieving import retrieve as find_documents
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Request:
     out: Path
     folder: Path
     sampling: "Sampling"
+    retrieved: Retrieved = Retrieved()  # noqa: RUF009  frozen
     device: str
     threads: int | None
     as_json: bool
@@ -60,6 +63,9 @@ def generate(
     seed: options.OtherSeed = None,
     cfg_scale: CfgScale = None,
     contrastive: Contrastive = None,
+    memory: MemoryFolder = None,
+    encoder: EncoderName = None,
+    retrieve: Count = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -69,21 +75,14 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Paint a picture from words."""
+    wanted = Wanted(memory=memory, encoder=encoder, count=retrieve)
     notes = None if like is None else Notes.read(like, "generate")
-    if prompt is None:
-        if notes is None:
-            raise typer.BadParameter("give a prompt, or --like PICTURE")
-        prompt = notes.prompt
+    prompt = _prompt(prompt, notes, wanted)
     keep = notes.number if notes and n is None else None
     samples = n or (notes.samples if notes else 1)
     _check(prompt, out, 1 if keep else samples)
-    given = {
-        "cfg_scale": cfg_scale,
-        "contrastive": contrastive,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-    }
+    given = {"cfg_scale": cfg_scale, "contrastive": contrastive}
+    given |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     folder, sampling = options.sampling_of(model, "text_to_image", **given)
     if notes is not None:
         sampling = options.with_changes(notes.settings, **given)
@@ -97,6 +96,7 @@ def generate(
         out=out,
         folder=folder,
         sampling=sampling,
+        retrieved=find_documents(wanted, folder, device, text=prompt),
         device=device,
         threads=threads,
         as_json=as_json,
@@ -104,7 +104,7 @@ def generate(
     _paint(
         request,
         lambda leon, sampling, progress: leon.text_to_image(
-            prompt, samples, request.seed, sampling, progress=progress
+            prompt, samples, request.seed, sampling, request.retrieved.documents, progress
         ),
     )
 
@@ -117,6 +117,9 @@ def edit(
     seed: options.Seed = 0,
     image_scale: Annotated[float | None, typer.Option(help="Pull towards the picture.")] = None,
     text_scale: Annotated[float | None, typer.Option(help="Pull towards the instruction.")] = None,
+    memory: MemoryFolder = None,
+    encoder: EncoderName = None,
+    retrieve: Count = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -127,6 +130,7 @@ def edit(
 ) -> None:
     """Paint a picture again as an instruction says."""
     _check(instruction, out, n, "instruction")
+    wanted = Wanted(memory=memory, encoder=encoder, count=retrieve)
     image = options.open_picture(picture)
     folder, sampling = options.sampling_of(
         model,
@@ -145,13 +149,16 @@ def edit(
         out=out,
         folder=folder,
         sampling=sampling,
+        retrieved=find_documents(wanted, folder, device, text=instruction, picture=image),
         device=device,
         threads=threads,
         as_json=as_json,
     )
     _paint(
         request,
-        lambda leon, sampling, progress: leon.edit(image, instruction, n, seed, sampling, progress),
+        lambda leon, sampling, progress: leon.edit(
+            image, instruction, n, seed, sampling, request.retrieved.documents, progress
+        ),
     )
 
 
@@ -219,6 +226,20 @@ def reconstruct(
     tell(paths, {"task": "reconstruct", "files": [str(out)], "model": leon.hash}, as_json)
 
 
+def _prompt(prompt: str | None, notes: Notes | None, wanted: Wanted) -> str:
+    """The prompt given, or else that of the picture to be repeated."""
+    if notes is None:
+        if prompt is None:
+            raise typer.BadParameter("give a prompt, or --like PICTURE")
+        return prompt
+    if notes.retrieved and wanted.memory is None and wanted.count != 0:
+        raise UserError(
+            "that picture was painted with documents of a memory; name it with --memory and "
+            "--encoder, or leave them out with --retrieve 0"
+        )
+    return notes.prompt if prompt is None else prompt
+
+
 def _check(prompt: str, out: Path, samples: int, name: str = "prompt") -> None:
     """What can be said before anything is loaded."""
     if not prompt.strip():
@@ -248,6 +269,8 @@ def _paint(request: Request, paint: "Paint") -> None:
     leon = options.open_model(request.folder, request.device, request.threads)
     if request.like is not None and request.like.model != leon.hash:
         options.say(f"that was by model {request.like.model}, this is {leon.hash}: it will differ")
+    if request.like is not None and request.like.retrieved != request.retrieved.told:
+        options.say("that was with other documents retrieved: it will differ")
     with Progress(request.samples) as progress:
         pictures = paint(leon, request.sampling, progress)
     numbers: Sequence[int | None] = range(1, request.samples + 1)
@@ -263,6 +286,7 @@ def _paint(request: Request, paint: "Paint") -> None:
             number=number,
             settings=request.sampling,
             model=leon.hash,
+            retrieved=request.retrieved.told,
         ).table()
         for number in [*numbers, *([None] if several else [])]
     ]
@@ -274,5 +298,6 @@ def _paint(request: Request, paint: "Paint") -> None:
         "prompt": request.prompt,
         "seed": request.seed,
         "model": leon.hash,
+        "retrieved": request.retrieved.used,
     }
     tell(paths, table, request.as_json)

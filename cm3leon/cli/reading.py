@@ -6,6 +6,8 @@ import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import Progress, tell
+from cm3leon.cli.retrieving import Count, EncoderName, MemoryFolder, Wanted
+from cm3leon.cli.retrieving import retrieve as find_documents
 from tokenizer.errors import UserError
 
 
@@ -19,6 +21,9 @@ def caption(
     picture: options.PictureFile,
     n: options.Count = 1,
     seed: options.Seed = 0,
+    memory: MemoryFolder = None,
+    encoder: EncoderName = None,
+    retrieve: Count = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -28,14 +33,17 @@ def caption(
     as_json: options.Json = False,
 ) -> None:
     """Say what a picture shows."""
+    wanted = Wanted(memory=memory, encoder=encoder, count=retrieve)
     image = options.open_picture(picture)
     folder, sampling = options.sampling_of(
         model, "caption", temperature=temperature, top_k=top_k, top_p=top_p
     )
+    retrieved = find_documents(wanted, folder, device, picture=image)
     leon = options.open_model(folder, device, threads)
     with Progress(n) as progress:
-        texts = leon.caption(image, n, seed, sampling, progress)
-    tell(texts, {"task": "caption", "texts": texts, "seed": seed, "model": leon.hash}, as_json)
+        texts = leon.caption(image, n, seed, sampling, retrieved.documents, progress)
+    table = {"task": "caption", "texts": texts, "seed": seed, "model": leon.hash}
+    tell(texts, {**table, "retrieved": retrieved.used}, as_json)
 
 
 def answer(
