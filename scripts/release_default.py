@@ -2,7 +2,7 @@
 
     python scripts/release_default.py runs/emoji-64/model
 
-Replaces cm3leon/assets/default. How it draws by default (TASKS) was chosen by eye;
+Replaces cm3leon/assets/default. How it draws by default (TASKS) was chosen with choose_sampling.py;
 docs/ledger.md says how.
 """
 
@@ -17,8 +17,8 @@ from cm3leon.sampling import Sampling
 HERE = Path(__file__).parent
 DEFAULT = HERE.parent / "cm3leon" / "assets" / "default"
 TASKS = TaskSampling(
-    text_to_image=Sampling(temperature=0.5, top_p=0.9, cfg_scale=2.0),
-    edit=Sampling(temperature=0.5, top_p=0.9, image_scale=1.5, text_scale=2.0),
+    text_to_image=Sampling(temperature=0.6, top_p=0.9, cfg_scale=1.5),
+    edit=Sampling(temperature=0.6, top_p=0.9, image_scale=1.2, text_scale=1.5),
     infill=Sampling(temperature=0.7, top_p=0.9),
 )
 
