@@ -10,8 +10,9 @@ import pytest
 from cm3leon.model import ModelConfig
 from tokenizer import settings
 from tokenizer.errors import UserError
-from train import config
+from train import config, encoder
 from train.config import OptimizerConfig, PretrainRecipe, TextTokenizerRecipe
+from train.encoder import EncoderRecipe
 from train.image_tokenizer import ImageTokenizerRecipe
 from train.schedule import Schedule
 
@@ -19,16 +20,19 @@ PLACES = {
     "pretrain": ("shards=s", "image_tokenizer=i", "text_tokenizer=t.model"),
     "image-tokenizer": ("data=tars",),
     "text-tokenizer": ("data=tars",),
+    "encoder": ("data=tars", "text_tokenizer=t.model", "features=f.safetensors"),
 }
 KINDS: dict[str, Any] = {
     "pretrain": PretrainRecipe,
     "image-tokenizer": ImageTokenizerRecipe,
     "text-tokenizer": TextTokenizerRecipe,
+    "encoder": EncoderRecipe,
 }
 COMMANDS = {
     "pretrain": "cm3leon pretrain",
     "image-tokenizer": "cm3leon tokenizer train-image",
     "text-tokenizer": "cm3leon tokenizer train-text",
+    "encoder": "cm3leon index train-encoder",
 }
 
 
@@ -41,6 +45,8 @@ def load(name: str, *changes: str) -> Any:
     job = job_of(name)
     if job == "pretrain":
         return config.load_pretrain(name, [*PLACES[job], *changes])
+    if job == "encoder":
+        return encoder.load(name, [*PLACES[job], *changes])
     return config.load(KINDS[job], name, [*PLACES[job], *changes])
 
 

@@ -10,7 +10,7 @@ pictures and captions stand in which batch is a function of (seed, step) alone.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,14 @@ class EncoderRecipe:
         for name in ("shift", "features_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def load(recipe: str, overrides: Sequence[str]) -> EncoderRecipe:
+    """A recipe, checked; where it does not state `model.pieces`, that is UNKNOWN for now."""
+    table = config.read(EncoderRecipe, recipe, overrides)
+    if isinstance(model := table.get("model"), dict):
+        model.setdefault("pieces", config.UNKNOWN)
+    return settings.build(EncoderRecipe, table)
 
 
 class Batches:
@@ -180,16 +188,14 @@ def main(
     UserError for what does not fit together, before the first step.
     """
     deadline = time.monotonic() + 60 * minutes
-    table = config.read(EncoderRecipe, recipe, overrides)
-    text = TextTokenizer.load(Path(str(table.get("text_tokenizer", ""))))
-    if isinstance(sizes := table.get("model"), dict):
-        sizes.setdefault("pieces", text.pieces)
-    wanted = settings.build(EncoderRecipe, table)
-    if wanted.model.pieces != text.pieces:
+    named = load(recipe, overrides)
+    text = TextTokenizer.load(Path(named.text_tokenizer))
+    if named.model.pieces not in (config.UNKNOWN, text.pieces):
         raise UserError(
-            f"model.pieces is {wanted.model.pieces}, but {wanted.text_tokenizer} has "
+            f"model.pieces is {named.model.pieces}, but {named.text_tokenizer} has "
             f"{text.pieces}; leave it out"
         )
+    wanted = replace(named, model=replace(named.model, pieces=text.pieces))
     tars, place = find_tars(wanted.data, "train-"), pick_device(device)
     exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
     state.open_run(out, wanted, resume, ("save_every",))
