@@ -51,8 +51,8 @@ def attend(
 def attend_by_products(
     q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, mask_BLS: Tensor | None = None
 ) -> Tensor:
-    """Attention as two products and a softmax. On a CPU its backward pass is several times as fast
-    as that of PyTorch's own kernel for rows of a hundred tokens; it keeps all scores in memory."""
+    """Attention as two products and a softmax. On a CPU a training step on rows of a
+    hundred tokens is faster with it (docs/ledger.md); it keeps all scores in memory."""
     q_BNLH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in (q_BLNH, k_BSNH, v_BSNH))
     if mask_BLS is None:
         length = q_BNLH.shape[2]

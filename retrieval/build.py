@@ -57,10 +57,10 @@ def add_tars(
     noted in `tally` and left out.
     """
     for tar in tars:
-        found = _pictures(memory, tar, exclude, tally)
+        found = _pictures(memory, tar, exclude, limit, tally)
         rows: list[Row] = []
         vectors: list[Vectors] = []
-        for group in _groups(found if limit is None else islice(found, limit)):
+        for group in _groups(found):
             codes_BL = encoder.encode(torch.stack([_pixels(image, encoder) for _, image in group]))
             texts = [next(iter(metadata["captions"]), None) for metadata, _ in group]
             vectors.append(document_vectors(embedder, texts, [image for _, image in group]))
@@ -89,9 +89,9 @@ def calibrate(memory: Memory) -> Memory:
 
 
 def _pictures(
-    memory: Memory, tar: Path, exclude: Set[str], tally: Tally
+    memory: Memory, tar: Path, exclude: Set[str], limit: int | None, tally: Tally
 ) -> Iterator[tuple[dict[str, Any], Image.Image]]:
-    for sample in read_samples([tar], tally):
+    for sample in islice(read_samples([tar], tally), limit):
         if sample.metadata["id"] in exclude:
             tally.excluded += 1
         elif memory.find(sample.metadata["id"]) is None:

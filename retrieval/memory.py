@@ -321,7 +321,11 @@ def _digest(body: object) -> str:
 @contextmanager
 def _changing(memory: Memory) -> Generator[None]:
     """Be the only one that changes this memory, which is still what was opened."""
-    with (memory.folder / LOCK).open("w") as file:
+    try:
+        lock = (memory.folder / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot change {memory.folder}: {error.strerror}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -75,6 +75,15 @@ def test_a_build_given_again_adds_nothing(
     assert ": 0 documents, " in err
 
 
+def test_a_limit_is_the_same_however_often_it_is_given(
+    tmp_path: Path, about: list[str], corpus_folder: Path, capsys: Capture
+) -> None:
+    tars, out = str(corpus_folder / "test-0.tar"), str(tmp_path / "memory")
+    for _ in range(2):
+        words = ["index", "build", tars, "--out", out, "--limit", "3", *about]
+        assert run(capsys, *words)[:2] == (0, "3 documents\n")
+
+
 def test_a_memory_is_searched_by_words_picture_or_both(
     memory: Path, about: list[str], corpus_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:

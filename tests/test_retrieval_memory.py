@@ -271,6 +271,14 @@ def test_what_a_killed_change_left_behind_is_dropped(memory: Memory) -> None:
     ]  # fmt: skip
 
 
+def test_a_memory_that_cannot_be_written_is_not_changed(memory: Memory) -> None:
+    (memory.folder / ".lock").unlink()
+    (memory.folder / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot change .*: Is a directory"):
+        memory.remove(["fox"])
+    assert Memory.open(memory.folder).count == 4
+
+
 def test_two_cannot_change_a_memory_at_once(memory: Memory) -> None:
     rows, vectors_DE = given("new")
 

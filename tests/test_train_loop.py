@@ -234,6 +234,15 @@ def test_muon_moves_the_matrices_of_blocks_and_adamw_all_else(make: Make) -> Non
             assert kept.keys() == {"step", "exp_avg", "exp_avg_sq"}
 
 
+def test_norms_that_learn_are_moved_by_adamw(make: Make) -> None:
+    job = make("optimizer.matrices=muon", "model.norm_affine=true")
+    train_step(job, rows_of(job), rate=1e-3)
+    kept = {n: job.optimizer.state[w].keys() for n, w in job.model.named_parameters()}
+    norms = [keys for name, keys in kept.items() if name.endswith("_norm.weight")]
+    assert norms
+    assert all(keys == {"step", "exp_avg", "exp_avg_sq"} for keys in norms)
+
+
 def weights(job: Job) -> list[torch.Tensor]:
     return [weight.detach() for weight in job.model.parameters()]
 

@@ -28,15 +28,16 @@ def adamw(weights: list[torch.nn.Parameter], config: OptimizerConfig) -> torch.o
 
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon (arXiv 2502.16982: momentum made orthogonal, scaled to AdamW's size, so one rate suits
-    both) for the blocks, AdamW for the embeddings; ours, the paper has Adam alone.
+    both) for the matrices of the blocks, AdamW for the rest; ours, the paper has Adam alone.
 
     One optimiser to those who use it: the parts share its groups and its state.
     """
 
     def __init__(self, model: Decoder, config: OptimizerConfig) -> None:
-        inside = list(model.blocks.parameters())
-        assert all(weight.ndim == 2 for weight in inside), "Muon moves matrices only"
-        beside = [w for name, w in model.named_parameters() if not name.startswith("blocks.")]
+        named = list(model.named_parameters())
+        inside = [w for name, w in named if name.startswith("blocks.") and w.ndim == 2]
+        known = {id(weight) for weight in inside}
+        beside = [w for _, w in named if id(w) not in known]  # embeddings, and norms that learn
         self.parts = (
             torch.optim.Muon(
                 inside,
