@@ -74,6 +74,12 @@ def unlike_query(candidates: Iterable[Candidate], near: float) -> list[Candidate
     return [one for one in candidates if one.score <= near]
 
 
+def unlike(candidates: Iterable[Candidate], vector_E: Vector, near: float) -> list[Candidate]:
+    """Without near copies of the document with this vector: the query's own, in training, where a
+    query is its text or its picture alone (section 2.1)."""
+    return [one for one in candidates if float(one.vector_E @ vector_E) <= near]
+
+
 def diverse(candidates: Iterable[Candidate], near: float, count: int) -> list[Candidate]:
     """The first `count` that are no near copies of one chosen before (section 2.1, diversity)."""
     chosen: list[Candidate] = []

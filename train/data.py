@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from cm3leon import prompts
@@ -144,16 +145,25 @@ CAPTIONED = {"pair": prompts.pair, "described": prompts.described}
 
 
 class Rows:
-    """Training rows by number: form, document, caption, masks.
+    """Training rows by number: form, document, caption, retrieved documents, masks.
 
-    Raises UserError where the shards lack what `config` asks for.
+    neighbours_PN: for each picture of the shards the numbers of those that may be retrieved for it
+    (`retrieval/neighbours.py`); None retrieves nothing. Raises UserError where the shards lack what
+    `config` asks for.
     """
 
     def __init__(
-        self, shards: Shards, codec: Codec, config: RowsConfig, mask: MaskConfig, seed: int
+        self,
+        shards: Shards,
+        codec: Codec,
+        config: RowsConfig,
+        mask: MaskConfig,
+        seed: int,
+        neighbours_PN: NDArray[np.int32] | None = None,
     ) -> None:
         assert codec.context is not None
         self.shards, self.config, self.mask, self.seed = shards, config, mask, seed
+        self.neighbours_PN = neighbours_PN
         # without a context: what is too long is cut here, where others refuse it
         self.codec = Codec(codec.vocabulary, codec.text, codec.picture_codes)
         self.room = codec.context + 1  # one more: the last id is only predicted
@@ -187,21 +197,49 @@ class Rows:
     def picture(self, number: int) -> Picture:
         return Picture(tuple(self.shards.codes_PN[number].tolist()))
 
-    def document(self, form: str, place: int | None, rng: np.random.Generator) -> Document:
-        """The document of a form at its place; `rng` chooses among captions and wordings."""
+    def encoded(self, form: str, place: int | None, rng: np.random.Generator) -> Encoded:
+        """The document of a form at its place, behind those retrieved for it; `rng` chooses among
+        captions, wordings and neighbours."""
         item = self.sources[form].at(place, rng)
         if form == "edit":
-            source, target = (self.picture(self.number[item[k]]) for k in ("source", "target"))
+            source, target = (self.number[item[k]] for k in ("source", "target"))
             wordings = item["instructions"]
-            return prompts.edit(wordings[int(rng.integers(len(wordings)))], source, target)
-        if form == "question":
-            picture = self.picture(self.number[item["picture"]])
+            wording = wordings[int(rng.integers(len(wordings)))]
+            document = prompts.edit(wording, self.picture(source), self.picture(target))
+            own = (source, target)
+        elif form == "question":
+            own = (self.number[item["picture"]],)
             wording = int(rng.integers(len(prompts.QUESTION_FORMS)))
-            return prompts.question(item["question"], item["answer"], picture, wording)
-        captions: Sequence[str] = self.pictures[item]["captions"]
-        first = rng.random() < self.config.first_caption
-        caption = captions[0 if first else int(rng.integers(len(captions)))]
-        return CAPTIONED[form](caption, self.picture(item))
+            document = prompts.question(
+                item["question"], item["answer"], self.picture(own[0]), wording
+            )
+        else:
+            own = (item,)
+            captions: Sequence[str] = self.pictures[item]["captions"]
+            first = rng.random() < self.config.first_caption
+            caption = captions[0 if first else int(rng.integers(len(captions)))]
+            document = CAPTIONED[form](caption, self.picture(item))
+        return self.codec.encode(document, self.retrieved(own, rng))
+
+    def retrieved(self, own: Sequence[int], rng: np.random.Generator) -> list[Document]:
+        """K neighbours of the first of a document's own pictures, K drawn evenly from 0 to
+        `config.retrieved` (RA-CM3; CM3Leon's K in training is not told but for its 3 of long rows).
+
+        They are worded as a memory words them: the first caption, then the picture.
+        """
+        if self.neighbours_PN is None:
+            return []
+        count = int(rng.integers(self.config.retrieved + 1))
+        if not count:
+            return []
+        known = self.neighbours_PN[own[0]].tolist()
+        others = rng.permutation([one for one in known if one >= 0 and one not in own])[:count]
+        return [
+            prompts.pair(self.pictures[one]["captions"][0], self.picture(one))
+            if self.pictures[one].get("captions")
+            else (self.picture(one),)
+            for one in others.astype(int).tolist()
+        ]
 
     def packed(self, rng: np.random.Generator) -> Encoded:
         """Documents one after another, as many as the room wants; the last is too long for it."""
@@ -209,7 +247,7 @@ class Rows:
         fields: list[Span] = []
         while len(ids) < self.room:
             form, _ = self.loose.at(int(rng.integers(DECK)))
-            found = self.codec.encode(self.document(form, None, rng))
+            found = self.encoded(form, None, rng)
             fields += [(len(ids) + a, len(ids) + b) for a, b in found.fields]
             ids += found.ids
         return Encoded(tuple(ids), tuple(fields))
@@ -221,7 +259,7 @@ class Rows:
         if form == "packed":
             encoded, room = self.packed(rng), None
         else:
-            encoded, room = self.codec.encode(self.document(form, place, rng)), self.room
+            encoded, room = self.encoded(form, place, rng), self.room
         return mask_row(
             encoded.ids[: self.room],
             [field for field in encoded.fields if field[1] <= self.room],

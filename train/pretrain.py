@@ -17,6 +17,7 @@ from cm3leon.likelihood import bits_per_image_token, bits_per_text_token
 from cm3leon.model import Decoder, ModelConfig
 from cm3leon.pipeline import CM3Leon, pick_device
 from cm3leon.sampling import Sampling
+from retrieval.neighbours import read_neighbours
 from tokenizer.codec import Codec
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
@@ -60,6 +61,7 @@ def main(
     vocabulary = Vocabulary(image_codes=image_tokenizer.codes, text_pieces=text_tokenizer.pieces)
     wanted = config.with_vocabulary(named, vocabulary.size)
     shards = Shards.open(wanted.shards, image_tokenizer.hash, text_tokenizer.hash)
+    near = read_neighbours(wanted.neighbours, shards) if wanted.neighbours else None
     codec = Codec(vocabulary, text_tokenizer, image_tokenizer.picture_codes, wanted.model.context)
     torch.manual_seed(wanted.seed)
     model = Decoder(wanted.model)
@@ -70,7 +72,7 @@ def main(
         recipe=wanted,
         model=model,
         optimizer=new_optimizer(model, wanted.optimizer),
-        rows=Rows(shards, codec, wanted.rows, wanted.mask, wanted.seed),
+        rows=Rows(shards, codec, wanted.rows, wanted.mask, wanted.seed, near),
         vocabulary=vocabulary,
         device=place,
         watch=Watch(wanted, codec, image_tokenizer),
@@ -92,8 +94,7 @@ def main(
         say(f"time is up after step {done} of {wanted.steps}; go on with --resume")
         return out
     folder = out / "model"
-    model.to("cpu")
-    checkpoint.save(folder, model, codec, image_tokenizer, half=True, replace=True)
+    checkpoint.save(folder, model.to("cpu"), codec, image_tokenizer, half=True, replace=True)
     return folder
 
 

@@ -1,0 +1,107 @@
+"""The table of neighbours: which documents may stand in front of which picture in training.
+
+    neighbours.npy   int32 [P, 4]: for each picture of token shards the numbers of other pictures
+                     of theirs, two found by the picture and two by its text; -1 is none
+    about.json       which shards, encoder and threshold
+    manifest.json    size and SHA-256 of each part
+
+Offline, after the memory: pictures with their captions -> search -> the rules -> table, which
+`train/data.py` reads. The same rules hold as at generation (CM3Leon, section 2.1).
+"""
+
+# Shapes: P = pictures of the shards, N = neighbours of one, B = batch, E = width of a vector
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from retrieval.embed import Embedder, document_vectors
+from retrieval.memory import Memory
+from retrieval.retrieve import Rules, drop_words, select, unlike
+from tokenizer.errors import UserError
+from tokenizer.manifest import MANIFEST, file_hash, new_folder, verify
+from tokenizer.shards import Shards
+
+BATCH = 64
+NONE = -1
+TABLE, ABOUT = "neighbours.npy", "about.json"
+
+Told = tuple[dict[str, Any], Image.Image]  # metadata with id and captions; the picture
+
+
+def find_neighbours(
+    memory: Memory,
+    embedder: Embedder,
+    pictures: Iterable[Told],
+    numbers: Mapping[str, int],
+    rules: Rules,
+) -> NDArray[np.int32]:
+    """Neighbours [P, 2 * rules.count] of the pictures whose ids are among the `numbers`, by them.
+
+    Text queries lose words (`drop_words`). A document that is a near copy of the query's own, or
+    that the shards do not hold, never comes.
+    """
+    table_PN = np.full((len(numbers), 2 * rules.count), NONE, np.int32)
+    rest = (one for one in pictures if one[0]["id"] in numbers)
+    while group := list(islice(rest, BATCH)):
+        ids = [metadata["id"] for metadata, _ in group]
+        texts = [next(iter(metadata["captions"]), None) for metadata, _ in group]
+        images = [image for _, image in group]
+        own_BE = document_vectors(embedder, texts, images)
+        pairs = zip(texts, ids, strict=True)
+        words = [drop_words(text or "", rules.dropout, name) for text, name in pairs]
+        by_picture = memory.search(embedder.pictures(images), rules.pool)
+        by_text = memory.search(embedder.texts(words), rules.pool)
+        for place, name in enumerate(ids):
+            chosen: list[str] = []
+            queries = (by_picture, by_text) if texts[place] is not None else (by_picture,)
+            for found in queries:
+                there = [one for one in found[place] if one.id in numbers]
+                apart = unlike(there, own_BE[place], rules.near)
+                chosen += [one.id for one in select(apart, rules, {name, *chosen})]
+            table_PN[numbers[name], : len(chosen)] = [numbers[one] for one in chosen]
+    return table_PN
+
+
+def write_neighbours(
+    folder: Path, table_PN: NDArray[np.int32], shards: Shards, memory: Memory
+) -> None:
+    """Write a table, all or nothing, in the place of an older one."""
+    about = {
+        "shards": file_hash(shards.folder / MANIFEST),
+        "encoder": memory.contents.encoder,
+        "near": memory.contents.near,
+    }
+    with new_folder(folder, replace=True) as aside:
+        np.save(aside / TABLE, table_PN, allow_pickle=False)
+        (aside / ABOUT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+
+
+def read_neighbours(folder: Path | str, shards: Shards) -> NDArray[np.int32]:
+    """The table [P, N] of these shards, mapped. Raises UserError where it is missing, damaged or
+    of other shards."""
+    folder = Path(folder)
+    verify(folder, hashes=False)
+    try:
+        about: Any = json.loads((folder / ABOUT).read_text("utf-8"))
+        table_PN = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
+        made_for = about["shards"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: no table of neighbours can be read ({error})") from error
+    if made_for != file_hash(shards.folder / MANIFEST):
+        raise UserError(
+            f"{folder} holds the neighbours of other shards than {shards.folder}; make them again "
+            "with `cm3leon index build --neighbours`"
+        )
+    if table_PN.dtype != np.int32 or table_PN.ndim != 2 or len(table_PN) != shards.pictures:
+        raise UserError(
+            f"{folder / TABLE}: holds {table_PN.dtype} {table_PN.shape}, not int32 "
+            f"({shards.pictures}, N); make it again"
+        )
+    return table_PN
