@@ -8,7 +8,7 @@ face of `Embedder` may stand in its place.
 # Shapes: D = documents, B = batch, E = width of a vector
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -23,6 +23,7 @@ from tokenizer.manifest import file_hash
 
 BATCH = 64
 PLAIN = ["*.json", "*.txt", "*.safetensors"]  # what is fetched of a model: no pickles
+DECISIVE = ("*.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json")
 T = TypeVar("T")
 
 
@@ -99,7 +100,8 @@ class ClipEmbedder:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{source}: cannot be read as a CLIP model ({reason})") from error
-        return cls(model.to(device), tokenizer, processor, f"clip-{_hash(folder)}")
+        files = [path for name in DECISIVE for path in folder.glob(name)]
+        return cls(model.to(device), tokenizer, processor, f"clip-{files_id(files)}")
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         def embed(batch: Sequence[str]) -> Tensor:
@@ -149,9 +151,7 @@ def _folder(source: str) -> Path:
         ) from error
 
 
-def _hash(folder: Path) -> str:
+def files_id(files: Iterable[Path]) -> str:
     """Twelve hexadecimal digits over the files that decide what the vectors are."""
-    names = ("*.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json")
-    files = sorted(path for name in names for path in folder.glob(name))
-    told = "".join(f"{path.name} {file_hash(path)}\n" for path in files)
+    told = "".join(f"{path.name} {file_hash(path)}\n" for path in sorted(files))
     return hashlib.sha256(told.encode()).hexdigest()[:12]

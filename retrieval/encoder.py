@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retrieval.embed import BATCH
+from retrieval.embed import BATCH, files_id
 from retrieval.index import Vectors
 from tokenizer import settings
 from tokenizer.errors import UserError
 from tokenizer.features import FeatureNet
 from tokenizer.image import read_weights
-from tokenizer.manifest import MANIFEST, file_hash, new_folder, verify
+from tokenizer.manifest import new_folder, verify
 from tokenizer.pixels import fit, to_pixels
 from tokenizer.text import TextTokenizer
 
@@ -165,4 +165,5 @@ class SmallEmbedder:
         net = DualEncoder(settings.build(EncoderConfig, cast("dict[str, object]", table)))
         net.load_state_dict(read_weights(folder / WEIGHTS, net.state_dict()))
         text = TextTokenizer.load(folder / TEXT)
-        return cls(net.to(device), text, f"small-{file_hash(folder / MANIFEST)[:12]}")
+        files = (folder / name for name in (CONFIG, WEIGHTS, TEXT))
+        return cls(net.to(device), text, f"small-{files_id(files)}")

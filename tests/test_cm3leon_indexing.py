@@ -165,7 +165,7 @@ def test_pictures_are_edited_and_captioned_with_documents_in_front(
     ("words", "status", "complaint"),
     [
         ("--retrieve 2", 2, "--encoder and --retrieve go with --memory"),
-        ("--memory {memory}", 2, "name what made the memory's vectors with --encoder"),
+        ("--encoder somewhere", 2, "--encoder and --retrieve go with --memory"),
         ("--memory {empty} {about}", 1, "there is no memory at"),
         ("--memory {memory} {about} --retrieve 8", 1, "--retrieve is 8, but"),
         ("--memory {memory} {about} --retrieve 9", 2, "less than or equal to 8"),
@@ -217,7 +217,10 @@ def test_a_memory_of_another_encoder_is_refused(
     memory: Path, tiny_folder: Path, encoder_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     embedder = SmallEmbedder.load(encoder_folder)
-    embedder.save(tmp_path / "other", card="another")
+    embedder.save(tmp_path / "same", card="another card")
+    assert SmallEmbedder.load(tmp_path / "same").id == embedder.id  # its vectors are the same
+    embedder.net.text_out.weight.mul_(2)
+    embedder.save(tmp_path / "other")
     words = ["index", "search", str(memory), "a", "--encoder", str(tmp_path / "other")]
     status, _, err = run(capsys, *words)
     assert status == 1

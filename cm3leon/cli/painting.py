@@ -9,7 +9,14 @@ import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import Notes, Progress, check_out, signature, tell, write_pictures
-from cm3leon.cli.retrieving import Count, EncoderName, MemoryFolder, Retrieved, Wanted
+from cm3leon.cli.retrieving import (
+    DEFAULT,
+    Count,
+    EncoderName,
+    MemoryFolder,
+    Retrieved,
+    Wanted,
+)
 from cm3leon.cli.retrieving import retrieve as find_documents
 from tokenizer.errors import UserError
 
@@ -64,7 +71,7 @@ def generate(
     cfg_scale: CfgScale = None,
     contrastive: Contrastive = None,
     memory: MemoryFolder = None,
-    encoder: EncoderName = None,
+    encoder: EncoderName = DEFAULT,
     retrieve: Count = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -118,7 +125,7 @@ def edit(
     image_scale: Annotated[float | None, typer.Option(help="Pull towards the picture.")] = None,
     text_scale: Annotated[float | None, typer.Option(help="Pull towards the instruction.")] = None,
     memory: MemoryFolder = None,
-    encoder: EncoderName = None,
+    encoder: EncoderName = DEFAULT,
     retrieve: Count = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,

@@ -6,7 +6,7 @@ import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import Progress, tell
-from cm3leon.cli.retrieving import Count, EncoderName, MemoryFolder, Wanted
+from cm3leon.cli.retrieving import DEFAULT, Count, EncoderName, MemoryFolder, Wanted
 from cm3leon.cli.retrieving import retrieve as find_documents
 from tokenizer.errors import UserError
 
@@ -22,7 +22,7 @@ def caption(
     n: options.Count = 1,
     seed: options.Seed = 0,
     memory: MemoryFolder = None,
-    encoder: EncoderName = None,
+    encoder: EncoderName = DEFAULT,
     retrieve: Count = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
     from tokenizer.document import Document
 
 COUNT = 2  # documents where the user names a memory and no number
+DEFAULT = "default"  # the name of what ships
 
 MemoryFolder = Annotated[
-    Path | None, typer.Option("--memory", metavar="MEMORY", help="A memory to retrieve from.")
+    Path | None,
+    typer.Option("--memory", metavar="MEMORY", help="A memory to retrieve from; 'default' ships."),
 ]
 EncoderName = Annotated[
-    str | None, typer.Option("--encoder", metavar="ENCODER", help="What made the memory's vectors.")
+    str,
+    typer.Option(
+        metavar="ENCODER",
+        help="What makes vectors: 'default', a folder of `train-encoder` or a CLIP, hf:owner/name.",
+    ),
 ]
 Count = Annotated[
     int | None,
@@ -35,14 +42,12 @@ class Wanted:
     """What the user said of retrieval."""
 
     memory: Path | None
-    encoder: str | None
+    encoder: str
     count: int | None
 
     def __post_init__(self) -> None:
-        if self.memory is None and (self.encoder is not None or self.count):
+        if self.memory is None and (self.encoder != DEFAULT or self.count):
             raise typer.BadParameter("--encoder and --retrieve go with --memory")
-        if self.memory is not None and self.encoder is None and self.count != 0:
-            raise typer.BadParameter("name what made the memory's vectors with --encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +82,15 @@ def retrieve(
     from retrieval.retrieve import Rules, select
 
     count = COUNT if wanted.count is None else wanted.count
-    if wanted.memory is None or wanted.encoder is None or count == 0:
+    if wanted.memory is None or count == 0:
         return Retrieved()
-    there = read_contents(wanted.memory).count  # cheap, before the encoder
+    folder = find_memory(wanted.memory)
+    there = read_contents(folder).count  # cheap, before the encoder
     if count > there:
         raise UserError(f"--retrieve is {count}, but {wanted.memory} has {there} documents")
     embedder = open_embedder(wanted.encoder, device)
     codebook = read_config(model).image_tokenizer
-    bank = Memory.open(wanted.memory, embedder.id, codebook, options.say)
+    bank = Memory.open(folder, embedder.id, codebook, options.say)
     rules = Rules(count=count, near=bank.contents.near)
     (found,) = bank.search(document_vectors(embedder, [text], [picture]), rules.pool)
     chosen = select(found, rules)
@@ -107,14 +113,27 @@ def described(metadata: dict[str, Any], score: float) -> dict[str, Any]:
     }
 
 
+def find_memory(folder: Path) -> Path:
+    """Where a memory lies: `default` is the one that ships, anything else is a folder."""
+    return _shipped("memory") if str(folder) == DEFAULT else folder
+
+
 def open_embedder(source: str, device: str) -> "Embedder":
-    """The encoder of a name: a folder that `train-encoder` wrote, or a CLIP's."""
+    """The encoder of a name: `default` ships; a folder that `train-encoder` wrote, or a CLIP's."""
     from cm3leon.pipeline import pick_device
     from retrieval.embed import ClipEmbedder
     from retrieval.encoder import SmallEmbedder
     from tokenizer.manifest import MANIFEST
 
     place = pick_device(device)
-    if (Path(source) / MANIFEST).is_file():
-        return SmallEmbedder.load(source, place)
+    folder = _shipped("default") if source == DEFAULT else Path(source)
+    if (folder / MANIFEST).is_file():
+        return SmallEmbedder.load(folder, place)
     return ClipEmbedder.load(source, place)
+
+
+def _shipped(name: str) -> Path:
+    folder = Path(str(files("retrieval") / "assets" / name))
+    if not folder.is_dir():
+        raise UserError(f"the default for retrieval is not installed: there is no folder {folder}")
+    return folder

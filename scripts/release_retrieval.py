@@ -1,0 +1,77 @@
+"""Put a trained encoder and a memory of its documents into the package as the default ones.
+
+    python scripts/release_retrieval.py runs/encoder/encoder runs/memory
+
+Replaces retrieval/assets/default and retrieval/assets/memory. The memory that ships holds COUNT of
+the other's documents: kinds in the shares below, each in an order that the documents' ids alone
+decide, one picture of those that differ only in skin tone.
+"""
+
+import hashlib
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.build import calibrate
+from retrieval.encoder import SmallEmbedder
+from retrieval.memory import Memory
+
+HERE = Path(__file__).parent
+ASSETS = HERE.parent / "retrieval" / "assets"
+COUNT = 4000
+SHARES = {"emoji": 0.8, "clipart": 0.08, "icon": 0.08, "photo": 0.04}
+KEPT = ("id", "captions", "kind", "licence", "credit")
+TONE = re.compile("-1F3F[B-F]")  # a skin tone in a code point
+
+
+def choose(known: dict[str, dict[str, Any]]) -> list[str]:
+    """The ids of the documents that ship, in rising order."""
+
+    def order(name: str) -> bytes:
+        return hashlib.sha256(name.encode()).digest()
+
+    chosen: list[str] = []
+    for kind, share in SHARES.items():
+        seen: set[object] = set()
+        names = sorted((n for n, m in known.items() if m.get("kind") == kind), key=order)
+        for name in names:
+            code = known[name].get("codepoint")
+            unit = (known[name].get("style"), TONE.sub("", code)) if code else name
+            if unit not in seen and len(seen) < share * COUNT:
+                seen.add(unit)
+                chosen.append(name)
+    return sorted(chosen)
+
+
+def main() -> None:
+    embedder, bank = SmallEmbedder.load(sys.argv[1]), Memory.open(sys.argv[2], say=print)
+    card = (HERE / "default" / "encoder.md").read_text("utf-8")
+    embedder.save(ASSETS / "default", card=card, replace=True)
+    assert SmallEmbedder.load(ASSETS / "default").id == bank.contents.encoder
+
+    places = {bank.segments[p.segment].document(p.row)[0]["id"]: p for p in bank.places()}
+    chosen = choose({name: bank.row(name)[0] for name in places})
+    rows = [bank.row(name) for name in chosen]
+    told = [{key: metadata[key] for key in KEPT if key in metadata} for metadata, _ in rows]
+    short = [{**one, "captions": one["captions"][:1]} for one in told]
+    vectors = [bank.segments[places[n].segment].vector(places[n].row) for n in chosen]
+    folder = ASSETS / "memory"
+    shutil.rmtree(folder, ignore_errors=True)
+    memory = Memory.create(folder, replace(bank.contents, segments=()))
+    memory = memory.add(zip(short, [codes for _, codes in rows], strict=True), np.stack(vectors))
+    memory = calibrate(memory)
+    for place in ("default", "memory"):
+        shutil.copyfile(HERE / "default" / "NOTICE.md", ASSETS / place / "NOTICE.md")
+    for name in ("verified.json", ".lock"):
+        (folder / name).unlink(missing_ok=True)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {memory.count:,} documents, {size:,} bytes, near {memory.contents.near:.4f}")
+
+
+if __name__ == "__main__":
+    main()
