@@ -28,7 +28,7 @@ import numpy as np
 from retrieval import index
 from retrieval.index import Plan, Vectors
 from retrieval.retrieve import Candidate, by_relevance
-from retrieval.segment import Codebook, Row, Segment, write_segment
+from retrieval.segment import Codebook, Row, Segment, caption_of, write_segment
 from tokenizer import settings
 from tokenizer.document import Document, Field, Picture
 from tokenizer.errors import UserError
@@ -128,10 +128,7 @@ class Memory:
                 f"{str(image_tokenizer)[:12]}; build the memory again with this one"
             )
         _compare_once(folder, contents, say)
-        opened = (
-            Segment.open(folder / one.name, made_with, contents.dimension)
-            for one in contents.segments
-        )
+        opened = (_open_segment(folder, contents, one) for one in contents.segments)
         return cls(folder=folder, contents=contents, segments=tuple(opened))
 
     @property
@@ -153,16 +150,18 @@ class Memory:
         return None
 
     def row(self, document_id: str) -> Row:
-        """A document's metadata (id, captions, licence, credit) and codes. UserError where none."""
+        """A document's metadata (id, captions, licence, credit) and codes, none where it has no
+        picture. Raises UserError where there is no such document."""
         place = self._place(document_id)
         return self.segments[place.segment].document(place.row)
 
     def document(self, document_id: str) -> Document:
         """The Document to put in front of a prompt: its first caption and its picture, as a pair
-        of training is worded."""
+        of training is worded; of a document with one of them alone, that one."""
         metadata, codes = self.row(document_id)
-        captions: list[str] = metadata.get("captions") or []
-        return (*(Field(f" {caption}") for caption in captions[:1]), Picture(tuple(codes)))
+        caption = caption_of(metadata)
+        text = () if caption is None else (Field(f" {caption}"),)
+        return (*text, Picture(tuple(codes))) if codes else text
 
     def search(self, queries_QE: Vectors, most: int) -> list[list[Candidate]]:
         """For each query up to `most` documents with the best scores, best first."""
@@ -266,6 +265,11 @@ def verify_memory(folder: Path) -> Contents:
     for one in contents.segments:
         _verify_segment(folder, one)
     return contents
+
+
+def _open_segment(folder: Path, contents: Contents, entry: Entry) -> Segment:
+    made_with = contents.codebook.image_tokenizer
+    return Segment.open(folder / entry.name, made_with, entry.rows, contents.dimension)
 
 
 def _verify_segment(folder: Path, entry: Entry) -> None:

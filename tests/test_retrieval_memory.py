@@ -15,10 +15,13 @@ import pytest
 
 from retrieval.index import Plan, Vectors
 from retrieval.memory import Contents, Memory, read_contents, verify_memory
-from retrieval.retrieve import Candidate
+from retrieval.retrieve import Candidate, Rules, select
 from retrieval.segment import Codebook, Row
+from tokenizer.codec import Codec
 from tokenizer.document import Field, Picture
 from tokenizer.errors import UserError
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
 
@@ -72,12 +75,42 @@ def test_what_was_added_is_found_and_told(memory: Memory) -> None:
     )
 
 
-def test_a_document_without_captions_is_a_picture_alone(memory: Memory) -> None:
-    mute = ({"id": "mute", "captions": []}, [1, 2, 3, 4])
-    memory = memory.add([mute], np.stack([vector("mute")]))
-    assert memory.document("mute") == (Picture((1, 2, 3, 4)),)
-    (found,) = memory.search(np.stack([vector("mute")]), 1)
-    assert (found[0].id, found[0].is_full) == ("mute", False)
+def test_documents_of_a_text_or_a_picture_alone_are_kept_as_they_are(memory: Memory) -> None:
+    mute = ({"id": "mute", "captions": []}, (1, 2, 3, 4))
+    told = ({"id": "told", "captions": ["", "a blind fox"]}, ())
+    memory = memory.add([mute, told], np.stack([vector("mute"), vector("told")]))
+    for again in (Memory.compact, lambda one: Memory.open(one.folder)):
+        assert memory.document("mute") == (Picture((1, 2, 3, 4)),)
+        assert memory.document("told") == (Field(" a blind fox"),)
+        assert [memory.row(name) for name in ("mute", "told")] == [mute, told]
+        parts = {"mute": (False, True), "told": (True, False), "fox": (True, True)}
+        for name, (has_text, has_picture) in parts.items():
+            (found,) = memory.search(np.stack([vector(name)]), 1)
+            first = found[0]
+            assert (first.id, first.has_text, first.has_picture) == (name, has_text, has_picture)
+        memory = again(memory)
+    (found,) = memory.search(np.stack([vector("told")]), 9)
+    chosen = [one.id for one in select(found, Rules(count=9, near=1))]
+    assert {*chosen[-2:]} == {"mute", "told"}  # though "told" is the nearest
+
+
+def test_a_document_of_a_text_alone_stands_in_front_of_a_prompt(memory: Memory) -> None:
+    told = ({"id": "told", "captions": ["an owl"]}, ())
+    memory = memory.add([told], np.stack([vector("told")]))
+    text = TextTokenizer.train(["a red fox, an owl"], 270)
+    codec = Codec(Vocabulary(image_codes=10, text_pieces=text.pieces, sentinels=2), text, 4)
+    retrieved = [memory.document("fox"), memory.document("told")]
+    row = codec.encode((Field(" a red fox"), Picture((0, 1, 2, 3))), retrieved)
+    assert codec.decode(row.ids) == (
+        " a fox", Picture((3, 0, 3, 4)), " an owl", " a red fox", Picture((0, 1, 2, 3)),
+    )  # fmt: skip
+    assert codec.open((" a red fox",), retrieved) == row.ids[:-5]
+
+
+def test_a_document_of_nothing_is_refused(memory: Memory) -> None:
+    with pytest.raises(UserError, match="document 'void' has neither a text nor a picture"):
+        memory.add([({"id": "void", "captions": [" "]}, ())], np.stack([vector("void")]))
+    assert Memory.open(memory.folder).count == 4
 
 
 def test_removed_documents_may_come_again_and_compacting_changes_nothing(memory: Memory) -> None:
