@@ -11,13 +11,10 @@ between leaves the state that was confirmed last.
 
 # Shapes: D = documents of a segment, Q = queries, E = width of a vector
 
-import fcntl
-import hashlib
 import json
 import secrets
-import shutil
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,49 +23,17 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from retrieval import index
+from retrieval.contents import LOCK, TOP, Contents, Entry, confirm, locked, read_contents
 from retrieval.index import Plan, Vectors
 from retrieval.retrieve import Candidate, by_relevance
-from retrieval.segment import Codebook, Row, Segment, caption_of, write_segment
-from tokenizer import settings
+from retrieval.segment import Row, Segment, caption_of, check_finite, write_segment
 from tokenizer.document import Document, Field, Picture
 from tokenizer.errors import UserError
 from tokenizer.manifest import MANIFEST, file_hash, verify, write_file
 
-FORMAT = 1
-TOP, VERIFIED, LOCK = "memory.json", "verified.json", ".lock"
+VERIFIED = "verified.json"
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A segment as memory.json lists it; `manifest` is the hash of the segment's own manifest."""
-
-    name: str
-    rows: int
-    manifest: str
-    removed: tuple[int, ...] = ()  # rows that count no more
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What memory.json confirms."""
-
-    format: int = FORMAT
-    encoder: str  # the Embedder's id: vectors of another mean nothing here
-    dimension: int
-    codebook: Codebook
-    near: float  # above this score two documents are near copies; see retrieve.Rules
-    segments: tuple[Entry, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise UserError(f"format is {self.format}; this version reads {FORMAT}")
-
-    @property
-    def count(self) -> int:
-        """Documents that can be found."""
-        return sum(one.rows - len(one.removed) for one in self.segments)
 
 
 class Place(NamedTuple):
@@ -90,15 +55,18 @@ class Memory:
     def create(cls, folder: Path | str, contents: Contents) -> Self:
         """A new, empty memory. Raises UserError where something lies there already."""
         folder = Path(folder)
-        if (folder / TOP).exists():
-            raise UserError(f"{folder} is a memory already; add to it, or name a new folder")
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-        if any(folder.iterdir()):
+        names = {path.name for path in folder.iterdir()}
+        strange = [name for name in names - {LOCK} if not name.startswith(f".{TOP}.")]
+        if strange and TOP not in names:
             raise UserError(f"{folder} holds other things; name a new folder")
-        _confirm(folder, contents)
+        with locked(folder):
+            if (folder / TOP).exists():
+                raise UserError(f"{folder} is a memory already; add to it, or name a new folder")
+            confirm(folder, contents)
         return cls.open(folder)
 
     @classmethod
@@ -127,9 +95,13 @@ class Memory:
                 f"{folder} holds codes of image tokenizer {made_with[:12]}, but this one is "
                 f"{str(image_tokenizer)[:12]}; build the memory again with this one"
             )
-        _compare_once(folder, contents, say)
-        opened = (_open_segment(folder, contents, one) for one in contents.segments)
-        return cls(folder=folder, contents=contents, segments=tuple(opened))
+        try:
+            opened = tuple(_open_segments(folder, contents, say))
+        except UserError:
+            if read_contents(folder) == contents:
+                raise
+            return cls.open(folder, encoder, image_tokenizer, say)  # it was changed meanwhile
+        return cls(folder=folder, contents=contents, segments=opened)
 
     @property
     def count(self) -> int:
@@ -165,6 +137,7 @@ class Memory:
 
     def search(self, queries_QE: Vectors, most: int) -> list[list[Candidate]]:
         """For each query up to `most` documents with the best scores, best first."""
+        self._check(queries_QE)
         found: list[list[Candidate]] = [[] for _ in queries_QE]
         for segment, removed in zip(self.segments, self._removed, strict=True):
             for query, candidates in enumerate(segment.search(queries_QE, most, removed)):
@@ -176,10 +149,10 @@ class Memory:
 
         Raises UserError, and adds none, where an id is taken or comes twice.
         """
-        with _changing(self):
+        with self._changing():
             entry = self._write(self._unknown(rows), vectors_DE, kind)
             segments = (*self.contents.segments, entry)
-            _confirm(self.folder, replace(self.contents, segments=segments))
+            confirm(self.folder, replace(self.contents, segments=segments))
         return type(self).open(self.folder)
 
     def remove(self, ids: Collection[str]) -> Self:
@@ -192,27 +165,35 @@ class Memory:
             replace(one, removed=tuple(sorted({*one.removed, *(p.row for p in gone if p[0] == n)})))
             for n, one in enumerate(self.contents.segments)
         )
-        with _changing(self):
-            _confirm(self.folder, replace(self.contents, segments=segments))
+        with self._changing():
+            confirm(self.folder, replace(self.contents, segments=segments))
         return type(self).open(self.folder)
 
     def compact(self, kind: Plan | None = None) -> Self:
         """The memory with all that can be found in one segment, and nothing else kept."""
-        with _changing(self):
+        with self._changing():
             order = list(self.places())
             entries: tuple[Entry, ...] = ()
             if order:
                 rows = (self.segments[p.segment].document(p.row) for p in order)
                 vectors_DE = np.stack([self.segments[p.segment].vector(p.row) for p in order])
                 entries = (self._write(rows, vectors_DE, kind),)
-            _confirm(self.folder, replace(self.contents, segments=entries))
+            confirm(self.folder, replace(self.contents, segments=entries))
         return type(self).open(self.folder)
 
     def with_near(self, near: float) -> Self:
         """The memory with another threshold of near copies."""
-        with _changing(self):
-            _confirm(self.folder, replace(self.contents, near=near))
+        with self._changing():
+            confirm(self.folder, replace(self.contents, near=near))
         return type(self).open(self.folder)
+
+    @contextmanager
+    def _changing(self) -> Generator[None]:
+        """Be the only one that changes this memory, which is still what was opened."""
+        with locked(self.folder):
+            if read_contents(self.folder) != self.contents:
+                raise UserError(f"{self.folder} was changed since it was opened; open it again")
+            yield
 
     @cached_property
     def _removed(self) -> list[frozenset[int]]:
@@ -232,108 +213,71 @@ class Memory:
             yield metadata, codes
 
     def _write(self, rows: Iterable[Row], vectors_DE: Vectors, kind: Plan | None) -> Entry:
-        assert vectors_DE.shape[1] == self.contents.dimension
+        self._check(vectors_DE)
         kind = kind or index.plan(len(vectors_DE), self.contents.dimension)
         name = f"segment-{len(self.segments) + 1:06d}-{secrets.token_hex(4)}"
         folder = self.folder / name
-        write_segment(folder, rows, vectors_DE, self.contents.codebook, kind)
+        try:
+            write_segment(folder, rows, vectors_DE, self.contents.codebook, kind)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write {folder}: {reason}; the memory is as it was") from error
         return Entry(name=name, rows=len(vectors_DE), manifest=file_hash(folder / MANIFEST))
 
-
-def read_contents(folder: Path) -> Contents:
-    """What memory.json confirms. Raises UserError where it is missing or damaged."""
-    path = folder / TOP
-    if not path.is_file():
-        raise UserError(f"there is no memory at {str(folder)!r}: it has no {TOP}")
-    try:
-        table: Any = json.loads(path.read_text("utf-8"))
-        body = table["memory"]
-        whole = table["sha256"] == _digest(body)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged ({error}); copy the memory again") from error
-    if not whole:
-        raise UserError(f"{path}: is damaged, it is not what was written; copy the memory again")
-    try:
-        return settings.build(Contents, body)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    def _check(self, vectors_DE: Vectors) -> None:
+        if vectors_DE.shape[1] != self.contents.dimension:
+            raise UserError(
+                f"vectors of {vectors_DE.shape[1]} numbers, those of {self.folder} have "
+                f"{self.contents.dimension}: they are of another encoder"
+            )
+        check_finite(vectors_DE, f"for {self.folder}")
 
 
 def verify_memory(folder: Path) -> Contents:
     """Read every part again and compare it with its hash; UserError names a bad one."""
     contents = read_contents(folder)
     for one in contents.segments:
-        _verify_segment(folder, one)
+        _open_segment(folder, contents, one, compare=True)
     return contents
 
 
-def _open_segment(folder: Path, contents: Contents, entry: Entry) -> Segment:
-    made_with = contents.codebook.image_tokenizer
-    return Segment.open(folder / entry.name, made_with, entry.rows, contents.dimension)
-
-
-def _verify_segment(folder: Path, entry: Entry) -> None:
-    place = folder / entry.name
-    if not (place / MANIFEST).is_file() or file_hash(place / MANIFEST) != entry.manifest:
-        raise UserError(f"{place}: is missing or not what {TOP} confirms; copy the memory again")
-    verify(place)
-
-
-def _compare_once(folder: Path, contents: Contents, say: Say | None) -> None:
-    """Verify the segments that are not, in sizes, times and inodes, those verified before."""
+def _open_segments(folder: Path, contents: Contents, say: Say | None) -> Iterator[Segment]:
+    """Open all segments; compare those with their hashes that are not, in sizes, times and
+    inodes, what was compared before."""
     path = folder / VERIFIED
     try:
         known: Any = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         known = None
     stamps: dict[str, Any] = {}
     for one in contents.segments:
-        stamp = _stamp(folder / one.name)
-        if not isinstance(known, dict) or known.get(one.name) != stamp:
-            if say is not None:
-                say(f"comparing {one.name} with its hashes, once on this machine")
-            _verify_segment(folder, one)
-        stamps[one.name] = stamp
+        stamp = stamps[one.name] = _stamp(folder / one.name)
+        is_new = not isinstance(known, dict) or known.get(one.name) != stamp
+        if is_new and say is not None:
+            say(f"comparing {one.name} with its hashes, once on this machine")
+        yield _open_segment(folder, contents, one, compare=is_new)
     if stamps != known:
-        try:
+        with suppress(UserError):  # on a disk that cannot be written it is compared every time
             write_file(path, json.dumps(stamps).encode())
-        except UserError:
-            return  # on a disk that cannot be written it is compared every time
+
+
+def _open_segment(folder: Path, contents: Contents, entry: Entry, *, compare: bool) -> Segment:
+    place = folder / entry.name
+    if compare:
+        if not (place / MANIFEST).is_file() or file_hash(place / MANIFEST) != entry.manifest:
+            raise UserError(f"{place}: is missing or not what {TOP} lists; copy the memory again")
+        for path in (place, *place.rglob("*")):
+            if path.is_symlink():
+                raise UserError(f"{path}: is a link; copy the memory with what it points to")
+        verify(place)
+    made_with = contents.codebook.image_tokenizer
+    segment = Segment.open(place, made_with, entry.rows, contents.dimension)
+    if compare:
+        check_finite(segment.index.vectors_DE, f"in {place}")
+    return segment
 
 
 def _stamp(segment: Path) -> list[list[Any]]:
     parts = sorted(path for path in segment.rglob("*") if path.is_file())
     about = [(path.relative_to(segment).as_posix(), path.stat()) for path in parts]
     return [[name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in about]
-
-
-def _confirm(folder: Path, contents: Contents) -> None:
-    """Confirm a new state; then drop what it does not hold."""
-    body = settings.table_of(contents)
-    text = json.dumps({"sha256": _digest(body), "memory": body}, indent=1) + "\n"
-    write_file(folder / TOP, text.encode())
-    kept = {one.name for one in contents.segments}
-    for path in [*folder.glob("segment-*"), *folder.glob(".segment-*")]:
-        if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _digest(body: object) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _changing(memory: Memory) -> Generator[None]:
-    """Be the only one that changes this memory, which is still what was opened."""
-    try:
-        lock = (memory.folder / LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"cannot change {memory.folder}: {error.strerror}") from error
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{memory.folder} is being changed by another; try again") from error
-        if read_contents(memory.folder) != memory.contents:
-            raise UserError(f"{memory.folder} was changed since it was opened; open it again")
-        yield

@@ -34,6 +34,7 @@ SHARDS, PICTURED, VECTORS, IDS, INDEX, ABOUT = (
 )  # fmt: skip
 # 16 bytes, so that every hash is aligned: else numpy copies all of them to look for one
 HASHED = np.dtype([("hash", "<u8"), ("row", "<u8")])
+CHUNK = 65_536  # vectors looked at together
 TIE = 1e-6  # scores of one vector differ so much at most, by the place it is searched in
 
 Row = tuple[dict[str, Any], Sequence[int]]  # metadata with its id and captions; codes, maybe none
@@ -229,3 +230,12 @@ def _mapped(path: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[
             f"{path}: holds {found.dtype} {found.shape}, not {kind} {shape}; copy the memory again"
         )
     return found
+
+
+def check_finite(vectors_DE: Vectors, where: str) -> None:
+    """Raise UserError where a vector is none, as of an encoder whose weights are damaged."""
+    for start in range(0, len(vectors_DE), CHUNK):
+        good = np.isfinite(vectors_DE[start : start + CHUNK]).all(axis=1)
+        if not good.all():
+            row = start + int(np.argmin(good))
+            raise UserError(f"vector {row} {where} is not of finite numbers; is the encoder whole?")

@@ -1,12 +1,5 @@
 """Memory folders: what was confirmed is found, whatever happens between."""
 
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +7,7 @@ import numpy as np
 import pytest
 
 from retrieval.index import Plan, Vectors
-from retrieval.memory import Contents, Memory, read_contents, verify_memory
+from retrieval.memory import Contents, Memory
 from retrieval.retrieve import Candidate, Rules, select
 from retrieval.segment import Codebook, Row
 from tokenizer.codec import Codec
@@ -130,32 +123,6 @@ def test_all_may_be_removed(memory: Memory) -> None:
     assert ids(memory.add(*given("fox"))) == {"fox"}
 
 
-def test_sequences_of_changes_agree_with_a_memory_built_anew(tmp_path: Path) -> None:
-    rng = random.Random(0)
-    names = [f"n{number}" for number in range(12)]
-    for number in range(40):
-        memory, there = Memory.create(tmp_path / f"m{number}", EMPTY), set[str]()
-        for _ in range(rng.randrange(1, 8)):
-            match rng.choice(("add", "add", "remove", "compact")):
-                case "add" if new := rng.sample(
-                    sorted(set(names) - there), min(3, 12 - len(there))
-                ):
-                    memory = memory.add(*given(*new))
-                    there |= set(new)
-                case "remove" if there:
-                    gone = rng.sample(sorted(there), rng.randint(1, len(there)))
-                    memory = memory.remove(gone)
-                    there -= set(gone)
-                case _:
-                    memory = memory.compact()
-        anew = Memory.create(tmp_path / f"a{number}", EMPTY)
-        if there:
-            anew = anew.add(*given(*sorted(there)))
-        query = np.stack([vector(f"q{number}")])
-        assert ids(memory) == there
-        assert told(memory.search(query, 5)[0]) == told(anew.search(query, 5)[0])
-
-
 def test_segments_with_an_index_are_searched_beside_exact_ones(memory: Memory) -> None:
     names = [f"many{number}" for number in range(300)]
     kind = Plan(factory="HNSW8,Flat", bytes_per_vector=0)
@@ -215,33 +182,6 @@ def test_a_memory_changed_by_another_is_opened_again(memory: Memory) -> None:
         memory.row("cat")
 
 
-PARTS = ["vectors.npy", "ids.npy", "segment.json", "shards/codes.npy", "manifest.json"]
-
-
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("harm", ["gone", "cut short", "one byte"])
-def test_damage_is_found_by_verify_and_by_a_first_open(
-    memory: Memory, tmp_path: Path, part: str, harm: str
-) -> None:
-    said: list[str] = []
-    Memory.open(memory.folder, say=said.append)
-    assert said == []  # compared when it was written
-    copy = tmp_path / "copy"
-    shutil.copytree(memory.folder, copy)  # other inodes and times: a first open
-    Memory.open(copy, say=said.append)
-    assert [line.startswith("comparing segment-") for line in said] == [True, True]
-    path = next(copy.glob("segment-000001-*")) / part
-    data = path.read_bytes()
-    if harm == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(data[:-3] if harm == "cut short" else data[:-3] + b"\x01" + data[-2:])
-    for look in (Memory.open, verify_memory):
-        with pytest.raises(UserError, match="segment-000001") as error:
-            look(copy)
-        assert "\n" not in str(error.value)
-
-
 def test_a_damaged_list_of_contents_is_told(memory: Memory) -> None:
     path = memory.folder / "memory.json"
     whole = path.read_text()
@@ -249,50 +189,6 @@ def test_a_damaged_list_of_contents_is_told(memory: Memory) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match=r"memory\.json: is damaged"):
             Memory.open(memory.folder)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_retrieval_memory import given
-from retrieval.memory import Memory
-memory = Memory.open(Path(sys.argv[1]))
-print("open", flush=True)
-for number in range(10_000):
-    match number % 3:
-        case 0:
-            memory = memory.add(*given(f"k{number}", f"l{number}"))
-        case 1:
-            memory = memory.remove([f"k{number - 1}"])
-        case _:
-            memory = memory.compact()
-    print(memory.count, *sorted(f"{e.name}:{e.removed}" for e in memory.contents.segments),
-          sep="|", flush=True)
-"""
-
-
-def test_killed_at_any_moment_the_confirmed_state_opens(memory: Memory) -> None:
-    rng = random.Random(0)
-    for _ in range(3):
-        command = [sys.executable, "-c", KILLED, str(memory.folder), str(Path(__file__).parent)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "open\n"
-            time.sleep(rng.uniform(0.05, 0.4))
-            process.send_signal(signal.SIGKILL)
-            lines = process.stdout.read().splitlines()
-        contents = read_contents(memory.folder)
-        verify_memory(memory.folder)
-        again = Memory.open(memory.folder)
-        assert again.count == contents.count == len(ids(again))
-        assert {"fox", "owl", "cat", "hen"} <= ids(again)
-        # the last change that was told, or the one after it
-        assert again.count - int(lines[-1].split("|")[0]) in (-1, 0, 2) if lines else True
-        for name in ids(again) - {"fox", "owl", "cat", "hen"}:  # for the next round
-            again = again.remove([name])
-        again.compact()
-    assert replace(Memory.open(memory.folder).contents, segments=()) == EMPTY
 
 
 def test_what_a_killed_change_left_behind_is_dropped(memory: Memory) -> None:
