@@ -182,7 +182,7 @@ def write_segment(
 ) -> None:
     """Write a segment, all or nothing; row i has vector i.
 
-    Raises UserError for an id that comes twice, a document of nothing, or a full disk.
+    Raises UserError for an id that comes twice or a document of nothing, OSError for a full disk.
     """
     assert vectors_DE.dtype == np.float32
     ids: list[str] = []
@@ -214,7 +214,10 @@ def write_segment(
         np.save(aside / IDS, np.sort(ids_D, order="hash"), allow_pickle=False)
         index = Index.build(vectors_DE, kind)
         if index.built is not None:
-            index.save(aside / INDEX)
+            try:
+                index.save(aside / INDEX)
+            except RuntimeError as error:  # FAISS's
+                raise OSError(f"FAISS cannot write {INDEX}") from error
         about = {"index": kind.name, "bytes_per_vector": round(kind.bytes_per_vector, 1)}
         (aside / ABOUT).write_text(json.dumps(about) + "\n", "utf-8")
 

@@ -135,6 +135,34 @@ def test_segments_with_an_index_are_searched_beside_exact_ones(memory: Memory) -
     assert sum(same) >= 19
 
 
+def test_equal_scores_go_by_id_wherever_the_documents_lie(memory: Memory) -> None:
+    names = [f"same{number:03}" for number in range(100)]
+    same = np.stack([vector("same")] * 50)
+    memory = memory.add([row(name) for name in names[:0:-2]], same)
+    memory = memory.add([row(name) for name in names[-2::-2]], same)
+    for again in (Memory.compact, lambda one: one.remove(names[:10])):
+        for batch in (1, 50):  # FAISS multiplies another way from 20 queries on
+            found = memory.search(np.stack([vector("same")] * batch), 7)
+            assert [[one.id for one in row] for row in found] == [sorted(names)[:7]] * batch
+            assert len({one.score for row in found for one in row}) == 1
+        memory = again(memory)
+    (found,) = memory.search(np.stack([vector("same")]), 7)
+    assert [one.id for one in found] == names[10:17]
+
+
+def test_what_is_left_of_an_index_is_found_when_all_near_it_is_removed(memory: Memory) -> None:
+    names = [f"many{number}" for number in range(300)]
+    kind = Plan(factory="HNSW8,Flat", bytes_per_vector=0)
+    memory = memory.compact().remove(["fox", "owl", "cat", "hen"])
+    query_E = vector("query")
+    nearest = sorted(names, key=lambda name: -float(vector(name) @ query_E))
+    memory = memory.add(*given(*names), kind=kind).remove(nearest[:280])
+    (found,) = memory.search(query_E[None], 5)
+    assert [one.id for one in found] == nearest[280:285]
+    (found,) = memory.search(query_E[None], 99)
+    assert [one.id for one in found] == nearest[280:]
+
+
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [(("new", "fox"), "has a document 'fox' already; none was added"), (("a", "a"), "the id 'a'")],
