@@ -22,8 +22,9 @@ from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash
 
 BATCH = 64
+WORDS = ("tokenizer.json", "vocab.json")  # transformers makes an empty tokenizer where it has none
 PLAIN = ["*.json", "*.txt", "*.safetensors"]  # what is fetched of a model: no pickles
-DECISIVE = ("*.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json")
+DECISIVE = ("*.safetensors", "config.json", "preprocessor_config.json", "merges.txt", *WORDS)
 T = TypeVar("T")
 
 
@@ -92,14 +93,28 @@ class ClipEmbedder:
                 "CLIP needs transformers, which is not installed; pip install 'cm3leon[retrieval]'"
             ) from error
         folder = _folder(source)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{source}: no model folder there, it has no config.json")
+        if not any((folder / name).is_file() for name in WORDS):
+            raise UserError(f"{source}: has no tokenizer, neither of {', '.join(WORDS)}")
         try:
             local: dict[str, Any] = {"local_files_only": True}
-            model: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
+            loaded: Any = CLIPModel.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, **local
+            )
             tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
             processor = CLIPImageProcessor.from_pretrained(folder, **local)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        # transformers, safetensors and the hub's configs raise nearly anything for a bad file
+        except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{source}: cannot be read as a CLIP model ({reason})") from error
+        model, report = loaded
+        missing = sorted(report["missing_keys"])  # which transformers draws at random
+        if missing:
+            raise UserError(
+                f"{source}: its weights lack {missing[0]!r} and {len(missing) - 1} more; copy the "
+                "model again"
+            )
         files = [path for name in DECISIVE for path in folder.glob(name)]
         return cls(model.to(device), tokenizer, processor, f"clip-{files_id(files)}")
 
@@ -137,8 +152,6 @@ def _batches(things: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def _folder(source: str) -> Path:
     if not source.startswith("hf:"):
-        if not (Path(source) / "config.json").is_file():
-            raise UserError(f"{source}: no model folder there, it has no config.json")
         return Path(source)
     from huggingface_hub import snapshot_download
 
