@@ -22,7 +22,7 @@ from tokenizer.errors import UserError
 from tokenizer.manifest import write_file
 
 FORMAT = 1
-TOP, LOCK = "memory.json", ".lock"
+TOP, VERIFIED, LOCK = "memory.json", "verified.json", ".lock"
 NAME = re.compile(r"segment-\d{6,}-[0-9a-f]{8}")
 
 
@@ -66,7 +66,11 @@ class Contents:
 
 
 def read_contents(folder: Path) -> Contents:
-    """What memory.json confirms. Raises UserError where it is missing or damaged."""
+    """What memory.json confirms. Raises UserError where it is missing or damaged, or where a file
+    that we write is a link: a stranger's memory could make us write over what it points to."""
+    for name in (TOP, VERIFIED, LOCK):
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name}: is a link; copy the memory with what it points to")
     path = folder / TOP
     if not path.is_file():
         raise UserError(f"there is no memory at {str(folder)!r}: it has no {TOP}")
@@ -101,7 +105,7 @@ def confirm(folder: Path, contents: Contents) -> None:
 def locked(folder: Path) -> Generator[None]:
     """Be the only one that changes the memory in this folder."""
     try:
-        lock = (folder / LOCK).open("w")
+        lock = (folder / LOCK).open("a")
     except OSError as error:
         raise UserError(f"cannot change {folder}: {error.strerror}") from error
     with lock as file:

@@ -23,15 +23,22 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from retrieval import index
-from retrieval.contents import LOCK, TOP, Contents, Entry, confirm, locked, read_contents
+from retrieval.contents import (
+    LOCK,
+    TOP,
+    VERIFIED,
+    Contents,
+    Entry,
+    confirm,
+    locked,
+    read_contents,
+)
 from retrieval.index import Plan, Vectors
 from retrieval.retrieve import Candidate, by_relevance
 from retrieval.segment import Row, Segment, caption_of, check_finite, write_segment
 from tokenizer.document import Document, Field, Picture
 from tokenizer.errors import UserError
 from tokenizer.manifest import MANIFEST, file_hash, verify, write_file
-
-VERIFIED = "verified.json"
 
 Say = Callable[[str], None]
 

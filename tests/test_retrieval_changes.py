@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.contents import LOCK, TOP, Contents
+from retrieval.contents import LOCK, TOP, VERIFIED, Contents
 from retrieval.index import Vectors
-from retrieval.memory import VERIFIED, Memory, verify_memory
+from retrieval.memory import Memory, verify_memory
 from retrieval.retrieve import Candidate
 from retrieval.segment import Codebook, Row
 

@@ -179,6 +179,19 @@ def test_a_part_may_not_be_a_link(folder: Path, tmp_path: Path, name: str) -> No
     assert "is a link; copy the memory with what it points to" in refused(folder)
 
 
+@pytest.mark.parametrize("name", ["memory.json", "verified.json", ".lock"])
+def test_what_is_written_may_not_be_a_link(folder: Path, tmp_path: Path, name: str) -> None:
+    memory, outside = Memory.open(folder), tmp_path / "outside"
+    outside.write_bytes((folder / name).read_bytes() or b"mine")
+    before = outside.read_bytes()
+    (folder / name).unlink()
+    (folder / name).symlink_to(outside)
+    for act in (lambda: Memory.open(folder), lambda: memory.remove(["few1"])):
+        with pytest.raises(UserError, match=f"{name}: is a link"):
+            act()
+    assert outside.read_bytes() == before
+
+
 def as_objects(path: Path) -> None:
     np.save(path, np.array([{}] * 50, dtype=object), allow_pickle=True)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cm3leon.pipeline import CM3Leon
 from retrieval.index import Plan, Vectors
 from retrieval.memory import Contents, Memory
 from retrieval.retrieve import Candidate, Rules, select
@@ -98,6 +99,15 @@ def test_a_document_of_a_text_alone_stands_in_front_of_a_prompt(memory: Memory) 
         " a fox", Picture((3, 0, 3, 4)), " an owl", " a red fox", Picture((0, 1, 2, 3)),
     )  # fmt: skip
     assert codec.open((" a red fox",), retrieved) == row.ids[:-5]
+
+
+def test_a_picture_is_painted_with_a_text_alone_in_front(tiny: CM3Leon) -> None:
+    told = (Field(" a blue heart"),)
+    plain, leaning = (
+        tiny.text_to_image("a red fox", retrieved=retrieved, seed=3)[0].tobytes()
+        for retrieved in ((), (told,))
+    )
+    assert plain != leaning
 
 
 def test_a_document_of_nothing_is_refused(memory: Memory) -> None:
