@@ -1,41 +1,18 @@
-"""Commands that measure a model: eval reconstruction, bits, captions, sheet.
-
-Each prints its command, the model's hash, what was measured on and a Markdown table, so that a line
-of the ledger can be copied from it.
-"""
+"""Commands that measure a model: eval reconstruction, bits, captions, sheet."""
 
 import dataclasses
 import json
-import shlex
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cm3leon.cli import options
+from cm3leon.cli import options, tables
 from cm3leon.cli.output import signature, tell
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from cm3leon.pipeline import CM3Leon
-    from eval.figures import Figure
     from tokenizer.image import ImageTokenizer
-
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A checkpoint folder, 'default' or 'hf:owner/name'."),
-]
-Corpus = Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder of WebDataset tars.")]
-Tokens = Annotated[
-    Path, typer.Argument(metavar="SHARDS", help="Token shards, as `data encode` writes them.")
-]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="At most so many pictures of each kind, evenly spaced.")
-]
-Lines = Annotated[Path | None, typer.Option(help="A file to write: a line of JSON a picture.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,9 +28,9 @@ def reconstruction(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model, or an image tokenizer's folder.")
     ],
-    corpus: Corpus,
+    corpus: tables.Corpus,
     split: Annotated[str, typer.Option(help="The tars whose names begin so.")] = "test",
-    limit: Limit = None,
+    limit: tables.Limit = None,
     out: Annotated[
         Path | None, typer.Option(help="A PNG of pictures before and after to write.")
     ] = None,
@@ -70,31 +47,32 @@ def reconstruction(
     if out is not None:
         check_writable(out)
     tokenizer, model_hash = _open_tokenizer(model, threads)
-    found = measure(tokenizer, tars, limit=limit, tally=tally, progress=_steps("reconstruction"))
+    found = measure(
+        tokenizer, tars, limit=limit, tally=tally, progress=tables.steps("reconstruction")
+    )
     tally.tell(options.say)
     if out is not None:
         write_file(out, encode_png(found.sheet(), signature("eval reconstruction", model_hash)))
     table = {
-        kind: {"pictures": str(row.psnr.count), "PSNR, dB": _figure(row.psnr, 2)}
+        kind: {"pictures": str(row.psnr.count), "PSNR, dB": tables.figure_text(row.psnr, 2)}
         | {"codes in use": f"{row.used:.1%}"}
         for kind, row in found.rows.items()
     }
-    _tell(
+    tables.tell_table(
         context,
-        model_hash,
-        _place(f"{split} of {corpus.name}", limit),
+        {"model": model_hash, "measured on": tables.place(f"{split} of {corpus.name}", limit)},
         table,
-        _plain(found.rows),
+        tables.plain(found.rows),
         as_json,
     )
 
 
 def bits(
     context: typer.Context,
-    model: Model,
-    shards: Tokens,
-    limit: Limit = None,
-    out: Lines = None,
+    model: tables.Model,
+    shards: tables.Tokens,
+    limit: tables.Limit = None,
+    out: tables.Lines = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
@@ -104,30 +82,31 @@ def bits(
     from tokenizer.shards import Shards
 
     Shards.open(shards)  # cheap, before the weights
-    _check_lines(out)
+    tables.check_lines(out)
     leon = _open_model(model, device, threads)
     tokens = Shards.open(shards, leon.image_tokenizer.hash, leon.codec.text.hash)
-    pairs = measure(leon.model, leon.codec, tokens, limit=limit, progress=_steps("bits"))
-    _write_lines(out, map(dataclasses.asdict, pairs))
+    pairs = measure(leon.model, leon.codec, tokens, limit=limit, progress=tables.steps("bits"))
+    tables.write_lines(out, map(dataclasses.asdict, pairs))
     rows = figures(pairs, tokens.grid**2)
     table = {
         kind: {
             "pictures": str(row.picture.count),
-            "bits per image token": _figure(row.image_token, 3),
-            "bits per picture": _figure(row.picture, 1),
-            "bits per caption byte": _figure(row.caption_byte, 3),
+            "bits per image token": tables.figure_text(row.image_token, 3),
+            "bits per picture": tables.figure_text(row.picture, 1),
+            "bits per caption byte": tables.figure_text(row.caption_byte, 3),
         }
         for kind, row in rows.items()
     }
-    _tell(context, leon.hash, _place(shards.name, limit), table, _plain(rows), as_json)
+    about = {"model": leon.hash, "measured on": tables.place(shards.name, limit)}
+    tables.tell_table(context, about, table, tables.plain(rows), as_json)
 
 
 def captions(
     context: typer.Context,
-    model: Model,
-    shards: Tokens,
-    limit: Limit = None,
-    out: Lines = None,
+    model: tables.Model,
+    shards: tables.Tokens,
+    limit: tables.Limit = None,
+    out: tables.Lines = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
@@ -137,25 +116,26 @@ def captions(
     from tokenizer.shards import Shards
 
     Shards.open(shards)  # cheap, before the weights
-    _check_lines(out)
+    tables.check_lines(out)
     leon = _open_model(model, device, threads)
     tokens = Shards.open(shards, leon.image_tokenizer.hash, leon.codec.text.hash)
-    said = measure(leon.model, leon.codec, tokens, limit=limit, progress=_steps("captions"))
-    _write_lines(out, map(dataclasses.asdict, said))
+    said = measure(leon.model, leon.codec, tokens, limit=limit, progress=tables.steps("captions"))
+    tables.write_lines(out, map(dataclasses.asdict, said))
     rows = figures(said)
     columns = ("label named", "style named", "both", "exact first caption")
-    shares = [_share(figure) for figure in rows.values()]
+    shares = [tables.share_text(figure) for figure in rows.values()]
     table = {"all": {"pictures": str(len(said)), **dict(zip(columns, shares, strict=True))}}
-    _tell(context, leon.hash, _place(shards.name, limit), table, _plain(rows), as_json)
+    about = {"model": leon.hash, "measured on": tables.place(shards.name, limit)}
+    tables.tell_table(context, about, table, tables.plain(rows), as_json)
 
 
 def sheet(
     context: typer.Context,
-    model: Model,
+    model: tables.Model,
     prompts: Annotated[
         Path, typer.Argument(metavar="PROMPTS", help="The sheet: a JSON of pictures and edits.")
     ],
-    corpus: Corpus,
+    corpus: tables.Corpus,
     out: Annotated[Path, typer.Option(help="The folder to write the sheets to.")],
     split: Annotated[str, typer.Option(help="The tars whose names begin so.")] = "train",
     device: options.Device = "auto",
@@ -174,7 +154,7 @@ def sheet(
     leon = _open_model(model, device, threads)
     ids = frozenset(edit.source for edit in chosen.edits)
     sources = find_images(tars, leon.image_tokenizer.size, ids)
-    drawn = draw(leon, chosen, sources, _steps("sheet"))
+    drawn = draw(leon, chosen, sources, tables.steps("sheet"))
     notes = {
         **signature("eval sheet", leon.hash),
         "prompt": f"the sheet with SHA-256 {file_hash(prompts)}",
@@ -183,7 +163,8 @@ def sheet(
     }
     paths = [str(path) for path in write(out, chosen, drawn, sources, notes)]
     counts = {"pictures": str(len(chosen.pictures)), "edits": str(len(chosen.edits))}
-    _tell(context, leon.hash, prompts.name, {"all": counts}, {"files": paths}, as_json)
+    about = {"model": leon.hash, "measured on": prompts.name}
+    tables.tell_table(context, about, {"all": counts}, {"files": paths}, as_json)
     if not as_json:
         tell(["", *paths], {}, as_json)
 
@@ -210,87 +191,3 @@ def _open_model(model: str, device: str, threads: int | None) -> "CM3Leon":
     from cm3leon.checkpoint import find
 
     return options.open_model(find(model, options.say), device, threads)
-
-
-def _check_lines(out: Path | None) -> None:
-    from tokenizer.manifest import check_writable
-
-    if out is not None:
-        check_writable(out)
-
-
-def _write_lines(out: Path | None, rows: Iterable[dict[str, Any]]) -> None:
-    from tokenizer.manifest import write_file
-
-    if out is not None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_file(out, "".join(lines).encode())
-
-
-def _figure(figure: "Figure", digits: int) -> str:
-    error = "" if figure.error is None else f" ± {figure.error:.{digits}f}"
-    return f"{figure.value:.{digits}f}{error}"
-
-
-def _share(figure: "Figure") -> str:
-    error = "" if figure.error is None else f" ± {100 * figure.error:.1f}"
-    return f"{100 * figure.value:.1f}%{error}"
-
-
-def _tell(
-    context: typer.Context,
-    model_hash: str,
-    measured_on: str,
-    table: Mapping[str, Mapping[str, str]],
-    result: Mapping[str, Any],
-    as_json: bool,
-) -> None:
-    """Print what was measured, with what, and the table: its rows by name."""
-    about = {"command": _command(context), "model": model_hash, "measured on": measured_on}
-    columns = ["", *next(iter(table.values()))]
-    rows = [
-        columns,
-        ["---"] * len(columns),
-        *([name, *row.values()] for name, row in table.items()),
-    ]
-    lines = [f"{name}: {value}" for name, value in about.items()]
-    lines += ["", *(_line(row) for row in rows)]
-    tell(lines, {**about, **result}, as_json)
-
-
-def _place(split: str, limit: int | None) -> str:
-    return split if limit is None else f"{split}, at most {limit:,} pictures of each kind"
-
-
-def _plain(rows: Mapping[str, "DataclassInstance"]) -> dict[str, Any]:
-    return {name: dataclasses.asdict(row) for name, row in rows.items()}
-
-
-def _line(row: Sequence[str]) -> str:
-    return f"| {' | '.join(row)} |"
-
-
-def _command(context: typer.Context) -> str:
-    """The command as it was given, less the options that say what they would have said anyway."""
-    words = context.command_path.split()
-    for parameter in context.command.params:
-        value = context.params.get(str(parameter.name))
-        if value in (None, False, parameter.default):
-            continue
-        option = parameter.opts[0] if parameter.param_type_name == "option" else None
-        words += [text for text in (option, None if value is True else str(value)) if text]
-    return shlex.join(words)
-
-
-def _steps(what: str) -> Callable[[int, int], None]:
-    """Progress on stderr: a line at each tenth of the way, with the time left."""
-    begun, told = time.perf_counter(), 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if 10 * done // total > told:
-            told = 10 * done // total
-            left = (time.perf_counter() - begun) * (total - done) / done
-            options.say(f"{what}: {done:,} of {total:,}, {left:.0f} s left")
-
-    return progress
