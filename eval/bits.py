@@ -13,7 +13,7 @@ from cm3leon.model import Decoder
 from eval.figures import Figure, by_kind, kind_of, ratio
 from eval.sets import captioned
 from tokenizer.codec import Codec
-from tokenizer.document import Picture
+from tokenizer.document import Document, Picture
 from tokenizer.shards import Shards
 
 
@@ -64,12 +64,14 @@ def measure(
     return pairs
 
 
-def written_picture(codec: Codec, caption: str, picture: Picture) -> Written:
-    """A picture as text-to-image would paint it."""
+def written_picture(
+    codec: Codec, caption: str, picture: Picture, retrieved: Sequence[Document] = ()
+) -> Written:
+    """A picture as text-to-image would paint it, with `retrieved` in front of the prompt."""
     prompt, _ = prompts.paint(caption)
     codes = [code for code in picture.codes if isinstance(code, int)]
     ids = tuple(codec.vocabulary.image_id(code) for code in codes)
-    return Written(codec.open(prompt), ids, grammar.picture(codec.vocabulary, len(ids)))
+    return Written(codec.open(prompt, retrieved), ids, grammar.picture(codec.vocabulary, len(ids)))
 
 
 def written_caption(codec: Codec, caption: str, picture: Picture) -> Written:

@@ -21,6 +21,11 @@ class Figure:
     error: float | None
     count: int
 
+    @property
+    def margin(self) -> float | None:
+        """Half of the 95% interval around the value, for a count that is not small."""
+        return None if self.error is None else 1.96 * self.error
+
 
 def ratio(amounts: Sequence[float], sizes: Sequence[float] | None = None) -> Figure:
     """The sum of `amounts` over the sum of `sizes`, one pair a document; without sizes, the mean.

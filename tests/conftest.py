@@ -191,3 +191,49 @@ def lesson(tiny: "CM3Leon", tiny_folder: Path, tmp_path_factory: pytest.TempPath
     recipe = folder / "lesson.yaml"
     recipe.write_text(LESSON.format(folder=folder, model=tiny_folder))
     return recipe
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a dual encoder of random weights."""
+    import torch
+
+    from retrieval.encoder import DualEncoder, EncoderConfig, SmallEmbedder
+    from tokenizer.text import TextTokenizer
+
+    text = TextTokenizer.train(["a red fox", "an owl, a fox and a bat"], 270)
+    sizes = {"size": 32, "longest": 12, "width": 16, "layers": 1, "heads": 2}
+    config = EncoderConfig(pieces=270, dimension=8, **sizes)
+    folder = tmp_path_factory.mktemp("encoders") / "encoder"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        SmallEmbedder(DualEncoder(config), text).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_memory(
+    tiny: "CM3Leon",
+    small_encoder: Path,
+    corpus_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A memory of the six pictures, with the tiny model's codes."""
+    from retrieval.build import add_tars, codebook_of
+    from retrieval.encoder import SmallEmbedder
+    from retrieval.memory import Contents, Memory
+    from tokenizer.tars import Tally, find_tars
+
+    embedder = SmallEmbedder.load(small_encoder)
+    empty = Contents(
+        encoder=embedder.id,
+        dimension=embedder.dimension,
+        codebook=codebook_of(tiny.image_tokenizer),
+        near=1.0,
+    )
+    memory = Memory.create(tmp_path_factory.mktemp("memories") / "memory", empty)
+    tars = find_tars(corpus_folder, "train-")
+    said: list[str] = []
+    images = tiny.image_tokenizer
+    add_tars(memory, tars, embedder, images, tally=Tally(), say=said.append)
+    return memory.folder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cm3leon.cli import options, tables
+from cm3leon.cli import evaluating_retrieval, options, tables
 from cm3leon.cli.output import signature, tell
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def add_to(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure a model.", rich_markup_mode=None)
     for command in (reconstruction, bits, captions, sheet):
         group.command()(command)
+    evaluating_retrieval.add_to(group)
     app.add_typer(group, name="eval")
 
 

@@ -1,0 +1,116 @@
+"""Commands that measure retrieval: eval retrieval."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cm3leon.cli import options, tables
+from cm3leon.cli.retrieving import open_embedder
+from tokenizer.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.figures import Figure
+    from eval.retrieval import Row
+
+MOST = 8  # documents in front of a prompt
+
+Bank = Annotated[Path, typer.Option("--memory", metavar="MEMORY", help="A memory's folder.")]
+Encoder = Annotated[
+    str, typer.Option("--encoder", metavar="ENCODER", help="What made the memory's vectors.")
+]
+
+
+def add_to(group: typer.Typer) -> None:
+    """Name this file's commands in the group of all that measure."""
+    for command in (retrieval,):
+        group.command()(command)
+
+
+def retrieval(
+    context: typer.Context,
+    model: tables.Model,
+    shards: tables.Tokens,
+    *,
+    memory: Bank,
+    encoder: Encoder,
+    retrieve: Annotated[
+        str, typer.Option(metavar="K,K", help="How many documents; none is measured too.")
+    ] = "1,2",
+    limit: tables.Limit = None,
+    out: tables.Lines = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Bits of pictures given their first caption, with documents found by it, with as many random
+    ones of the picture's kind, and with none."""
+    from cm3leon.checkpoint import find, read_config
+    from eval.retrieval import conditions, figures, measure
+    from retrieval.memory import Memory, read_contents
+    from tokenizer.shards import Shards
+
+    counts = _counts(retrieve)
+    there = read_contents(memory).count
+    if max(counts) > there:
+        raise UserError(f"--retrieve is {retrieve}, but {memory} has {there} documents")
+    tables.check_lines(out)
+    folder = find(model, options.say)
+    codebook = read_config(folder).image_tokenizer
+    tokens = Shards.open(shards, codebook)
+    embedder = open_embedder(encoder, device)
+    bank = Memory.open(memory, embedder.id, codebook, options.say)
+    leon = options.open_model(folder, device, threads)
+    wanted = conditions(counts)
+    scored = measure(
+        leon.model,
+        leon.codec,
+        tokens,
+        bank,
+        embedder,
+        wanted,
+        limit=limit,
+        progress=tables.steps("retrieval"),
+    )
+    tables.write_lines(out, map(dataclasses.asdict, scored))
+    rows = figures(scored, wanted, tokens.grid**2)
+    about = {
+        "model": leon.hash,
+        "memory": f"{bank.count:,} documents, vectors of {embedder.id}",
+        "measured on": tables.place(shards.name, limit),
+        "figures": "bits per image token ± half of the 95% interval over pictures",
+    }
+    tables.tell_table(context, about, _turned(rows), tables.plain(rows), as_json)
+
+
+def _turned(rows: dict[str, "Row"]) -> dict[str, dict[str, str]]:
+    """A line for each figure, a column for each kind of picture."""
+    first = next(iter(rows.values()))
+    table = {"pictures": {kind: f"{row.bits['none'].count:,}" for kind, row in rows.items()}}
+    for name in first.bits:
+        table[name] = {kind: _with_margin(row.bits[name]) for kind, row in rows.items()}
+    for name in first.differences:
+        table[name] = {kind: _with_margin(row.differences[name]) for kind, row in rows.items()}
+    for name in first.fewer:
+        line = {kind: f"{row.fewer[name]:,}" for kind, row in rows.items()}
+        table[f"fewer than {name}"] = line
+    return table
+
+
+def _with_margin(figure: "Figure") -> str:
+    margin = "" if figure.margin is None else f" ± {figure.margin:.3f}"
+    return f"{figure.value:.3f}{margin}"
+
+
+def _counts(text: str) -> list[int]:
+    """`1,2` -> [1, 2]."""
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        counts = [-1]
+    if not all(0 <= count <= MOST for count in counts) or not any(counts):
+        raise typer.BadParameter(
+            f"--retrieve is {text!r}; write numbers of documents up to {MOST}, as 1,2"
+        )
+    return counts

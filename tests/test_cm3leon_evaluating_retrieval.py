@@ -1,0 +1,109 @@
+"""`cm3leon eval retrieval` and its kin, through the real command line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cm3leon.cli import main
+from cm3leon.pipeline import CM3Leon
+
+Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
+
+
+@pytest.fixture(scope="module")
+def bank(small_memory: Path, small_encoder: Path) -> list[str]:
+    return ["--memory", str(small_memory), "--encoder", str(small_encoder), "--device", "cpu"]
+
+
+def test_retrieval_prints_a_table(
+    tiny: CM3Leon,
+    tiny_folder: Path,
+    shards_folder: Path,
+    bank: list[str],
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    out = tmp_path / "bits.jsonl"
+    words = ["eval", "retrieval", str(tiny_folder), str(shards_folder), *bank]
+    assert main([*words, "--retrieve", "0,1", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"model: {tiny.hash}"
+    assert lines[3:6] == [
+        "measured on: test",
+        "figures: bits per image token ± half of the 95% interval over pictures",
+        "",
+    ]
+    assert lines[6] == "|  | emoji | icon | photo | all |"
+    assert lines[8] == "| pictures | 3 | 2 | 1 | 6 |"
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines[9:]]
+    assert names == [
+        "none",
+        "1 retrieved",
+        "1 random",
+        "1 retrieved - none",
+        "1 retrieved - 1 random",
+        "1 random - none",
+        "fewer than 1 retrieved",
+        "fewer than 1 random",
+    ]
+    assert re.fullmatch(r"\| none( \| \d\.\d{3} ± \d\.\d{3}){2} \| \d\.\d{3} \| .*", lines[9])
+    assert lines[-1] == "| fewer than 1 random | 0 | 0 | 1 | 1 |"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert main([*words, "--retrieve", "1", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    gain = sum(row["bits"]["1 retrieved"] - row["bits"]["none"] for row in rows) / 16 / 6
+    assert table["all"]["differences"]["1 retrieved - none"]["value"] == pytest.approx(gain)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("retrieval {model} {shards} --memory {empty} --encoder {encoder}", "there is no memory"),
+        (
+            "retrieval {model} {shards} --memory {memory} --encoder {encoder} --retrieve 7",
+            "--retrieve is 7, but {memory} has 6 documents",
+        ),
+        (
+            "retrieval {other} {shards} --memory {memory} --encoder {encoder}",
+            "was made with image tokenizer",
+        ),
+        ("retrieval {model} {shards} --memory {memory} --encoder {empty}", "no model folder there"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: str,
+    reason: str,
+    tiny_folder: Path,
+    other_folder: Path,
+    shards_folder: Path,
+    small_memory: Path,
+    small_encoder: Path,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    places = {
+        "model": tiny_folder,
+        "other": other_folder,
+        "shards": shards_folder,
+        "memory": small_memory,
+        "encoder": small_encoder,
+        "empty": tmp_path,
+    }
+    assert main(["eval", *(word.format(**places) for word in words.split())]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1].startswith("error: ")
+    assert reason.format(**places) in said.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("counts", ["", "1,x", "9", "0", "-1"])
+def test_counts_that_are_none_are_wrong_usage(
+    counts: str, tiny_folder: Path, shards_folder: Path, bank: list[str], capsys: Capture
+) -> None:
+    words = ["eval", "retrieval", str(tiny_folder), str(shards_folder), *bank]
+    assert main([*words, "--retrieve", counts]) == 2
+    assert "write numbers of documents" in capsys.readouterr().err
