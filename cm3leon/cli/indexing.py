@@ -157,16 +157,15 @@ def verify(memory: Folder) -> None:
 
 def compact(
     memory: Folder,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="Bytes of the index in memory, as 500MB or 2GB.")
-    ] = None,
+    memory_budget: options.Budget = None,
 ) -> None:
     """Merge a memory's segments into one, without what was removed."""
     from retrieval.index import plan
     from retrieval.memory import Memory
 
     bank = Memory.open(memory, say=options.say)
-    kind = plan(bank.count, bank.contents.dimension, _bytes(memory_budget)) if bank.count else None
+    budget = options.bytes_of(memory_budget)
+    kind = plan(bank.count, bank.contents.dimension, budget) if bank.count else None
     bank = bank.compact(kind)
     typer.echo(f"{bank.count:,} documents" + (f", {kind.name}" if kind else ""))
 
@@ -236,17 +235,3 @@ def _write_sheet(out: Path, bank: "Memory", rows: list[dict[str, Any]], model: s
     pictures = [fit(to_image(pixels_3HW), 128) for pixels_3HW in tokenizer.decode(codes_BL)]
     labels = [f"{row['score']:.3f} {row['caption']}" for row in rows]
     write_file(out, encode_png(sheet(pictures, 5, labels)))
-
-
-def _bytes(text: str | None) -> int | None:
-    """`500MB` -> 500,000,000."""
-    if text is None:
-        return None
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    number, unit = text[:-2], units.get(text[-2:].upper())
-    try:
-        if unit is None or not float(number) > 0:
-            raise ValueError
-        return int(float(number) * unit)
-    except (ValueError, OverflowError) as error:
-        raise typer.BadParameter(f"{text!r} is no size; write it as 500MB or 2GB") from error

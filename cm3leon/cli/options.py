@@ -33,6 +33,7 @@ Temperature = Annotated[
 ]
 TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest only.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest that hold this share.")]
+Budget = Annotated[str | None, typer.Option(help="Bytes of the index in memory, as 500MB or 2GB.")]
 PictureFile = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")]
 
 Task = Literal["text_to_image", "edit", "infill", "caption", "answer"]
@@ -75,3 +76,17 @@ def open_model(folder: Path, device: str, threads: int | None) -> "CM3Leon":
     if threads is not None:
         torch.set_num_threads(threads)
     return CM3Leon.from_pretrained(folder, device=device, say=say)
+
+
+def bytes_of(text: str | None) -> int | None:
+    """`500MB` -> 500,000,000."""
+    if text is None:
+        return None
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number, unit = text[:-2], units.get(text[-2:].upper())
+    try:
+        if unit is None or not float(number) > 0:
+            raise ValueError
+        return int(float(number) * unit)
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(f"{text!r} is no size; write it as 500MB or 2GB") from error
