@@ -13,6 +13,7 @@ from PIL import Image
 from eval.figures import kind_of, limited
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
+from tokenizer.pixels import open_image
 from tokenizer.shards import Shards
 from tokenizer.tars import Tally, decode, read_samples
 
@@ -34,6 +35,22 @@ def read_images(
     `tally` and left out."""
     wanted = (sample for sample in read_samples(tars, tally) if sample.metadata["id"] in ids)
     return decode(wanted, size, tally)
+
+
+def open_images(
+    tars: Sequence[Path], ids: Set[str], tally: Tally
+) -> Iterator[tuple[dict[str, Any], Image.Image]]:
+    """Metadata and picture, of its own size, of those with these ids; damaged ones are noted in
+    `tally` and left out."""
+    for sample in read_samples(tars, tally):
+        if sample.metadata["id"] in ids:
+            try:
+                image = open_image(sample.picture)
+            except UserError as error:
+                tally.skip(sample.name, error)
+                continue
+            tally.pictures += 1
+            yield sample.metadata, image
 
 
 def find_images(tars: Sequence[Path], size: int, ids: Set[str]) -> dict[str, Image.Image]:

@@ -9,6 +9,7 @@ import pytest
 from cm3leon.cli import main
 from cm3leon.pipeline import CM3Leon
 
+WAYS = ("caption to picture", "picture to caption")
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
 
@@ -58,6 +59,43 @@ def test_retrieval_prints_a_table(
     assert table["all"]["differences"]["1 retrieved - none"]["value"] == pytest.approx(gain)
 
 
+def test_encoder_prints_recall_by_kind(
+    small_encoder: Path, corpus_folder: Path, capsys: Capture
+) -> None:
+    assert main(["eval", "encoder", str(small_encoder), str(corpus_folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"command: cm3leon eval encoder {small_encoder} {corpus_folder}"
+    assert lines[1].startswith("encoder: small-")
+    assert lines[2] == f"measured on: test of {corpus_folder.name}"
+    ways = [f"{way} @{at}" for way in WAYS for at in (1, 5, 10)]
+    assert lines[5] == f"|  | pictures | {' | '.join(ways)} |"
+    assert [line.split(" | ")[:2] for line in lines[7:]] == [
+        ["| emoji", "3"],
+        ["| icon", "2"],
+        ["| photo", "1"],
+        ["| all", "6"],
+    ]
+    assert lines[-1].endswith("100.0% ± 0.0 |")  # ten of six
+
+
+def test_index_prints_recall_for_three_kinds_of_query(
+    small_encoder: Path, small_memory: Path, corpus_folder: Path, capsys: Capture
+) -> None:
+    words = ["eval", "index", str(small_memory), str(corpus_folder), "--memory-budget", "1MB"]
+    assert main([*words, "--encoder", str(small_encoder), "--split", "train"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:5] == [
+        "memory: 6 documents",
+        "index: exact, 32.0 bytes a vector",
+        f"measured on: train of {corpus_folder.name}",
+    ]
+    assert lines[6:] == [
+        "|  | queries | recall@1 | recall@6 |",
+        "| --- | --- | --- | --- |",
+        *(f"| {name} | 6 | 100.0% | 100.0% |" for name in ("text", "picture", "both")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -71,6 +109,13 @@ def test_retrieval_prints_a_table(
             "was made with image tokenizer",
         ),
         ("retrieval {model} {shards} --memory {memory} --encoder {empty}", "no model folder there"),
+        ("encoder {encoder} {empty}", "no tar is found as"),
+        ("encoder {empty} {corpus}", "no model folder there"),
+        ("index {empty} {corpus} --encoder {encoder} --memory-budget 1MB", "there is no memory"),
+        (
+            "index {memory} {corpus} --encoder {encoder} --memory-budget 0.05KB",
+            "6 vectors of 8 numbers need at least",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -79,6 +124,7 @@ def test_a_mistake_is_one_line(
     tiny_folder: Path,
     other_folder: Path,
     shards_folder: Path,
+    corpus_folder: Path,
     small_memory: Path,
     small_encoder: Path,
     tmp_path: Path,
@@ -88,6 +134,7 @@ def test_a_mistake_is_one_line(
         "model": tiny_folder,
         "other": other_folder,
         "shards": shards_folder,
+        "corpus": corpus_folder,
         "memory": small_memory,
         "encoder": small_encoder,
         "empty": tmp_path,

@@ -1,6 +1,7 @@
-"""Commands that measure retrieval: eval retrieval."""
+"""Commands that measure retrieval: eval retrieval, encoder, index."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,17 @@ from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from eval.figures import Figure
+    from eval.recall import Embedded
     from eval.retrieval import Row
+    from retrieval.embed import Embedder
 
 MOST = 8  # documents in front of a prompt
 
 Bank = Annotated[Path, typer.Option("--memory", metavar="MEMORY", help="A memory's folder.")]
+EncoderFolder = Annotated[
+    str, typer.Argument(metavar="ENCODER", help="A folder of an encoder, or hf:owner/name.")
+]
+Split = Annotated[str, typer.Option(help="The tars whose names begin so.")]
 Encoder = Annotated[
     str, typer.Option("--encoder", metavar="ENCODER", help="What made the memory's vectors.")
 ]
@@ -24,7 +31,7 @@ Encoder = Annotated[
 
 def add_to(group: typer.Typer) -> None:
     """Name this file's commands in the group of all that measure."""
-    for command in (retrieval,):
+    for command in (retrieval, encoder, index):
         group.command()(command)
 
 
@@ -84,6 +91,79 @@ def retrieval(
     tables.tell_table(context, about, _turned(rows), tables.plain(rows), as_json)
 
 
+def encoder(
+    context: typer.Context,
+    encoder: EncoderFolder,
+    corpus: tables.Corpus,
+    split: Split = "test",
+    limit: tables.Limit = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """How often a caption finds a picture that carries it, and a picture a caption of its own."""
+    from eval.recall import AT, measure
+    from tokenizer.tars import find_tars
+
+    tars = find_tars(corpus, f"{split}-")
+    embedder = open_embedder(encoder, device)
+    rows = measure(_embed(embedder, tars, limit))
+    table = {
+        kind: {
+            "pictures": f"{row.to_picture[1].count:,}",
+            **{f"caption to picture @{at}": tables.share_text(row.to_picture[at]) for at in AT},
+            **{f"picture to caption @{at}": tables.share_text(row.to_caption[at]) for at in AT},
+        }
+        for kind, row in rows.items()
+    }
+    about = {
+        "encoder": embedder.id,
+        "measured on": tables.place(f"{split} of {corpus.name}", limit),
+        "candidates": "all pictures of all kinds; their different first captions",
+    }
+    tables.tell_table(context, about, table, tables.plain(rows), as_json)
+
+
+def index(
+    context: typer.Context,
+    memory: Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory's folder.")],
+    corpus: tables.Corpus,
+    *,
+    encoder: Encoder,
+    memory_budget: options.Budget,
+    split: Split = "test",
+    limit: tables.Limit = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Recall of an index that fits a budget of memory, against exact search of the same vectors."""
+    from eval.recall import of_index
+    from retrieval.index import plan
+    from retrieval.memory import Memory, read_contents
+    from tokenizer.tars import find_tars
+
+    contents = read_contents(memory)
+    kind = plan(contents.count, contents.dimension, options.bytes_of(memory_budget))
+    tars = find_tars(corpus, f"{split}-")
+    embedder = open_embedder(encoder, device)
+    bank = Memory.open(memory, embedder.id, say=options.say)
+    found = _embed(embedder, tars, limit)
+    shares = of_index(bank, kind, found)
+    table = {
+        name: {
+            "queries": f"{len(found.kinds):,}",
+            **{f"recall@{at}": f"{share:.1%}" for at, share in row.items()},
+        }
+        for name, row in shares.items()
+    }
+    about = {
+        "encoder": embedder.id,
+        "memory": f"{bank.count:,} documents",
+        "index": f"{kind.name}, {kind.bytes_per_vector:.1f} bytes a vector",
+        "measured on": tables.place(f"{split} of {corpus.name}", limit),
+    }
+    tables.tell_table(context, about, table, shares, as_json)
+
+
 def _turned(rows: dict[str, "Row"]) -> dict[str, dict[str, str]]:
     """A line for each figure, a column for each kind of picture."""
     first = next(iter(rows.values()))
@@ -96,6 +176,17 @@ def _turned(rows: dict[str, "Row"]) -> dict[str, dict[str, str]]:
         line = {kind: f"{row.fewer[name]:,}" for kind, row in rows.items()}
         table[f"fewer than {name}"] = line
     return table
+
+
+def _embed(embedder: "Embedder", tars: Sequence[Path], limit: int | None) -> "Embedded":
+    """The vectors of a split's pictures and captions."""
+    from eval.recall import embed
+    from tokenizer.tars import Tally
+
+    tally = Tally()
+    found = embed(embedder, tars, limit=limit, tally=tally, progress=tables.steps("embedding"))
+    tally.tell(options.say)
+    return found
 
 
 def _with_margin(figure: "Figure") -> str:
