@@ -170,7 +170,8 @@ def score_again(
     vectors_DE: Vectors, queries_QE: Vectors, rows_QM: Rows, most: int
 ) -> tuple[Vectors, Rows]:
     """The best `most` of the rows found for each query by their exact inner products."""
-    scores_QM = np.einsum("qe,qme->qm", queries_QE, vectors_DE[np.maximum(rows_QM, 0)])
+    plain_DE = vectors_DE.view(np.ndarray)  # a memmap is slow to take rows from
+    scores_QM = (plain_DE[np.maximum(rows_QM, 0)] @ queries_QE[:, :, None])[:, :, 0]
     scores_QM[rows_QM < 0] = -np.inf
     order_QK = np.argsort(-scores_QM, axis=1, kind="stable")[:, :most]
     scores_QK = np.take_along_axis(scores_QM, order_QK, 1).astype(np.float32)

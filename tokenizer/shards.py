@@ -5,7 +5,7 @@ On the path: pictures -> image tokenizer -> `write_shards` (offline, once) -> a 
 one runs the image tokenizer, so the folder is bound to that tokenizer by its hash.
 """
 
-# Shapes: P = pictures, N = codes of one picture
+# Shapes: P = pictures, N = codes of one picture, R = numbers asked for
 
 import json
 from collections import Counter
@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Self
 
@@ -167,6 +168,14 @@ class Shards:
         metadata = self._line("pictures", number, self.pictures)
         return metadata, tuple(self.codes_PN[number].tolist())
 
+    def metadata(self, numbers_R: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The metadata of some pictures, all parsed at once."""
+        offsets_P = self._offsets["pictures"].view(np.ndarray)  # a memmap is slow to take from
+        lines = self._lines["pictures"]
+        starts, ends = offsets_P[numbers_R].tolist(), offsets_P[numbers_R + 1].tolist()
+        texts = (lines[start:end] for start, end in zip(starts, ends, strict=True))
+        return json.loads(b"[%s]" % b",".join(texts))
+
     def document(self, number: int) -> dict[str, Any]:
         """One document: its `task`, the ids of its pictures, its texts."""
         return self._line("documents", number, self.documents)
@@ -202,6 +211,10 @@ class Shards:
         return np.load(self.folder / "documents.tasks.npy", allow_pickle=False)
 
     @cached_property
+    def _lines(self) -> "_Lines":
+        return _Lines(self.folder)
+
+    @cached_property
     def _offsets(self) -> dict[str, NDArray[np.uint64]]:
         return {
             name: np.load(self.folder / f"{name}.offsets.npy", mmap_mode="r", allow_pickle=False)
@@ -214,15 +227,28 @@ class Shards:
                 f"number {number} is outside the {count} {name} of {str(self.folder)!r}"
             )
         start, end = self._offsets[name][number : number + 2].tolist()
-        # Opened anew each time: a shared handle would be one seek pointer for all loader processes.
-        with (self.folder / f"{name}.jsonl").open("rb") as file:
-            file.seek(start)
-            return json.loads(file.read(end - start))
+        return json.loads(self._lines[name][start:end])
 
     def _every(self, name: str) -> Iterator[dict[str, Any]]:
         with (self.folder / f"{name}.jsonl").open("rb") as file:
             for line in file:
                 yield json.loads(line)
+
+
+class _Lines(dict[str, mmap]):
+    """The files of JSON lines by name, each mapped when it is first read.
+
+    A map has no seek pointer, which the loader processes would share.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> mmap:
+        with (self.folder / f"{name}.jsonl").open("rb") as file:
+            self[name] = mmap(file.fileno(), 0, access=ACCESS_READ)
+        return self[name]
 
 
 def _write_pictures(
