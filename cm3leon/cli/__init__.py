@@ -11,7 +11,7 @@ import sys
 import typer
 from typer.exceptions import TyperException
 
-from cm3leon.cli import evaluating, indexing, inspect, painting, reading, training
+from cm3leon.cli import benching, evaluating, indexing, inspect, painting, reading, training
 from tokenizer.errors import UserError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # loading rich would triple the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (painting, reading, inspect, training, indexing, evaluating):
+for group in (painting, reading, inspect, training, indexing, evaluating, benching):
     group.add_to(app)
 
 

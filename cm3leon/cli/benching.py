@@ -1,0 +1,123 @@
+"""Commands that measure speed: bench retrieval."""
+
+import dataclasses
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cm3leon.cli import options, tables
+from cm3leon.cli.retrieving import COUNT, EncoderName, MemoryFolder, Wanted, open_embedder
+
+if TYPE_CHECKING:
+    from eval.speed import Layer, Share
+
+QUERIES = 1000
+ADDED = 1000
+TIMES = 5  # that a picture is painted
+PROMPT = "a red fox"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Name this file's commands, in a group of their own."""
+    group = typer.Typer(help="Measure speed.", rich_markup_mode=None)
+    group.callback()(_bench)  # so that a single command keeps its name
+    group.command()(retrieval)
+    app.add_typer(group, name="bench")
+
+
+def _bench() -> None:
+    """Measure speed."""
+
+
+def retrieval(
+    context: typer.Context,
+    vectors: Annotated[int, typer.Option(min=1000, help="Documents of the large memory.")] = 10**6,
+    dimension: Annotated[int, typer.Option(min=8, help="Numbers of a vector.")] = 512,
+    memory_budget: options.Budget = "600MB",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder to work in; it is left as it was.")
+    ] = None,
+    memory: MemoryFolder = None,
+    encoder: EncoderName = None,
+    model: options.Model = "default",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Time and memory of retrieval: a large synthetic memory, our layer against bare FAISS and, of
+    a memory that is named, one prompt's retrieval against the painting of its picture."""
+    from eval import speed
+    from retrieval.index import EXACT_UP_TO, faiss, plan
+
+    wanted = Wanted(memory=memory, encoder=encoder, count=None)
+    kind = plan(vectors, dimension, options.bytes_of(memory_budget))
+    few = min(vectors, EXACT_UP_TO)
+    faiss()
+    with speed.workplace(out) as place:
+        options.say(f"building {vectors:,} documents, {kind.name}")
+        built = speed.apart(speed.build, place / "large", vectors, dimension, kind)
+        options.say(f"built in {built.seconds:.0f} s; searching")
+        used = speed.apart(speed.use, place / "large", QUERIES)
+        layers = [speed.apart(speed.against_bare, place / "large", QUERIES // 2)]
+        added = speed.apart(speed.add, place / "large", min(ADDED, vectors))
+        speed.apart(speed.build, place / "small", few, dimension, plan(few, dimension))
+        layers.append(speed.apart(speed.against_bare, place / "small", QUERIES // 2))
+    share = _share(wanted, model, device, threads)
+    result: dict[str, Any] = {
+        "machine": _machine(),
+        "built": dataclasses.asdict(built),
+        "used": dataclasses.asdict(used),
+        "added": dataclasses.asdict(added),
+        "layers": [{**dataclasses.asdict(one), "ratio": one.ratio} for one in layers],
+        "share": share and {**dataclasses.asdict(share), "share": share.share},
+    }
+    lines = {
+        f"building {built.documents:,} documents of {dimension} numbers": f"{built.seconds:.1f} s",
+        "its index": f"{built.index}, {built.bytes_per_vector:.1f} bytes a vector",
+        "most resident while building, mapped files left out": f"{built.peak_mb:,.0f} MB",
+        "on disk": f"{built.disk_mb:,.0f} MB",
+        "opening it, verified before": f"{used.open_seconds:.3f} s",
+        f"searching it, p50 of {used.queries:,} single queries": f"{used.p50_ms:.2f} ms",
+        "searching it, p99": f"{used.p99_ms:.2f} ms",
+        "resident after that, its own": f"{used.anonymous_mb:,.0f} MB",
+        "resident after that, of mapped files": f"{used.mapped_mb:,.0f} MB",
+        f"adding {added.documents:,} documents to it": f"{added.seconds:.2f} s",
+        **dict(map(_of_layer, layers)),
+        **({} if share is None else _of_share(share)),
+    }
+    table = {name: {"figure": figure} for name, figure in lines.items()}
+    tables.tell_table(context, {"machine": _machine()}, table, result, as_json)
+
+
+def _share(wanted: Wanted, model: str, device: str, threads: int | None) -> "Share | None":
+    """Retrieval beside generation, where a memory was named."""
+    from cm3leon.checkpoint import find, read_config
+    from eval.speed import share_of_generation
+    from retrieval.memory import Memory
+
+    if wanted.memory is None or wanted.encoder is None:
+        return None
+    folder = find(model, options.say)
+    embedder = open_embedder(wanted.encoder, device)
+    codebook = read_config(folder).image_tokenizer
+    bank = Memory.open(wanted.memory, embedder.id, codebook, options.say)
+    leon = options.open_model(folder, device, threads)
+    return share_of_generation(leon, bank, embedder, PROMPT, COUNT, TIMES)
+
+
+def _of_layer(layer: "Layer") -> tuple[str, str]:
+    name = f"search for {layer.found} of {layer.documents:,}, {layer.index}, ours against FAISS"
+    return name, f"{layer.ours_ms:.2f} ms / {layer.bare_ms:.2f} ms = {layer.ratio:.3f}"
+
+
+def _of_share(share: "Share") -> dict[str, str]:
+    times = f"{share.retrieval_ms:.1f} ms / {share.generation_ms:,.0f} ms = {share.share:.2%}"
+    return {f"retrieving {share.documents} documents against painting with them": times}
+
+
+def _machine() -> str:
+    threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
+    return f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}"
