@@ -17,7 +17,7 @@ from eval.figures import Figure, by_kind, kind_of, ratio
 from eval.sets import captioned
 from retrieval.embed import Embedder, document_vectors
 from retrieval.memory import Memory
-from retrieval.retrieve import Rules, select
+from retrieval.retrieve import Candidate, Rules, select
 from tokenizer.codec import Codec
 from tokenizer.document import Document
 from tokenizer.shards import Shards
@@ -72,16 +72,13 @@ def conditions(counts: Iterable[int]) -> list[Condition]:
 
 def look_up(
     memory: Memory, embedder: Embedder, captions: Sequence[str], ids: Sequence[str], count: int
-) -> list[list[str]]:
-    """For each caption the ids of the documents that generation would put in front of it, never
-    the one in `ids` whose caption it is."""
+) -> list[list[Candidate]]:
+    """For each caption the documents that generation would put in front of it, never the one in
+    `ids` whose caption it is."""
     rules = Rules(count=count, near=memory.contents.near)
     queries_QE = document_vectors(embedder, captions, [None] * len(captions))
     found = memory.search(queries_QE, rules.pool)
-    return [
-        [one.id for one in select(candidates, rules, {own})]
-        for candidates, own in zip(found, ids, strict=True)
-    ]
+    return [select(candidates, rules, {own}) for candidates, own in zip(found, ids, strict=True)]
 
 
 def lots(memory: Memory) -> dict[str, list[str]]:
@@ -134,7 +131,8 @@ def measure(
         ids = [metadata["id"] for metadata, _ in group]
         kinds = [kind_of(metadata) for metadata, _ in group]
         captions = [metadata["captions"][0] for metadata, _ in group]
-        found = look_up(memory, embedder, captions, ids, most) if most else [[] for _ in ids]
+        looked_up = look_up(memory, embedder, captions, ids, most)
+        found = [[one.id for one in row] for row in looked_up]
         drawn = [
             draw(by_lot.get(kind, []), own, len(row))
             for kind, own, row in zip(kinds, ids, found, strict=True)

@@ -118,8 +118,8 @@ def share_of_generation(
     """Retrieve `count` documents for a prompt and paint it with them, `times` times by turns."""
 
     def retrieve() -> list[Document]:
-        (ids,) = look_up(memory, embedder, [prompt], [""], count)
-        return [memory.document(name) for name in ids]
+        (found,) = look_up(memory, embedder, [prompt], [""], count)
+        return [memory.document(one.id) for one in found]
 
     examples = retrieve()  # the first warms the caches
     retrieval, generation = list[float](), list[float]()

@@ -8,6 +8,7 @@ import pytest
 
 from cm3leon.cli import main
 from cm3leon.pipeline import CM3Leon
+from tokenizer.pixels import read_info
 
 WAYS = ("caption to picture", "picture to caption")
 Capture = pytest.CaptureFixture[str]
@@ -96,6 +97,35 @@ def test_index_prints_recall_for_three_kinds_of_query(
     ]
 
 
+def test_sheet_shows_both_and_says_what_was_retrieved(
+    tiny: CM3Leon, tiny_folder: Path, bank: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    prompts, out = tmp_path / "prompts.json", tmp_path / "beside.png"
+    words = ("a red fox", "a blue heart", "a bat")
+    pictures = [
+        {"number": number, "style": "a", "id": f"p{number}", "prompt": prompt}
+        for number, prompt in enumerate(words)
+    ]
+    prompts.write_text(json.dumps({"pictures": pictures, "edits": []}))
+    given = ["eval", "retrieval-sheet", str(tiny_folder), str(prompts), *bank, "--out", str(out)]
+    assert main([*given, "--limit", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4] == f"file: {out}"
+    assert lines[6:] == [
+        "|  | prompts | fewer than 2 retrieved |",
+        "| --- | --- | --- |",
+        "| all | 2 | 0 |",
+    ]
+    assert read_info(out)["model"] == tiny.hash
+    assert main([*given, "--retrieve", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["prompts"]
+    assert [one["prompt"] for one in told] == list(words)
+    for one in told:
+        (row,) = one["retrieved"]
+        assert row["id"] != f"p{one['number']}"
+        assert row["licence"] == "unknown"
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -109,6 +139,10 @@ def test_index_prints_recall_for_three_kinds_of_query(
             "was made with image tokenizer",
         ),
         ("retrieval {model} {shards} --memory {memory} --encoder {empty}", "no model folder there"),
+        (
+            "retrieval-sheet {model} {empty}/x --memory {memory} --encoder {encoder} --out x.png",
+            "cannot read the settings",
+        ),
         ("encoder {encoder} {empty}", "no tar is found as"),
         ("encoder {empty} {corpus}", "no model folder there"),
         ("index {empty} {corpus} --encoder {encoder} --memory-budget 1MB", "there is no memory"),

@@ -1,6 +1,7 @@
-"""Commands that measure retrieval: eval retrieval, encoder, index."""
+"""Commands that measure retrieval: eval retrieval, retrieval-sheet, encoder, index."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cm3leon.cli import options, tables
-from cm3leon.cli.retrieving import open_embedder
+from cm3leon.cli.output import check_out, signature
+from cm3leon.cli.retrieving import described, open_embedder
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def add_to(group: typer.Typer) -> None:
     """Name this file's commands in the group of all that measure."""
     for command in (retrieval, encoder, index):
         group.command()(command)
+    group.command("retrieval-sheet")(sheet)
 
 
 def retrieval(
@@ -55,13 +58,11 @@ def retrieval(
     ones of the picture's kind, and with none."""
     from cm3leon.checkpoint import find, read_config
     from eval.retrieval import conditions, figures, measure
-    from retrieval.memory import Memory, read_contents
+    from retrieval.memory import Memory
     from tokenizer.shards import Shards
 
     counts = _counts(retrieve)
-    there = read_contents(memory).count
-    if max(counts) > there:
-        raise UserError(f"--retrieve is {retrieve}, but {memory} has {there} documents")
+    _check_count(memory, max(counts))
     tables.check_lines(out)
     folder = find(model, options.say)
     codebook = read_config(folder).image_tokenizer
@@ -89,6 +90,65 @@ def retrieval(
         "figures": "bits per image token ± half of the 95% interval over pictures",
     }
     tables.tell_table(context, about, _turned(rows), tables.plain(rows), as_json)
+
+
+def sheet(
+    context: typer.Context,
+    model: tables.Model,
+    prompts: Annotated[
+        Path, typer.Argument(metavar="PROMPTS", help="The sheet: a JSON of pictures and edits.")
+    ],
+    *,
+    memory: Bank,
+    encoder: Encoder,
+    retrieve: Annotated[int, typer.Option(min=1, max=MOST, help="Documents to retrieve.")] = 2,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 24,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")],
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Paint the fixed sheet's prompts twice, with nothing in front and with documents, and show
+    both beside what was retrieved."""
+    from cm3leon.checkpoint import find, read_config
+    from eval.beside import draw, picture
+    from eval.figures import evenly
+    from eval.sheet import Chosen
+    from retrieval.memory import Memory
+    from tokenizer.manifest import file_hash, write_file
+    from tokenizer.pixels import encode_png
+
+    pictures = Chosen.read(prompts).pictures
+    chosen = [pictures[place] for place in evenly(range(len(pictures)), limit)]
+    _check_count(memory, retrieve)
+    check_out(out, 1)
+    folder = find(model, options.say)
+    embedder = open_embedder(encoder, device)
+    codebook = read_config(folder).image_tokenizer
+    bank = Memory.open(memory, embedder.id, codebook, options.say)
+    leon = options.open_model(folder, device, threads)
+    drawn = draw(leon, bank, embedder, chosen, retrieve, tables.steps("sheet"))
+    notes = {
+        **signature("eval retrieval-sheet", leon.hash),
+        "prompt": f"the sheet with SHA-256 {file_hash(prompts)}",
+        "seed": "the number of the picture",
+        "settings": json.dumps(dataclasses.asdict(leon.sampling)),
+    }
+    write_file(out, encode_png(picture(drawn, retrieve), notes))
+    about = {
+        "model": leon.hash,
+        "memory": f"{bank.count:,} documents, vectors of {embedder.id}",
+        "measured on": prompts.name,
+        "file": str(out),
+    }
+    fewer = sum(len(one.found) < retrieve for one in drawn)
+    table = {"all": {"prompts": str(len(drawn)), f"fewer than {retrieve} retrieved": str(fewer)}}
+    told = [
+        {"number": one.prompt.number, "prompt": one.prompt.prompt}
+        | {"retrieved": [described(found.metadata, found.score) for found in one.found]}
+        for one in drawn
+    ]
+    tables.tell_table(context, about, table, {"prompts": told}, as_json)
 
 
 def encoder(
@@ -162,6 +222,15 @@ def index(
         "measured on": tables.place(f"{split} of {corpus.name}", limit),
     }
     tables.tell_table(context, about, table, shares, as_json)
+
+
+def _check_count(memory: Path, count: int) -> None:
+    """Refuse more documents than a memory has, before anything is loaded."""
+    from retrieval.memory import read_contents
+
+    there = read_contents(memory).count
+    if count > there:
+        raise UserError(f"--retrieve is {count}, but {memory} has {there} documents")
 
 
 def _turned(rows: dict[str, "Row"]) -> dict[str, dict[str, str]]:
