@@ -170,11 +170,13 @@ def score_again(
     vectors_DE: Vectors, queries_QE: Vectors, rows_QM: Rows, most: int
 ) -> tuple[Vectors, Rows]:
     """The best `most` of the rows found for each query by their exact inner products."""
-    plain_DE = vectors_DE.view(np.ndarray)  # a memmap is slow to take rows from
-    scores_QM = (plain_DE[np.maximum(rows_QM, 0)] @ queries_QE[:, :, None])[:, :, 0]
-    scores_QM[rows_QM < 0] = -np.inf
+    scores_QM = np.full(rows_QM.shape, -np.inf, np.float32)
+    library = faiss()  # it reads the rows where they lie, numpy would copy them first
+    arrays = (scores_QM, queries_QE, vectors_DE, rows_QM)
+    pointers = [library.swig_ptr(array) for array in arrays]
+    library.fvec_inner_products_by_idx(*pointers, vectors_DE.shape[1], *rows_QM.shape)
     order_QK = np.argsort(-scores_QM, axis=1, kind="stable")[:, :most]
-    scores_QK = np.take_along_axis(scores_QM, order_QK, 1).astype(np.float32)
+    scores_QK = np.take_along_axis(scores_QM, order_QK, 1)
     return scores_QK, np.take_along_axis(rows_QM, order_QK, 1)
 
 
