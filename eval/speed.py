@@ -221,25 +221,27 @@ def add(folder: Path, count: int) -> Added:
     return Added(documents=count, seconds=time.perf_counter() - begun)
 
 
-def against_bare(folder: Path, queries: int) -> Layer:
+def against_bare(folder: Path, queries: int, found: int) -> Layer:
     """Medians of the same queries through our layer and through FAISS alone, by turns.
 
-    Both are asked of the one index in memory, for as many rows. FAISS gives numbers and scores, our
-    layer also reads what the documents are.
+    Both are asked of the one index in memory, for the best `found`. FAISS gives numbers and scores,
+    our layer also reads what the documents are.
     """
     memory = Memory.open(folder)
     (segment,) = memory.segments
-    alone, pool = bare(segment.index), Rules().pool
+    alone = bare(segment.index)
     theirs, ours = list[float](), list[float]()
+    both = [(ours, memory.search), (theirs, alone)]
     for number, query_1E in enumerate(queries_of(memory, 2 * queries)):
-        for times, search in ((ours, memory.search), (theirs, alone)):
-            seconds = _seconds(search, query_1E, pool)
+        for times, search in both:
+            seconds = _seconds(search, query_1E, found)
             if number >= queries:  # the first half warms the caches
                 times.append(seconds)
+        both.reverse()  # who comes second finds the index's lists in the cache
     return Layer(
         index=segment.kind,
         documents=memory.count,
-        found=pool,
+        found=found,
         bare_ms=1000 * float(np.median(theirs)),
         ours_ms=1000 * float(np.median(ours)),
     )

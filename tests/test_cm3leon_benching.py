@@ -22,7 +22,8 @@ def test_retrieval_reports_every_figure(
     assert " cores, " in table["machine"]
     assert table["built"]["documents"] == 2000
     assert table["built"]["index"] == "IVF51,SQ8"
-    assert [one["index"] for one in table["layers"]] == ["IVF51,SQ8", "exact"]
+    layers = [(one["index"], one["found"]) for one in table["layers"]]
+    assert layers == [("IVF51,SQ8", 10), ("IVF51,SQ8", 64), ("exact", 10), ("exact", 64)]
     assert all(one["ratio"] > 0 for one in table["layers"])
     assert table["added"]["documents"] == 1000
     assert set(table["used"]) >= {"open_seconds", "p50_ms", "p99_ms", "anonymous_mb"}

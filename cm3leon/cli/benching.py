@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 QUERIES = 1000
 ADDED = 1000
+FOUND = (10, 64)  # what `index search` shows, and what the rules of retrieval choose from
 TIMES = 5  # that a picture is painted
 PROMPT = "a red fox"
 
@@ -61,10 +62,10 @@ def retrieval(
         built = speed.apart(speed.build, place / "large", vectors, dimension, kind)
         options.say(f"built in {built.seconds:.0f} s; searching")
         used = speed.apart(speed.use, place / "large", QUERIES)
-        layers = [speed.apart(speed.against_bare, place / "large", QUERIES // 2)]
+        layers = [speed.apart(speed.against_bare, place / "large", QUERIES // 2, n) for n in FOUND]
         added = speed.apart(speed.add, place / "large", min(ADDED, vectors))
         speed.apart(speed.build, place / "small", few, dimension, plan(few, dimension))
-        layers.append(speed.apart(speed.against_bare, place / "small", QUERIES // 2))
+        layers += [speed.apart(speed.against_bare, place / "small", QUERIES // 2, n) for n in FOUND]
     share = _share(wanted, model, device, threads)
     result: dict[str, Any] = {
         "machine": _machine(),
