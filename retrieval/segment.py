@@ -161,19 +161,16 @@ class Segment:
         with self._there():
             told = self.shards.metadata(rows_K)
         vectors_KE = self.index.vectors_DE.view(np.ndarray)[rows_K]  # a memmap is slow to take from
-        # a sum for each row by itself: a score is the same in any batch and any segment
-        scores_K = np.einsum("e,ke->k", query_E, vectors_KE)
-        pictured_K = self.pictured_D[rows_K]
-        found = zip(told, scores_K.tolist(), vectors_KE, pictured_K.tolist(), strict=True)
+        found = zip(told, vectors_KE, self.pictured_D[rows_K].tolist(), strict=True)
         return [
             Candidate(
                 id=metadata["id"],
-                score=score,
+                score=float(np.dot(query_E, vector_E)),  # the same in any batch and any segment
                 vector_E=vector_E,
                 has_text=caption_of(metadata) is not None,
                 has_picture=pictured,
             )
-            for metadata, score, vector_E, pictured in found
+            for metadata, vector_E, pictured in found
         ]
 
     @contextmanager

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3leon.cli import options, tables
-from cm3leon.cli.retrieving import COUNT, EncoderName, MemoryFolder, Wanted, open_embedder
+from cm3leon.cli.retrieving import (
+    COUNT,
+    DEFAULT,
+    EncoderName,
+    MemoryFolder,
+    Wanted,
+    find_memory,
+    open_embedder,
+)
 
 if TYPE_CHECKING:
     from eval.speed import Layer, Share
@@ -42,7 +50,7 @@ def retrieval(
         Path | None, typer.Option(help="A folder to work in; it is left as it was.")
     ] = None,
     memory: MemoryFolder = None,
-    encoder: EncoderName = None,
+    encoder: EncoderName = DEFAULT,
     model: options.Model = "default",
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -99,12 +107,12 @@ def _share(wanted: Wanted, model: str, device: str, threads: int | None) -> "Sha
     from eval.speed import share_of_generation
     from retrieval.memory import Memory
 
-    if wanted.memory is None or wanted.encoder is None:
+    if wanted.memory is None:
         return None
     folder = find(model, options.say)
     embedder = open_embedder(wanted.encoder, device)
     codebook = read_config(folder).image_tokenizer
-    bank = Memory.open(wanted.memory, embedder.id, codebook, options.say)
+    bank = Memory.open(find_memory(wanted.memory), embedder.id, codebook, options.say)
     leon = options.open_model(folder, device, threads)
     return share_of_generation(leon, bank, embedder, PROMPT, COUNT, TIMES)
 

@@ -10,7 +10,13 @@ import typer
 
 from cm3leon.cli import options, tables
 from cm3leon.cli.output import check_out, signature
-from cm3leon.cli.retrieving import described, open_embedder
+from cm3leon.cli.retrieving import (
+    DEFAULT,
+    EncoderName,
+    described,
+    find_memory,
+    open_embedder,
+)
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,14 +27,13 @@ if TYPE_CHECKING:
 
 MOST = 8  # documents in front of a prompt
 
-Bank = Annotated[Path, typer.Option("--memory", metavar="MEMORY", help="A memory's folder.")]
+Bank = Annotated[
+    Path, typer.Option("--memory", metavar="MEMORY", help="A memory's folder; 'default' ships.")
+]
 EncoderFolder = Annotated[
-    str, typer.Argument(metavar="ENCODER", help="A folder of an encoder, or hf:owner/name.")
+    str, typer.Argument(metavar="ENCODER", help="What makes vectors, as of --encoder.")
 ]
 Split = Annotated[str, typer.Option(help="The tars whose names begin so.")]
-Encoder = Annotated[
-    str, typer.Option("--encoder", metavar="ENCODER", help="What made the memory's vectors.")
-]
 
 
 def add_to(group: typer.Typer) -> None:
@@ -44,7 +49,7 @@ def retrieval(
     shards: tables.Tokens,
     *,
     memory: Bank,
-    encoder: Encoder,
+    encoder: EncoderName = DEFAULT,
     retrieve: Annotated[
         str, typer.Option(metavar="K,K", help="How many documents; none is measured too.")
     ] = "1,2",
@@ -62,13 +67,13 @@ def retrieval(
     from tokenizer.shards import Shards
 
     counts = _counts(retrieve)
-    _check_count(memory, max(counts))
+    place = _with_room(memory, max(counts))
     tables.check_lines(out)
     folder = find(model, options.say)
     codebook = read_config(folder).image_tokenizer
     tokens = Shards.open(shards, codebook)
     embedder = open_embedder(encoder, device)
-    bank = Memory.open(memory, embedder.id, codebook, options.say)
+    bank = Memory.open(place, embedder.id, codebook, options.say)
     leon = options.open_model(folder, device, threads)
     wanted = conditions(counts)
     scored = measure(
@@ -100,7 +105,7 @@ def sheet(
     ],
     *,
     memory: Bank,
-    encoder: Encoder,
+    encoder: EncoderName = DEFAULT,
     retrieve: Annotated[int, typer.Option(min=1, max=MOST, help="Documents to retrieve.")] = 2,
     limit: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 24,
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
@@ -120,12 +125,12 @@ def sheet(
 
     pictures = Chosen.read(prompts).pictures
     chosen = [pictures[place] for place in evenly(range(len(pictures)), limit)]
-    _check_count(memory, retrieve)
+    place = _with_room(memory, retrieve)
     check_out(out, 1)
     folder = find(model, options.say)
     embedder = open_embedder(encoder, device)
     codebook = read_config(folder).image_tokenizer
-    bank = Memory.open(memory, embedder.id, codebook, options.say)
+    bank = Memory.open(place, embedder.id, codebook, options.say)
     leon = options.open_model(folder, device, threads)
     drawn = draw(leon, bank, embedder, chosen, retrieve, tables.steps("sheet"))
     notes = {
@@ -185,10 +190,12 @@ def encoder(
 
 def index(
     context: typer.Context,
-    memory: Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory's folder.")],
+    memory: Annotated[
+        Path, typer.Argument(metavar="MEMORY", help="A memory's folder; 'default' ships.")
+    ],
     corpus: tables.Corpus,
     *,
-    encoder: Encoder,
+    encoder: EncoderName = DEFAULT,
     memory_budget: options.Budget,
     split: Split = "test",
     limit: tables.Limit = None,
@@ -201,11 +208,12 @@ def index(
     from retrieval.memory import Memory, read_contents
     from tokenizer.tars import find_tars
 
-    contents = read_contents(memory)
+    place = find_memory(memory)
+    contents = read_contents(place)
     kind = plan(contents.count, contents.dimension, options.bytes_of(memory_budget))
     tars = find_tars(corpus, f"{split}-")
     embedder = open_embedder(encoder, device)
-    bank = Memory.open(memory, embedder.id, say=options.say)
+    bank = Memory.open(place, embedder.id, say=options.say)
     found = _embed(embedder, tars, limit)
     shares = of_index(bank, kind, found)
     table = {
@@ -224,13 +232,15 @@ def index(
     tables.tell_table(context, about, table, shares, as_json)
 
 
-def _check_count(memory: Path, count: int) -> None:
-    """Refuse more documents than a memory has, before anything is loaded."""
+def _with_room(memory: Path, count: int) -> Path:
+    """Where a memory lies that has at least `count` documents; looked at before all else."""
     from retrieval.memory import read_contents
 
-    there = read_contents(memory).count
+    folder = find_memory(memory)
+    there = read_contents(folder).count
     if count > there:
         raise UserError(f"--retrieve is {count}, but {memory} has {there} documents")
+    return folder
 
 
 def _turned(rows: dict[str, "Row"]) -> dict[str, dict[str, str]]:
