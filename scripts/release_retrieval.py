@@ -51,6 +51,7 @@ def choose(known: dict[str, dict[str, Any]]) -> list[str]:
 def main() -> None:
     embedder, bank = SmallEmbedder.load(sys.argv[1]), Memory.open(sys.argv[2], say=print)
     card = (HERE / "default" / "encoder.md").read_text("utf-8")
+    ASSETS.mkdir(exist_ok=True)
     embedder.save(ASSETS / "default", card=card, replace=True)
     assert SmallEmbedder.load(ASSETS / "default").id == bank.contents.encoder
 
