@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from mmap import ACCESS_READ, mmap
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, Self
 
@@ -211,8 +212,14 @@ class Shards:
         return np.load(self.folder / "documents.tasks.npy", allow_pickle=False)
 
     @cached_property
-    def _lines(self) -> "_Lines":
-        return _Lines(self.folder)
+    def _lines(self) -> dict[str, mmap]:
+        """Mapped: a handle would be one seek pointer for all loader processes."""
+        found: dict[str, mmap] = {}
+        for name in ("pictures", "documents"):
+            with (self.folder / f"{name}.jsonl").open("rb") as file:
+                if file.seek(0, SEEK_END):  # an empty file cannot be mapped
+                    found[name] = mmap(file.fileno(), 0, access=ACCESS_READ)
+        return found
 
     @cached_property
     def _offsets(self) -> dict[str, NDArray[np.uint64]]:
@@ -233,22 +240,6 @@ class Shards:
         with (self.folder / f"{name}.jsonl").open("rb") as file:
             for line in file:
                 yield json.loads(line)
-
-
-class _Lines(dict[str, mmap]):
-    """The files of JSON lines by name, each mapped when it is first read.
-
-    A map has no seek pointer, which the loader processes would share.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-
-    def __missing__(self, name: str) -> mmap:
-        with (self.folder / f"{name}.jsonl").open("rb") as file:
-            self[name] = mmap(file.fileno(), 0, access=ACCESS_READ)
-        return self[name]
 
 
 def _write_pictures(
