@@ -1,14 +1,15 @@
-"""WebDataset tars -> a memory: every picture with its captions is encoded, embedded and kept.
+"""Pictures of a user's sources -> a memory: each with its captions is encoded, embedded and kept.
 
-Offline, before anything is retrieved. One segment a tar: a build that was killed goes on with the
-documents that are not there yet when the same command is given again.
+Offline, before anything is retrieved. A source's documents come in segments of a bounded number, so
+what is held at once is bounded, and a build that was killed goes on with the documents that are
+not there yet when the same command is given again. `retrieval/parts.py` does it in many processes.
 """
 
 # Shapes: D = documents, B = batch, 3 = red, green, blue, H, W = pixels, L = codes, E = vector
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,24 @@ from PIL import Image
 from torch import Tensor
 
 from retrieval.embed import Embedder, document_vectors
-from retrieval.index import Vectors
+from retrieval.index import Vectors, plan
 from retrieval.memory import Memory
 from retrieval.retrieve import threshold
 from retrieval.segment import Codebook, Row
 from tokenizer.errors import UserError
-from tokenizer.image import PictureEncoder
-from tokenizer.pixels import fit, open_image, to_pixels
-from tokenizer.tars import Tally, read_samples
+from tokenizer.image import ImageTokenizer, PictureEncoder
+from tokenizer.pixels import fit, open_image, to_image, to_pixels
+from tokenizer.sources import read_source
+from tokenizer.tars import Tally
 
-BATCH = 64  # pictures encoded and embedded together
+BATCH = 64  # pictures encoded and embedded together,
+BATCH_PIXELS = 1 << 26  # fewer where they have more pixels than this
+SEGMENT = 50_000  # documents added at once, at most
 PROBED = 2000  # documents whose nearest other one is looked up for the threshold
+ASKED = 500  # documents whose words and pictures are searched by for the recall
 
 Say = Callable[[str], None]
+Pictures = Iterator[tuple[dict[str, Any], Image.Image]]  # with their metadata
 
 
 def codebook_of(encoder: PictureEncoder) -> Codebook:
@@ -40,36 +46,45 @@ def codebook_of(encoder: PictureEncoder) -> Codebook:
     )
 
 
-def add_tars(
+def add_sources(
     memory: Memory,
-    tars: Sequence[Path],
+    sources: Sequence[str],
     embedder: Embedder,
     encoder: PictureEncoder,
     *,
     exclude: Set[str] = frozenset(),
     limit: int | None = None,
+    beside: Memory | None = None,
+    segment: int = SEGMENT,
+    device: torch.device | str = "cpu",
     tally: Tally,
     say: Say,
 ) -> Memory:
-    """The memory with the documents of the tars that it does not hold yet, a segment a tar.
+    """The memory with the documents of the sources that it does not hold yet, nor `beside`.
 
-    `exclude`: ids that may not come. `limit`: the first so many of each tar. What is damaged is
-    noted in `tally` and left out.
+    `exclude`: ids that may not come. `limit`: the first so many of each source. What is damaged is
+    noted in `tally` and left out. The encoder is on `device`.
     """
-    for tar in tars:
-        found = _pictures(memory, tar, exclude, limit, tally)
-        rows: list[Row] = []
-        vectors: list[Vectors] = []
-        for group in _groups(found):
-            codes_BL = encoder.encode(torch.stack([_pixels(image, encoder) for _, image in group]))
-            texts = [next(iter(metadata["captions"]), None) for metadata, _ in group]
-            vectors.append(document_vectors(embedder, texts, [image for _, image in group]))
-            told = (metadata for metadata, _ in group)
-            rows += zip(told, codes_BL.tolist(), strict=True)
-        if rows:
-            memory = memory.add(rows, np.concatenate(vectors))
-        say(f"{tar.name}: {len(rows):,} documents, {memory.count:,} in all")
+    first = len(memory.segments)
+    for source in sources:
+        count = 0
+        found = _pictures(memory, beside, first, source, exclude, limit, tally)
+        documents = _documents(found, embedder, encoder, device)
+        while some := list(islice(documents, segment)):
+            vectors_DE = np.stack([vector_E for _, vector_E in some])
+            memory = memory.add((row for row, _ in some), vectors_DE)
+            count += len(some)
+        say(f"{source}: {count:,} documents, {memory.count:,} in all")
     return memory
+
+
+def merge(memory: Memory, budget: int | None = None) -> Memory:
+    """The memory in one segment with the best index for a budget in bytes (None: no limit); as it
+    is where it is so already."""
+    kind = plan(memory.count, memory.contents.dimension, budget)
+    kinds = [segment.kind for segment in memory.segments]
+    removed = any(one.removed for one in memory.contents.segments)
+    return memory if kinds == [kind.name] and not removed else memory.compact(kind)
 
 
 def calibrate(memory: Memory) -> Memory:
@@ -88,28 +103,102 @@ def calibrate(memory: Memory) -> Memory:
     return memory.with_near(threshold(scores))
 
 
+def recall_by_kind(
+    memory: Memory,
+    embedder: Embedder,
+    tokenizer: ImageTokenizer,
+    device: torch.device | str = "cpu",
+) -> dict[str, tuple[float, float]]:
+    """Recall@1 and @10 of a merged memory's index against an exact search, for three kinds of
+    queries; empty where its own search is exact.
+
+    The queries are the first captions of ASKED documents taken evenly, their pictures as the
+    codebook gives them back (a build that goes on has no others), and both.
+    """
+    (segment,) = memory.segments
+    if segment.index.built is None:
+        return {}
+    places = list(memory.places())
+    asked = places[:: max(1, len(places) // ASKED)][:ASKED]
+    rows = [segment.document(place.row) for place in asked]
+    pictures = _given_back(rows, tokenizer, device)
+    told = [
+        (row[0]["captions"][0], picture)
+        for row, picture in zip(rows, pictures, strict=True)
+        if row[0].get("captions")
+    ]
+    queries = {"picture": embedder.pictures(pictures)}
+    if told:
+        captions, beside = zip(*told, strict=True)
+        queries["text"] = embedder.texts(captions)
+        queries["both"] = document_vectors(embedder, captions, beside)
+    return {name: segment.index.recalls(asked_QE) for name, asked_QE in queries.items()}
+
+
+def _given_back(
+    rows: Sequence[Row], tokenizer: ImageTokenizer, device: torch.device | str
+) -> list[Image.Image]:
+    pictures: list[Image.Image] = []
+    for start in range(0, len(rows), BATCH):
+        codes_BL = torch.tensor([codes for _, codes in rows[start : start + BATCH]], device=device)
+        pictures += map(to_image, tokenizer.decode(codes_BL))
+    return pictures
+
+
 def _pictures(
-    memory: Memory, tar: Path, exclude: Set[str], limit: int | None, tally: Tally
-) -> Iterator[tuple[dict[str, Any], Image.Image]]:
-    for sample in islice(read_samples([tar], tally), limit):
-        if sample.metadata["id"] in exclude:
+    memory: Memory,
+    beside: Memory | None,
+    first: int,
+    source: str,
+    exclude: Set[str],
+    limit: int | None,
+    tally: Tally,
+) -> Pictures:
+    """What is new in a source; a document in a segment from `first` on came in this build."""
+    for sample in islice(read_source(source, tally), limit):
+        name = sample.metadata["id"]
+        place = memory.find(name)
+        if name in exclude:
             tally.excluded += 1
-        elif memory.find(sample.metadata["id"]) is None:
+        elif place is not None and place.segment >= first:
+            tally.skip(sample.name, f"a picture of an earlier source has its id {name!r}")
+        elif place is not None or (beside is not None and beside.find(name) is not None):
+            tally.known += 1
+        else:
             try:
                 image = open_image(sample.picture)
             except UserError as error:
                 tally.skip(sample.name, error)
                 continue
             tally.pictures += 1
+            tally.mute += not sample.metadata["captions"]
             yield sample.metadata, image
 
 
-def _pixels(image: Image.Image, encoder: PictureEncoder) -> Tensor:
-    return to_pixels(fit(image, encoder.size))
+def _documents(
+    found: Pictures, embedder: Embedder, encoder: PictureEncoder, device: torch.device | str
+) -> Iterator[tuple[Row, Vectors]]:
+    """Every picture as a row of a memory, with its vector [E]."""
+    for group in _groups(found):
+        codes_BL = encoder.encode(_pixels(group, encoder.size).to(device))
+        texts = [next(iter(metadata["captions"]), None) for metadata, _ in group]
+        vectors_BE = document_vectors(embedder, texts, [image for _, image in group])
+        for (metadata, _), codes, vector_E in zip(group, codes_BL, vectors_BE, strict=True):
+            yield (metadata, array("H", codes.tolist())), vector_E  # 2 bytes a code, not 36
 
 
-def _groups(
-    things: Iterator[tuple[dict[str, Any], Image.Image]],
-) -> Iterator[list[tuple[dict[str, Any], Image.Image]]]:
-    while group := list(islice(things, BATCH)):
+def _pixels(group: Sequence[tuple[dict[str, Any], Image.Image]], size: int) -> Tensor:
+    return torch.stack([to_pixels(fit(image, size)) for _, image in group])
+
+
+def _groups(found: Pictures) -> Iterator[list[tuple[dict[str, Any], Image.Image]]]:
+    group: list[tuple[dict[str, Any], Image.Image]] = []
+    pixels = 0
+    for metadata, image in found:
+        group.append((metadata, image))
+        pixels += image.width * image.height
+        if len(group) == BATCH or pixels >= BATCH_PIXELS:
+            yield group
+            group, pixels = [], 0
+    if group:
         yield group

@@ -165,6 +165,12 @@ class Index:
         _, rows_QM = self.built.search(queries_QE, more)
         return score_again(self.vectors_DE, queries_QE, rows_QM, min(most, more))
 
+    def recalls(self, queries_QE: Vectors) -> tuple[float, float]:
+        """Recall@1 and @10 of these queries against an exact search of the same vectors."""
+        _, exact_QK = search_exactly(self.vectors_DE, queries_QE, 10)
+        _, found_QK = self.search(queries_QE, 10)
+        return recall(exact_QK, found_QK, 1), recall(exact_QK, found_QK, 10)
+
 
 def score_again(
     vectors_DE: Vectors, queries_QE: Vectors, rows_QM: Rows, most: int
@@ -182,5 +188,6 @@ def score_again(
 
 def recall(exact_QK: Rows, found_QK: Rows, most: int) -> float:
     """The share of the `most` truly nearest that were among the `most` found."""
-    pairs = zip(exact_QK[:, :most].tolist(), found_QK[:, :most].tolist(), strict=True)
-    return sum(len(set(true) & set(found)) for true, found in pairs) / (most * len(exact_QK))
+    exact_QK, found_QK = exact_QK[:, :most], found_QK[:, :most]
+    pairs = zip(exact_QK.tolist(), found_QK.tolist(), strict=True)
+    return sum(len(set(true) & set(found)) for true, found in pairs) / exact_QK.size

@@ -59,6 +59,22 @@ def test_samples_carry_their_id_captions_and_metadata(tmp_path: Path) -> None:
         ("s-0/three", {"id": "s-0/three", "captions": ["json first"]}, b"3"),
     ]
     assert tally.skipped == []
+    assert tally.ignored == {".tar.jpeg": 1, ".md": 1}
+
+
+def test_executables_and_pickles_are_ignored_and_counted(tmp_path: Path) -> None:
+    members = {"a.pkl": b"P", "a.png": b"A", "a.txt": b"fox", "b/run.EXE": b"MZ", "c.pkl": b"P"}
+    found, tally = samples(tmp_path, tar_bytes({**members, "LICENSE": b"free"}))
+    assert [picture for _, _, picture in found] == [b"A"]
+    told: list[str] = []
+    tally.tell(told.append)
+    assert told[1:] == ["4 files of other kinds ignored (2 .pkl, 1 .exe, 1 without ending)"]
+
+
+def test_endings_without_end_are_counted_together(tmp_path: Path) -> None:
+    _, tally = samples(tmp_path, tar_bytes({f"a.{number}": b"" for number in range(150)}))
+    assert len(tally.ignored) == 101
+    assert (tally.ignored.total(), tally.ignored["of more kinds"]) == (150, 50)
 
 
 def test_a_name_of_odd_bytes_becomes_a_printable_id(tmp_path: Path) -> None:
@@ -165,13 +181,15 @@ def test_ids_are_read_one_a_line(tmp_path: Path) -> None:
 
 def test_a_long_tally_is_told_shortly() -> None:
     told: list[str] = []
-    tally = Tally(pictures=1234, outside=2)
+    tally = Tally(pictures=1234, outside=2, known=3, mute=4)
     for number in range(5):
         tally.skip(f"thing {number}", "odd")
     tally.tell(told.append, most=2)
     assert told == [
         "1,234 pictures read, 0 left out by id, 5 damaged things skipped",
         "2 edits and questions left out: a picture of theirs is not there",
+        "3 were there before",
+        "4 have no caption",
         "skipped thing 0: odd",
         "skipped thing 1: odd",
         "... and 3 more",

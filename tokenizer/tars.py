@@ -8,6 +8,7 @@ member in a million neither stops a run nor goes unseen.
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ PICTURE = "picture"
 MAX_TEXT_BYTES = 1_000_000
 # ending -> the part of a sample that it is
 ENDINGS = {**dict.fromkeys(("jpg", "jpeg", "png", "webp"), PICTURE), "json": "json", "txt": "txt"}
+MOST_ENDINGS = 100  # of other kinds that are counted apart; they are a stranger's, without end
+
+Member = tuple[str, str, bytes]  # key, part, and what it holds
 
 
 @dataclass
@@ -35,12 +39,24 @@ class Tally:
     """Pictures left out by id."""
     outside: int = 0
     """Edits and questions left out because a picture of theirs is not there."""
+    known: int = 0
+    """Pictures that a memory held before."""
+    mute: int = 0
+    """Pictures read that have no caption."""
+    ignored: Counter[str] = field(default_factory=Counter[str])
+    """Files of other kinds, by ending: never opened."""
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """(what, why) of everything damaged."""
 
     def skip(self, what: str, why: object) -> None:
         """Note one damaged thing."""
         self.skipped.append((what, str(why)))
+
+    def ignore(self, ending: str) -> None:
+        """Count one file of another kind."""
+        shown = f".{ending[:12].lower()}" if ending else "without ending"
+        new = shown not in self.ignored and len(self.ignored) >= MOST_ENDINGS
+        self.ignored["of more kinds" if new else shown] += 1
 
     def tell(self, say: Say, most: int = 20) -> None:
         """Say the counts, and name up to `most` of the damaged."""
@@ -50,6 +66,13 @@ class Tally:
         )
         if self.outside:
             say(f"{self.outside:,} edits and questions left out: a picture of theirs is not there")
+        if self.known:
+            say(f"{self.known:,} were there before")
+        if self.mute:
+            say(f"{self.mute:,} have no caption")
+        if self.ignored:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.ignored.most_common())
+            say(f"{self.ignored.total():,} files of other kinds ignored ({kinds})")
         for what, why in self.skipped[:most]:
             say(f"skipped {what}: {why}")
         if len(self.skipped) > most:
@@ -100,18 +123,22 @@ def read_samples(tars: Sequence[Path], tally: Tally) -> Iterator[Sample]:
             raise UserError(f"{tar}: no such tar file")
     ids: set[str] = set()
     for tar in tars:
-        for key, parts in _groups(tar, tally):
-            name = f"{tar.stem}/{key}"
-            try:
-                sample = _sample(name, parts)
-            except UserError as error:
-                tally.skip(name, error)
-                continue
-            if sample.metadata["id"] in ids:
-                tally.skip(name, f"an earlier picture has its id {sample.metadata['id']!r}")
-                continue
-            ids.add(sample.metadata["id"])
-            yield sample
+        yield from whole_samples(_members(tar, tally), ids, tally)
+
+
+def whole_samples(members: Iterable[Member], ids: set[str], tally: Tally) -> Iterator[Sample]:
+    """The samples that neighbouring members of one key make; `ids` are taken, theirs are added."""
+    for key, parts in _groups(members, tally):
+        try:
+            sample = _sample(key, parts)
+        except UserError as error:
+            tally.skip(key, error)
+            continue
+        if sample.metadata["id"] in ids:
+            tally.skip(key, f"an earlier picture has its id {sample.metadata['id']!r}")
+            continue
+        ids.add(sample.metadata["id"])
+        yield sample
 
 
 def decode(
@@ -129,23 +156,23 @@ def decode(
         yield sample.metadata, image
 
 
-def _groups(tar: Path, tally: Tally) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _groups(members: Iterable[Member], tally: Tally) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Neighbouring members of one key, by part."""
     key, parts = "", dict[str, bytes]()
-    for member_key, part, data in _members(tar, tally):
+    for member_key, part, data in members:
         if member_key != key:
             if parts:
                 yield key, parts
             key, parts = member_key, {}
         if part in parts:
-            tally.skip(f"{tar.stem}/{key}", f"has a second {part}; the first is used")
+            tally.skip(key, f"has a second {part}; the first is used")
         parts.setdefault(part, data)
     if parts:
         yield key, parts
 
 
-def _members(tar: Path, tally: Tally) -> Iterator[tuple[str, str, bytes]]:
-    """(key, part, bytes) of the members that are ours to read."""
+def _members(tar: Path, tally: Tally) -> Iterator[Member]:
+    """The members that are ours to read; their keys begin with the tar's name."""
     damaged = "damaged or cut short here; the rest of this tar was not read"
     with _open(tar) as archive:
         try:
@@ -154,20 +181,23 @@ def _members(tar: Path, tally: Tally) -> Iterator[tuple[str, str, bytes]]:
                 if member.offset <= last:  # a negative size would send us in circles for ever
                     raise tarfile.ReadError("goes backwards")
                 last = member.offset
-                # A name may hold any bytes; it is shown to the user and may become an id.
-                shown = "".join(c if c.isprintable() else "\ufffd" for c in member.name)
+                if member.isdir():
+                    continue
+                shown = printable(member.name)
                 folder, _, name = shown.rpartition("/")
                 stem, _, ending = name.partition(".")
                 part = ENDINGS.get(ending.lower())
-                if part is None or member.isdir():
+                if part is None:
+                    tally.ignore(ending)
                     continue
-                refusal = _refusal(member, part)
-                if refusal:
-                    tally.skip(f"{tar.stem}/{shown}", refusal)
+                why = refusal(part, member.isreg() and not member.issparse(), member.size)
+                if why:
+                    tally.skip(f"{tar.stem}/{shown}", why)
                     continue
                 file = archive.extractfile(member)
                 assert file is not None
-                yield f"{folder}/{stem}".lstrip("/"), part, file.read()
+                key = f"{folder}/{stem}".lstrip("/")
+                yield f"{tar.stem}/{key}", part, file.read()
         # Odd numbers in headers make tarfile raise nearly anything: its own errors, ValueError,
         # OverflowError, MemoryError, RecursionError ... All mean the same to the user.
         except Exception:
@@ -181,6 +211,19 @@ def _members(tar: Path, tally: Tally) -> Iterator[tuple[str, str, bytes]]:
             tally.skip(tar.name, damaged)
 
 
+def printable(name: str) -> str:
+    """A stranger's name, which may hold any bytes, fit to be shown and to become an id."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name)
+
+
+def refusal(part: str, is_plain: bool, size: int) -> str:
+    """Why a file of `size` bytes is not opened for this part; empty where it is."""
+    if not is_plain:
+        return "not a plain file"
+    limit = MAX_BYTES if part == PICTURE else MAX_TEXT_BYTES
+    return f"{size:,} bytes; at most {limit:,}" if size > limit else ""
+
+
 def _open(tar: Path) -> tarfile.TarFile:
     try:
         # Not compressed, so no small file can swell; not "r|", which reads its way, block by
@@ -190,13 +233,6 @@ def _open(tar: Path) -> tarfile.TarFile:
         raise UserError(f"{tar}: cannot be read ({error.strerror})") from error
     except Exception as error:  # as in _members
         raise UserError(f"{tar}: not an uncompressed tar file ({error})") from error
-
-
-def _refusal(member: tarfile.TarInfo, part: str) -> str:
-    if not member.isreg() or member.issparse():
-        return "not a plain file"
-    limit = MAX_BYTES if part == PICTURE else MAX_TEXT_BYTES
-    return f"{member.size:,} bytes; at most {limit:,}" if member.size > limit else ""
 
 
 def _sample(name: str, parts: dict[str, bytes]) -> Sample:
