@@ -10,6 +10,7 @@ not there yet when the same command is given again. `retrieval/parts.py` does it
 from array import array
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from retrieval.embed import Embedder, document_vectors
 from retrieval.index import Vectors, plan
-from retrieval.memory import Memory
-from retrieval.retrieve import threshold
+from retrieval.memory import Contents, Memory
+from retrieval.retrieve import Rules, threshold
 from retrieval.segment import Codebook, Row
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
@@ -44,6 +45,17 @@ def codebook_of(encoder: PictureEncoder) -> Codebook:
     return Codebook(
         image_tokenizer=encoder.hash, size=encoder.size, grid=encoder.grid, codes=encoder.codes
     )
+
+
+def create(folder: Path, embedder: Embedder, encoder: PictureEncoder) -> Memory:
+    """A new, empty memory for what these two make; see `Memory.create`."""
+    contents = Contents(
+        encoder=embedder.id,
+        dimension=embedder.dimension,
+        codebook=codebook_of(encoder),
+        near=Rules().near,
+    )
+    return Memory.create(folder, contents)
 
 
 def add_sources(
@@ -120,7 +132,7 @@ def recall_by_kind(
         return {}
     places = list(memory.places())
     asked = places[:: max(1, len(places) // ASKED)][:ASKED]
-    rows = [segment.document(place.row) for place in asked]
+    rows = [row for place in asked if (row := segment.document(place.row))[1]]
     pictures = _given_back(rows, tokenizer, device)
     told = [
         (row[0]["captions"][0], picture)
@@ -179,26 +191,28 @@ def _documents(
     found: Pictures, embedder: Embedder, encoder: PictureEncoder, device: torch.device | str
 ) -> Iterator[tuple[Row, Vectors]]:
     """Every picture as a row of a memory, with its vector [E]."""
-    for group in _groups(found):
-        codes_BL = encoder.encode(_pixels(group, encoder.size).to(device))
+    for group in groups(found):
+        codes_BL = encoder.encode(pixels(group, encoder.size).to(device))
         texts = [next(iter(metadata["captions"]), None) for metadata, _ in group]
         vectors_BE = document_vectors(embedder, texts, [image for _, image in group])
         for (metadata, _), codes, vector_E in zip(group, codes_BL, vectors_BE, strict=True):
             yield (metadata, array("H", codes.tolist())), vector_E  # 2 bytes a code, not 36
 
 
-def _pixels(group: Sequence[tuple[dict[str, Any], Image.Image]], size: int) -> Tensor:
+def pixels(group: Sequence[tuple[dict[str, Any], Image.Image]], size: int) -> Tensor:
+    """The pictures of a group as an image tokenizer reads them, [B, 3, size, size]."""
     return torch.stack([to_pixels(fit(image, size)) for _, image in group])
 
 
-def _groups(found: Pictures) -> Iterator[list[tuple[dict[str, Any], Image.Image]]]:
+def groups(found: Pictures) -> Iterator[list[tuple[dict[str, Any], Image.Image]]]:
+    """Pictures in groups that are held at once."""
     group: list[tuple[dict[str, Any], Image.Image]] = []
-    pixels = 0
+    held = 0
     for metadata, image in found:
         group.append((metadata, image))
-        pixels += image.width * image.height
-        if len(group) == BATCH or pixels >= BATCH_PIXELS:
+        held += image.width * image.height
+        if len(group) == BATCH or held >= BATCH_PIXELS:
             yield group
-            group, pixels = [], 0
+            group, held = [], 0
     if group:
         yield group

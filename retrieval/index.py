@@ -93,6 +93,10 @@ def faiss() -> Any:
     return faiss
 
 
+def _has_gpu(library: Any) -> bool:
+    return hasattr(library, "StandardGpuResources") and library.get_num_gpus() > 0
+
+
 def search_exactly(vectors_DE: Vectors, queries_QE: Vectors, most: int) -> tuple[Vectors, Rows]:
     """Scores and rows of the `most` vectors with the greatest inner products, best first."""
     most = min(most, len(vectors_DE))
@@ -123,6 +127,10 @@ class Index:
             if kind.factory.startswith("OPQ"):
                 library.downcast_VectorTransform(built.chain.at(0)).niter = ROTATIONS
             rng = np.random.default_rng(seed)
+            if _has_gpu(library):  # where the lists are found; all else that is learnt is small
+                flat = library.IndexFlatIP(library.extract_index_ivf(built).d)
+                on_gpu = library.index_cpu_to_all_gpus(flat)
+                library.extract_index_ivf(built).clustering_index = on_gpu
             count = min(len(vectors_DE), TRAINED_ON)
             chosen = np.sort(rng.choice(len(vectors_DE), count, replace=False))
             built.train(np.ascontiguousarray(vectors_DE[chosen]))
@@ -133,7 +141,10 @@ class Index:
     def save(self, path: Path) -> None:
         """Write what was built; an exact index has nothing beside its vectors."""
         assert self.built is not None
-        faiss().write_index(self.built, str(path))
+        try:
+            faiss().write_index(self.built, str(path))
+        except RuntimeError as error:  # FAISS's own, of many lines
+            raise OSError(f"FAISS cannot write {path.name}; is the disk full?") from error
 
     @classmethod
     def open(cls, path: Path, vectors_DE: Vectors) -> "Index":

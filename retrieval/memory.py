@@ -13,7 +13,7 @@ between leaves the state that was confirmed last.
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,7 +35,7 @@ from retrieval.contents import (
 )
 from retrieval.index import Plan, Vectors
 from retrieval.retrieve import Candidate, by_relevance
-from retrieval.segment import Row, Segment, caption_of, check_finite, write_segment
+from retrieval.segment import Codebook, Row, Segment, caption_of, check_finite, write_segment
 from tokenizer.document import Document, Field, Picture
 from tokenizer.errors import UserError
 from tokenizer.manifest import MANIFEST, file_hash, verify, write_file
@@ -192,6 +192,20 @@ class Memory:
         """The memory with another threshold of near copies."""
         with self._changing():
             confirm(self.folder, replace(self.contents, near=near))
+        return type(self).open(self.folder)
+
+    def recoded(
+        self, codebook: Codebook, codes: Iterable[Sequence[int]], kind: Plan | None = None
+    ) -> Self:
+        """The memory with codes of another codebook, in one segment; vectors stay. `codes` gives a
+        row for each of `places()`."""
+        with self._changing():
+            order = list(self.places())
+            told = (self.segments[p.segment].document(p.row)[0] for p in order)
+            vectors_DE = np.stack([self.segments[p.segment].vector(p.row) for p in order])
+            new = replace(self, contents=replace(self.contents, codebook=codebook))
+            entry = new._write(zip(told, codes, strict=True), vectors_DE, kind)
+            confirm(self.folder, replace(new.contents, segments=(entry,)))
         return type(self).open(self.folder)
 
     @contextmanager

@@ -1,6 +1,7 @@
 """Commands that change a memory: index build, add, recode, compact, remove, train-encoder."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,13 +26,12 @@ Sources = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many documents a source.")]
-Budget = Annotated[str | None, typer.Option(help="Bytes of the index in memory, as 500MB or 2GB.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Name this file's commands and those that look into a memory, in a group of their own."""
     group = typer.Typer(help="Build and search a memory of documents.", rich_markup_mode=None)
-    for command in (build, add, remove, compact):
+    for command in (build, add, recode, compact, remove):
         group.command()(command)
     searching.add_to(group)
     group.command("train-encoder")(train_encoder)
@@ -43,42 +43,33 @@ def build(
     out: Annotated[Path, typer.Option(help="The memory's folder; goes on where it stopped.")],
     encoder: Encoder,
     model: options.Model = "default",
-    memory_budget: Budget = None,
+    memory_budget: options.Budget = None,
     exclude: IdList = None,
     limit: Limit = None,
     device: options.Device = "auto",
 ) -> None:
-    """Make a memory of pictures and their captions, merged into one segment."""
-    from retrieval.build import add_sources, codebook_of, merge, recall_by_kind
-    from retrieval.memory import TOP, Contents, Memory
-    from retrieval.retrieve import Rules
-    from tokenizer.sources import find_sources
-    from tokenizer.tars import Tally, read_ids
+    """Make a memory of pictures and their captions, merged into one segment.
 
-    budget, found = _bytes(memory_budget), find_sources(sources)  # cheap, before weights are read
-    left_out = read_ids(exclude) if exclude else frozenset[str]()
-    embedder, tokenizer, place = _open(encoder, model, device)
-    if not (out / TOP).is_file():
-        contents = Contents(
-            encoder=embedder.id,
-            dimension=embedder.dimension,
-            codebook=codebook_of(tokenizer),
-            near=Rules().near,
-        )
-        Memory.create(out, contents)
-    bank = Memory.open(out, embedder.id, tokenizer.hash, options.say)
-    bank = add_sources(
-        bank, found, embedder, tokenizer,
-        exclude=left_out, limit=limit, device=place, tally=(tally := Tally()), say=options.say,
-    )  # fmt: skip
-    tally.tell(options.say)
-    if bank.count:
+    Many processes share the work: python -m torch.distributed.run --nproc-per-node N --module
+    cm3leon index build ...
+    """
+    from retrieval.build import merge, recall_by_kind
+
+    budget = options.bytes_of(memory_budget)
+
+    def merged(
+        bank: "Memory", embedder: "Embedder", tokenizer: "ImageTokenizer", place: Any
+    ) -> "Memory":
+        if not bank.count:
+            return bank
         bank = merge(bank, budget)
         (segment,) = bank.segments
         options.say(f"index: {segment.kind}, {segment.bytes_per_vector:g} bytes a vector")
         for name, (at_1, at_10) in recall_by_kind(bank, embedder, tokenizer, place).items():
             options.say(f"recall against exact by {name}: @1 {at_1:.3f}, @10 {at_10:.3f}")
-    _calibrate(bank)
+        return bank
+
+    _fill(out, sources, encoder, model, exclude, limit, device, merged, is_new=True)
 
 
 def add(
@@ -90,23 +81,36 @@ def add(
     limit: Limit = None,
     device: options.Device = "auto",
 ) -> None:
-    """Add the documents of more sources to a memory, in small segments of their own."""
-    from retrieval.build import add_sources
-    from retrieval.memory import Memory, read_contents
-    from tokenizer.sources import find_sources
-    from tokenizer.tars import Tally, read_ids
+    """Add the documents of more sources to a memory, in segments of their own."""
+    from retrieval.memory import read_contents
 
     read_contents(memory)
-    found = find_sources(sources)
-    left_out = read_ids(exclude) if exclude else frozenset[str]()
-    embedder, tokenizer, place = _open(encoder, model, device)
-    bank = Memory.open(memory, embedder.id, tokenizer.hash, options.say)
-    bank = add_sources(
-        bank, found, embedder, tokenizer,
-        exclude=left_out, limit=limit, device=place, tally=(tally := Tally()), say=options.say,
-    )  # fmt: skip
-    tally.tell(options.say)
-    _calibrate(bank)
+    _fill(memory, sources, encoder, model, exclude, limit, device)
+
+
+def recode(
+    memory: Folder,
+    sources: Sources,
+    model: options.Model = "default",
+    device: options.Device = "auto",
+) -> None:
+    """Make a memory's codes anew, of another model's codebook, from the pictures in the sources."""
+    from cm3leon.checkpoint import IMAGE, find
+    from cm3leon.pipeline import pick_device
+    from retrieval.memory import Memory
+    from retrieval.recode import recode as made_anew
+    from tokenizer.image import ImageTokenizer
+    from tokenizer.sources import find_sources
+    from tokenizer.tars import Tally
+
+    found, place = find_sources(sources), pick_device(device)
+    bank, tally = Memory.open(memory, say=options.say), Tally()
+    tokenizer = ImageTokenizer.load(find(model, options.say) / IMAGE).to(place)
+    try:
+        bank = made_anew(bank, found, tokenizer, device=place, tally=tally, say=options.say)
+    finally:
+        tally.tell(options.say)
+    typer.echo(f"{bank.count:,} documents, codes of image tokenizer {tokenizer.hash[:12]}")
 
 
 def remove(
@@ -121,14 +125,18 @@ def remove(
 
 def compact(
     memory: Folder,
-    memory_budget: Budget = None,
+    memory_budget: options.Budget = None,
 ) -> None:
     """Merge a memory's segments into one, without what was removed."""
     from retrieval.index import plan
     from retrieval.memory import Memory
 
     bank = Memory.open(memory, say=options.say)
-    kind = plan(bank.count, bank.contents.dimension, _bytes(memory_budget)) if bank.count else None
+    kind = (
+        plan(bank.count, bank.contents.dimension, options.bytes_of(memory_budget))
+        if bank.count
+        else None
+    )
     bank = bank.compact(kind)
     typer.echo(f"{bank.count:,} documents" + (f", {kind.name}" if kind else ""))
 
@@ -148,34 +156,51 @@ def train_encoder(
     typer.echo(main(recipe, changes or [], out, resume, options.say, device, minutes))
 
 
-def _open(encoder: str, model: str, device: str) -> "tuple[Embedder, ImageTokenizer, Any]":
-    """What makes vectors, what makes codes, and the device that they are on."""
+def _fill(
+    folder: Path,
+    names: list[str],
+    encoder: str,
+    model: str,
+    exclude: Path | None,
+    limit: int | None,
+    device: str,
+    finish: "Callable[[Memory, Embedder, ImageTokenizer, Any], Memory] | None" = None,
+    *,
+    is_new: bool = False,
+) -> None:
+    """Add what the sources hold, in one process or many; the first of them finishes the memory."""
     from cm3leon.checkpoint import IMAGE, find
     from cm3leon.pipeline import pick_device
+    from retrieval.build import add_sources, calibrate, create
+    from retrieval.memory import TOP, Memory
+    from retrieval.parts import crew, fill_together, gather
     from tokenizer.image import ImageTokenizer
+    from tokenizer.sources import find_sources
+    from tokenizer.tars import Tally, read_ids
 
-    place = pick_device(device)
-    embedder = open_embedder(encoder, device)
-    return embedder, ImageTokenizer.load(find(model, options.say) / IMAGE).to(place), place
+    found = find_sources(names)  # cheap, before weights are read
+    left_out = read_ids(exclude) if exclude else frozenset[str]()
+    with crew() as we:
+        say, tally, place = we.said(options.say), Tally(), pick_device(device)
+        embedder = open_embedder(encoder, device)
+        tokenizer = ImageTokenizer.load(find(model, say) / IMAGE).to(place)
 
+        def fill(bank: "Memory", some: Sequence[str], beside: "Memory | None") -> "Memory":
+            return add_sources(
+                bank, some, embedder, tokenizer, exclude=left_out, limit=limit, beside=beside,
+                device=place, tally=tally, say=say,
+            )  # fmt: skip
 
-def _calibrate(bank: "Memory") -> None:
-    from retrieval.build import calibrate
-
-    bank = calibrate(bank)
-    options.say(f"near copies score above {bank.contents.near:.4f}")
-    typer.echo(f"{bank.count:,} documents")
-
-
-def _bytes(text: str | None) -> int | None:
-    """`500MB` -> 500,000,000."""
-    if text is None:
-        return None
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    number, unit = text[:-2], units.get(text[-2:].upper())
-    try:
-        if unit is None or not float(number) > 0:
-            raise ValueError
-        return int(float(number) * unit)
-    except (ValueError, OverflowError) as error:
-        raise typer.BadParameter(f"{text!r} is no size; write it as 500MB or 2GB") from error
+        if we.rank == 0:
+            if is_new and not (folder / TOP).is_file():
+                create(folder, embedder, tokenizer)
+            gather(Memory.open(folder, embedder.id, tokenizer.hash, say), tally)
+        we.wait()
+        bank = Memory.open(folder, embedder.id, tokenizer.hash)
+        bank = fill_together(bank, found, we, fill, tally)
+        tally.tell(say)
+        if we.rank == 0:
+            bank = finish(bank, embedder, tokenizer, place) if finish else bank
+            bank = calibrate(bank)
+            say(f"near copies score above {bank.contents.near:.4f}")
+            typer.echo(f"{bank.count:,} documents")
