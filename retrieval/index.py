@@ -93,7 +93,8 @@ def faiss() -> Any:
     return faiss
 
 
-def _has_gpu(library: Any) -> bool:
+def has_gpu(library: Any) -> bool:
+    """Whether FAISS was built for GPUs and finds one."""
     return hasattr(library, "StandardGpuResources") and library.get_num_gpus() > 0
 
 
@@ -127,13 +128,14 @@ class Index:
             if kind.factory.startswith("OPQ"):
                 library.downcast_VectorTransform(built.chain.at(0)).niter = ROTATIONS
             rng = np.random.default_rng(seed)
-            if _has_gpu(library):  # where the lists are found; all else that is learnt is small
-                flat = library.IndexFlatIP(library.extract_index_ivf(built).d)
-                on_gpu = library.index_cpu_to_all_gpus(flat)
-                library.extract_index_ivf(built).clustering_index = on_gpu
             count = min(len(vectors_DE), TRAINED_ON)
             chosen = np.sort(rng.choice(len(vectors_DE), count, replace=False))
+            lists = library.extract_index_ivf(built)
+            if has_gpu(library):  # finding lists is the dear part of training
+                on_gpu = library.index_cpu_to_all_gpus(library.IndexFlatIP(lists.d))
+                lists.clustering_index = on_gpu
             built.train(np.ascontiguousarray(vectors_DE[chosen]))
+            lists.clustering_index = None
         for start in range(0, len(vectors_DE), TRAINED_ON):
             built.add(np.ascontiguousarray(vectors_DE[start : start + TRAINED_ON]))
         return cls(vectors_DE, built)

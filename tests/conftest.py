@@ -69,6 +69,24 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random dual encoder of texts and pictures. Look, but do not change it."""
+    import torch
+
+    from retrieval.encoder import DualEncoder, EncoderConfig, SmallEmbedder
+    from tokenizer.text import TextTokenizer
+
+    text = TextTokenizer.train(["a red fox", "an owl, a fox and a bat"], 270)
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        pieces=270, dimension=8, size=32, longest=12, width=16, layers=1, heads=2
+    )
+    folder = tmp_path_factory.mktemp("encoder") / "encoder"
+    SmallEmbedder(DualEncoder(config), text).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> "CM3Leon":
     """The tiny model, read from its folder."""
     from cm3leon.pipeline import CM3Leon

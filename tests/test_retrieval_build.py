@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cm3leon.pipeline import CM3Leon
 from retrieval import build, index
 from retrieval.build import add_sources, calibrate, create, merge, recall_by_kind
-from retrieval.encoder import DualEncoder, EncoderConfig, SmallEmbedder
+from retrieval.encoder import SmallEmbedder
 from retrieval.index import Plan
 from retrieval.memory import Memory, verify_memory
 from retrieval.parts import Crew, fill_together, gather
@@ -29,22 +28,9 @@ from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
 from tokenizer.pixels import open_image
 from tokenizer.tars import Tally
-from tokenizer.text import TextTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    text = TextTokenizer.train(["a red fox", "an owl, a fox and a bat"], 270)
-    torch.manual_seed(0)
-    config = EncoderConfig(
-        pieces=270, dimension=8, size=32, longest=12, width=16, layers=1, heads=2
-    )
-    folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    SmallEmbedder(DualEncoder(config), text).save(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,26 @@ def test_every_kind_finds_nearly_what_an_exact_search_does_in_the_bytes_told(
     np.testing.assert_allclose(found[right_QK], scores_QK[right_QK], rtol=1e-5)
 
 
+def test_recall_is_the_share_of_what_there_is() -> None:
+    exact_QK, found_QK = np.array([[0, 1, 2], [3, 4, 5]]), np.array([[0, 2, 9], [4, 5, -1]])
+    assert recall(exact_QK, found_QK, 1) == 0.5
+    assert recall(exact_QK, found_QK, 3) == recall(exact_QK, found_QK, 10) == 4 / 6
+    whole = Index(vectors(7))
+    assert whole.recalls(vectors(5, seed=1)) == (1, 1)  # 7 of 7, though 10 are asked for
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("factory", ["IVF64,SQ8", "OPQ8,IVF64,PQ8"])
+def test_lists_found_on_a_gpu_are_as_good(tmp_path: Path, factory: str) -> None:
+    if not index.has_gpu(index.faiss()):
+        pytest.skip("this FAISS knows no GPU")
+    vectors_DE, queries_QE = vectors(10_000), vectors(100, seed=1)
+    built = Index.build(vectors_DE, Plan(factory=factory, bytes_per_vector=0))
+    built.save(tmp_path / "index.faiss")
+    opened = Index.open(tmp_path / "index.faiss", vectors_DE)
+    assert opened.recalls(queries_QE)[1] > 0.8
+
+
 def test_an_index_of_other_vectors_or_none_is_refused(tmp_path: Path) -> None:
     kind = Plan(factory="HNSW8,Flat", bytes_per_vector=0)
     Index.build(vectors(100), kind).save(tmp_path / "index.faiss")
