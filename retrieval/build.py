@@ -109,7 +109,7 @@ def calibrate(memory: Memory) -> Memory:
     vectors_DE = np.stack([memory.segments[p.segment].vector(p.row) for p in probed])
     names = [memory.segments[p.segment].document(p.row)[0]["id"] for p in probed]
     scores = [
-        next(one.score for one in found if one.id != name)
+        next((one.score for one in found if one.id != name), -1.0)  # an index may miss the other
         for name, found in zip(names, memory.search(vectors_DE, 2), strict=True)
     ]
     return memory.with_near(threshold(scores))

@@ -100,7 +100,7 @@ class Memory:
         if image_tokenizer not in (None, made_with):
             raise UserError(
                 f"{folder} holds codes of image tokenizer {made_with[:12]}, but this one is "
-                f"{str(image_tokenizer)[:12]}; build the memory again with this one"
+                f"{str(image_tokenizer)[:12]}; make them anew with `cm3leon index recode`"
             )
         try:
             opened = tuple(_open_segments(folder, contents, say))

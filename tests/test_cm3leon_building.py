@@ -1,6 +1,7 @@
 """Building a memory at the command line: what is odd is told, what cannot be is one line."""
 
 import io
+import json
 import resource
 import tarfile
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from PIL import Image
 
 from cm3leon.cli import main
+from retrieval.neighbours import read_neighbours
+from tokenizer.pixels import open_image
+from tokenizer.shards import Shards
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
@@ -130,3 +134,41 @@ def test_a_full_disk_is_one_line_and_the_memory_stays(
         0,
         "6 documents in 1 segments are whole\n",
     )
+
+
+def test_a_build_writes_the_neighbours_of_shards(
+    about: list[str], corpus_folder: Path, shards_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["index", "build", str(corpus_folder / "test-0.tar"), "--out", str(tmp_path / "m")]
+    status, _, err = run(capsys, *words, *about, "--neighbours", str(tmp_path / "none"))
+    assert (status, (tmp_path / "m").exists()) == (1, False)
+    status, _, err = run(capsys, *words, *about, "--neighbours", str(shards_folder))
+    assert status == 0, err
+    assert "6 of 6 pictures have neighbours" in err
+    shards = Shards.open(shards_folder)
+    table_PN = read_neighbours(tmp_path / "m" / "neighbours", shards)
+    assert table_PN.shape == (6, 4)
+    for own, row in enumerate(table_PN.tolist()):
+        found = [one for one in row if one >= 0]
+        assert len({own, *found}) == len(found) + 1
+    # the memory is none the worse for it, and the table is made anew
+    assert run(capsys, *words, *about, "--neighbours", str(shards_folder))[0] == 0
+    assert run(capsys, "index", "verify", str(tmp_path / "m"))[0] == 0
+
+
+def test_the_memory_that_ships_is_whole_and_searched_by_default(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    status, out, _ = run(capsys, "index", "info", "default", "--json")
+    table = json.loads(out)
+    assert (status, table["documents"]) == (0, 4000)
+    assert run(capsys, "index", "verify", "default")[0] == 0
+    status, out, _ = run(capsys, "index", "search", "default", "red heart, Noto emoji", "--json")
+    found = json.loads(out)["found"]
+    assert (status, len(found)) == (0, 10)
+    assert sum("heart" in one["caption"] for one in found) >= 5
+    sheet = tmp_path / "found.png"
+    words = ["index", "search", "default", "--image", "sheet", "--sheet", "sheet"]
+    Image.new("RGB", (64, 64), "red").save(sheet)
+    assert run(capsys, *[str(sheet) if word == "sheet" else word for word in words])[0] == 0
+    assert open_image(sheet).width > 500

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3leon.cli import options, searching
-from cm3leon.cli.retrieving import open_embedder
-from cm3leon.cli.searching import Encoder, Folder
+from cm3leon.cli.retrieving import DEFAULT, EncoderName, open_embedder
+from cm3leon.cli.searching import Folder
 from cm3leon.cli.training import Changes, IdList, Minutes, Recipe, Resume, Run
 
 if TYPE_CHECKING:
     from retrieval.embed import Embedder
     from retrieval.memory import Memory
     from tokenizer.image import ImageTokenizer
+    from tokenizer.shards import Shards
 
 Sources = Annotated[
     list[str],
@@ -41,9 +42,16 @@ def add_to(app: typer.Typer) -> None:
 def build(
     sources: Sources,
     out: Annotated[Path, typer.Option(help="The memory's folder; goes on where it stopped.")],
-    encoder: Encoder,
+    encoder: EncoderName = DEFAULT,
     model: options.Model = "default",
     memory_budget: options.Budget = None,
+    neighbours: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SHARDS",
+            help="Token shards of the same pictures: write OUT/neighbours, which training reads.",
+        ),
+    ] = None,
     exclude: IdList = None,
     limit: Limit = None,
     device: options.Device = "auto",
@@ -54,28 +62,30 @@ def build(
     cm3leon index build ...
     """
     from retrieval.build import merge, recall_by_kind
+    from tokenizer.shards import Shards
+    from tokenizer.sources import find_sources
 
     budget = options.bytes_of(memory_budget)
+    shards = None if neighbours is None else Shards.open(neighbours)
 
-    def merged(
+    def finish(
         bank: "Memory", embedder: "Embedder", tokenizer: "ImageTokenizer", place: Any
-    ) -> "Memory":
-        if not bank.count:
-            return bank
+    ) -> None:
         bank = merge(bank, budget)
         (segment,) = bank.segments
         options.say(f"index: {segment.kind}, {segment.bytes_per_vector:g} bytes a vector")
         for name, (at_1, at_10) in recall_by_kind(bank, embedder, tokenizer, place).items():
             options.say(f"recall against exact by {name}: @1 {at_1:.3f}, @10 {at_10:.3f}")
-        return bank
+        if shards is not None:
+            _write_neighbours(out / "neighbours", bank, embedder, shards, find_sources(sources))
 
-    _fill(out, sources, encoder, model, exclude, limit, device, merged, is_new=True)
+    _fill(out, sources, encoder, model, exclude, limit, device, finish, is_new=True)
 
 
 def add(
     memory: Folder,
     sources: Sources,
-    encoder: Encoder,
+    encoder: EncoderName = DEFAULT,
     model: options.Model = "default",
     exclude: IdList = None,
     limit: Limit = None,
@@ -164,7 +174,7 @@ def _fill(
     exclude: Path | None,
     limit: int | None,
     device: str,
-    finish: "Callable[[Memory, Embedder, ImageTokenizer, Any], Memory] | None" = None,
+    finish: "Callable[[Memory, Embedder, ImageTokenizer, Any], None] | None" = None,
     *,
     is_new: bool = False,
 ) -> None:
@@ -200,7 +210,25 @@ def _fill(
         bank = fill_together(bank, found, we, fill, tally)
         tally.tell(say)
         if we.rank == 0:
-            bank = finish(bank, embedder, tokenizer, place) if finish else bank
             bank = calibrate(bank)
             say(f"near copies score above {bank.contents.near:.4f}")
+            if finish is not None:
+                finish(bank, embedder, tokenizer, place)
             typer.echo(f"{bank.count:,} documents")
+
+
+def _write_neighbours(
+    out: Path, bank: "Memory", embedder: "Embedder", shards: "Shards", sources: Sequence[str]
+) -> None:
+    from retrieval.neighbours import find_neighbours, told, write_neighbours
+    from retrieval.retrieve import Rules
+    from tokenizer.tars import Tally
+
+    tally = Tally()
+    numbers = {picture["id"]: number for number, picture in enumerate(shards.every_picture())}
+    rules = Rules(near=bank.contents.near)
+    table_PN = find_neighbours(bank, embedder, told(sources, tally), numbers, rules)
+    tally.tell(options.say)
+    write_neighbours(out, table_PN, shards, bank)
+    served = int((table_PN >= 0).any(axis=1).sum())
+    options.say(f"{out}: {served:,} of {len(table_PN):,} pictures have neighbours")

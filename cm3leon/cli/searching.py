@@ -7,18 +7,14 @@ import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import tell
-from cm3leon.cli.retrieving import described, open_embedder
+from cm3leon.cli.retrieving import DEFAULT, EncoderName, described, find_memory, open_embedder
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from retrieval.memory import Memory
 
-Folder = Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory's folder.")]
-Encoder = Annotated[
-    str,
-    typer.Option(
-        metavar="ENCODER", help="A folder of `index train-encoder`, or of a CLIP; or hf:owner/name."
-    ),
+Folder = Annotated[
+    Path, typer.Argument(metavar="MEMORY", help="A memory's folder; 'default' ships.")
 ]
 
 
@@ -32,7 +28,7 @@ def search(
     memory: Folder,
     text: Annotated[str | None, typer.Argument(help="Words to search by.")] = None,
     *,
-    encoder: Encoder,
+    encoder: EncoderName = DEFAULT,
     image: Annotated[Path | None, typer.Option(help="A picture to search by.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many to show.")] = 10,
     sheet: Annotated[Path | None, typer.Option(help="A PNG of what was found to write.")] = None,
@@ -50,7 +46,7 @@ def search(
         raise UserError("the words to search by are empty; write some, or give --image alone")
     picture = None if image is None else options.open_picture(image)
     embedder = open_embedder(encoder, device)
-    bank = Memory.open(memory, embedder.id, say=options.say)
+    bank = Memory.open(find_memory(memory), embedder.id, say=options.say)
     (found,) = bank.search(document_vectors(embedder, [text], [picture]), n)
     rows = [described(bank.row(one.id)[0], one.score) for one in found]
     if sheet is not None:
@@ -63,7 +59,7 @@ def info(memory: Folder, as_json: options.Json = False) -> None:
     """Show what a memory holds."""
     from retrieval.memory import Memory
 
-    bank = Memory.open(memory, say=options.say)
+    bank = Memory.open(find_memory(memory), say=options.say)
     table: dict[str, Any] = {
         "documents": bank.count,
         "removed": sum(len(one.removed) for one in bank.contents.segments),
@@ -84,7 +80,7 @@ def verify(memory: Folder) -> None:
     """Read a memory whole and compare every part with its hash."""
     from retrieval.memory import verify_memory
 
-    contents = verify_memory(memory)
+    contents = verify_memory(find_memory(memory))
     typer.echo(f"{contents.count:,} documents in {len(contents.segments)} segments are whole")
 
 
@@ -100,7 +96,10 @@ def _write_sheet(out: Path, bank: "Memory", rows: list[dict[str, Any]], model: s
     tokenizer = ImageTokenizer.load(find(model, options.say) / IMAGE)
     if tokenizer.hash != bank.contents.codebook.image_tokenizer:
         raise UserError(f"{model} cannot show these codes: they are of another image tokenizer")
-    codes_BL = torch.tensor([bank.row(row["id"])[1] for row in rows])
+    shown = [(row, codes) for row in rows if (codes := bank.row(row["id"])[1])]
+    if not shown:
+        raise UserError("nothing that was found has a picture to show; leave --sheet out")
+    codes_BL = torch.tensor([codes for _, codes in shown])
     pictures = [fit(to_image(pixels_3HW), 128) for pixels_3HW in tokenizer.decode(codes_BL)]
-    labels = [f"{row['score']:.3f} {row['caption']}" for row in rows]
+    labels = [f"{row['score']:.3f} {row['caption']}" for row, _ in shown]
     write_file(out, encode_png(sheet(pictures, 5, labels)))
