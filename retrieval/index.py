@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tokenizer.errors import UserError
 
 EXACT_UP_TO = 50_000  # vectors; up to it an exact search takes some milliseconds
-TRAINED_ON = 200_000  # most vectors that the lists and quantisers of an index are trained on
+TRAINED_ON = 200_000  # most vectors that quantisers are trained on, and a block to add,
+PER_LIST = 39  # but so many for each list, which FAISS wants
 ROTATIONS = 10  # rounds in which a product code's rotation is learnt, in place of FAISS's 50
 AGAIN = 8  # times as many as asked for are found, and scored again
 PROBED = 32  # lists looked into; and the breadth of a search through a graph, times 4
@@ -65,8 +66,7 @@ def _plans(count: int, dimension: int) -> Iterator[Plan]:
     else:
         links = 4.0 * (2 * LINKS + 2)
         yield Plan(factory=f"HNSW{LINKS},Flat", bytes_per_vector=whole + links)
-    # 39 vectors a list are what FAISS wants to train one on
-    lists = max(1, min(2 ** round(math.log2(4 * math.sqrt(count))), count // 39))
+    lists = max(1, min(2 ** round(math.log2(4 * math.sqrt(count))), count // PER_LIST))
     centres = lists * whole / count
     if count > EXACT_UP_TO:
         yield Plan(factory=f"IVF{lists},Flat", bytes_per_vector=whole + POINTER + centres)
@@ -74,7 +74,7 @@ def _plans(count: int, dimension: int) -> Iterator[Plan]:
     rotation = 4.0 * dimension**2 / count
     for share in (4, 8, 16):
         parts = dimension // share
-        if parts and dimension % parts == 0 and count >= 256 * 39:  # a codebook has 256 entries
+        if parts and dimension % parts == 0 and count >= 256 * PER_LIST:  # a codebook has 256 entries
             factory = f"OPQ{parts},IVF{lists},PQ{parts}"
             tables = 4.0 * 256 * dimension / count
             size = parts + POINTER + centres + rotation + tables
@@ -128,9 +128,9 @@ class Index:
             if kind.factory.startswith("OPQ"):
                 library.downcast_VectorTransform(built.chain.at(0)).niter = ROTATIONS
             rng = np.random.default_rng(seed)
-            count = min(len(vectors_DE), TRAINED_ON)
-            chosen = np.sort(rng.choice(len(vectors_DE), count, replace=False))
             lists = library.extract_index_ivf(built)
+            count = min(len(vectors_DE), max(TRAINED_ON, PER_LIST * lists.nlist))
+            chosen = np.sort(rng.choice(len(vectors_DE), count, replace=False))
             if has_gpu(library):  # finding lists is the dear part of training
                 on_gpu = library.index_cpu_to_all_gpus(library.IndexFlatIP(lists.d))
                 lists.clustering_index = on_gpu
@@ -154,7 +154,7 @@ class Index:
         calls has compared this one's hash. Raises UserError where it does not fit."""
         library = faiss()
         try:
-            built = library.read_index(str(path), library.IO_FLAG_MMAP)
+            built = library.read_index(str(path), library.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise UserError(f"{path}: FAISS cannot read it; build the memory again") from error
         if (built.ntotal, built.d) != vectors_DE.shape:
