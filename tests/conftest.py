@@ -69,24 +69,6 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random dual encoder of texts and pictures. Look, but do not change it."""
-    import torch
-
-    from retrieval.encoder import DualEncoder, EncoderConfig, SmallEmbedder
-    from tokenizer.text import TextTokenizer
-
-    text = TextTokenizer.train(["a red fox", "an owl, a fox and a bat"], 270)
-    torch.manual_seed(0)
-    config = EncoderConfig(
-        pieces=270, dimension=8, size=32, longest=12, width=16, layers=1, heads=2
-    )
-    folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    SmallEmbedder(DualEncoder(config), text).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> "CM3Leon":
     """The tiny model, read from its folder."""
     from cm3leon.pipeline import CM3Leon
@@ -237,10 +219,10 @@ def small_memory(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A memory of the six pictures, with the tiny model's codes."""
-    from retrieval.build import add_tars, codebook_of
+    from retrieval.build import add_sources, codebook_of
     from retrieval.encoder import SmallEmbedder
     from retrieval.memory import Contents, Memory
-    from tokenizer.tars import Tally, find_tars
+    from tokenizer.tars import Tally
 
     embedder = SmallEmbedder.load(small_encoder)
     empty = Contents(
@@ -250,8 +232,8 @@ def small_memory(
         near=1.0,
     )
     memory = Memory.create(tmp_path_factory.mktemp("memories") / "memory", empty)
-    tars = find_tars(corpus_folder, "train-")
+    tars = [str(corpus_folder / "train-0.tar")]
     said: list[str] = []
     images = tiny.image_tokenizer
-    add_tars(memory, tars, embedder, images, tally=Tally(), say=said.append)
+    add_sources(memory, tars, embedder, images, tally=Tally(), say=said.append)
     return memory.folder

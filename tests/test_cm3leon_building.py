@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module_
 
 
 @pytest.fixture(scope="module")
-def about(encoder_folder: Path, tiny_folder: Path) -> list[str]:
-    return ["--encoder", str(encoder_folder), "--model", str(tiny_folder)]
+def about(small_encoder: Path, tiny_folder: Path) -> list[str]:
+    return ["--encoder", str(small_encoder), "--model", str(tiny_folder)]
 
 
 def run(capsys: Capture, *argv: str) -> tuple[int, str, str]:

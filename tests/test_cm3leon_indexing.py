@@ -18,8 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module_
 
 
 @pytest.fixture(scope="module")
-def about(encoder_folder: Path, tiny_folder: Path) -> list[str]:
-    return ["--encoder", str(encoder_folder), "--model", str(tiny_folder)]
+def about(small_encoder: Path, tiny_folder: Path) -> list[str]:
+    return ["--encoder", str(small_encoder), "--model", str(tiny_folder)]
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +213,9 @@ def test_what_cannot_be_is_one_line(
 
 
 def test_a_memory_of_another_encoder_is_refused(
-    memory: Path, tiny_folder: Path, encoder_folder: Path, tmp_path: Path, capsys: Capture
+    memory: Path, tiny_folder: Path, small_encoder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    embedder = SmallEmbedder.load(encoder_folder)
+    embedder = SmallEmbedder.load(small_encoder)
     embedder.save(tmp_path / "same", card="another card")
     assert SmallEmbedder.load(tmp_path / "same").id == embedder.id  # its vectors are the same
     embedder.net.text_out.weight.mul_(2)

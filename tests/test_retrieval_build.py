@@ -34,8 +34,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def embedder(encoder_folder: Path) -> SmallEmbedder:
-    return SmallEmbedder.load(encoder_folder)
+def embedder(small_encoder: Path) -> SmallEmbedder:
+    return SmallEmbedder.load(small_encoder)
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +246,11 @@ def torchrun(*argv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_build_what_one_does_and_go_on_after_a_fall(
     tmp_path: Path, sources: list[str], embedder: SmallEmbedder, tokenizer: ImageTokenizer,
-    encoder_folder: Path, tiny_folder: Path,
+    small_encoder: Path, tiny_folder: Path,
 ) -> None:  # fmt: skip
     whole, _ = built(tmp_path / "whole", sources, embedder, tokenizer)
     out = tmp_path / "memory"
-    words = ["--out", str(out), "--encoder", str(encoder_folder), "--model", str(tiny_folder)]
+    words = ["--out", str(out), "--encoder", str(small_encoder), "--model", str(tiny_folder)]
     last = Path(sources[2])
     data = last.read_bytes()
     last.write_bytes(b"no tar")
