@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.figures import Figure, by_kind, kind_of, limited, ratio
-from eval.sets import GROUP, list_pictures, open_images
+from eval.sets import GROUP, list_pictures, read_images
 from retrieval.embed import Embedder, unit
 from retrieval.index import Index, Plan, Vectors, recall, search_exactly
 from retrieval.memory import Memory
@@ -62,7 +62,7 @@ def embed(
     listed = [picture for picture in list_pictures(tars) if picture["captions"]]
     chosen = limited([kind_of(picture) for picture in listed], limit)
     ids = frozenset(listed[place]["id"] for place in chosen)
-    found = open_images(tars, ids, tally)
+    found = read_images(tars, ids, tally)
     kinds: list[str] = []
     captions: list[tuple[str, ...]] = []
     texts, pictures = list[Vectors](), list[Vectors]()

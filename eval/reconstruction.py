@@ -79,7 +79,7 @@ def measure(
     values: list[float] = []
     used: list[list[int]] = []
     shown: list[Image.Image] = []
-    for number, (metadata, before) in enumerate(read_images(tars, tokenizer.size, ids, tally)):
+    for number, (metadata, before) in enumerate(read_images(tars, ids, tally, tokenizer.size)):
         codes_BL = tokenizer.encode(to_pixels(before).unsqueeze(0).to(device))
         after = to_image(tokenizer.decode(codes_BL)[0])
         kinds.append(kind_of(metadata))

@@ -13,7 +13,6 @@ from PIL import Image
 from eval.figures import kind_of, limited
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
-from tokenizer.pixels import open_image
 from tokenizer.shards import Shards
 from tokenizer.tars import Tally, decode, read_samples
 
@@ -29,33 +28,17 @@ def list_pictures(tars: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def read_images(
-    tars: Sequence[Path], size: int, ids: Set[str], tally: Tally
+    tars: Sequence[Path], ids: Set[str], tally: Tally, size: int | None = None
 ) -> Iterator[tuple[dict[str, Any], Image.Image]]:
-    """Metadata and picture, `size` x `size`, of those with these ids; damaged ones are noted in
-    `tally` and left out."""
+    """Metadata and picture, `size` x `size` or (None) of its own size, of those with these ids;
+    damaged ones are noted in `tally` and left out."""
     wanted = (sample for sample in read_samples(tars, tally) if sample.metadata["id"] in ids)
-    return decode(wanted, size, tally)
-
-
-def open_images(
-    tars: Sequence[Path], ids: Set[str], tally: Tally
-) -> Iterator[tuple[dict[str, Any], Image.Image]]:
-    """Metadata and picture, of its own size, of those with these ids; damaged ones are noted in
-    `tally` and left out."""
-    for sample in read_samples(tars, tally):
-        if sample.metadata["id"] in ids:
-            try:
-                image = open_image(sample.picture)
-            except UserError as error:
-                tally.skip(sample.name, error)
-                continue
-            tally.pictures += 1
-            yield sample.metadata, image
+    return decode(wanted, tally, size)
 
 
 def find_images(tars: Sequence[Path], size: int, ids: Set[str]) -> dict[str, Image.Image]:
     """The pictures with these ids, all of them. Raises UserError where one is not there."""
-    found = {meta["id"]: image for meta, image in read_images(tars, size, ids, Tally())}
+    found = {meta["id"]: image for meta, image in read_images(tars, ids, Tally(), size)}
     missing = sorted(ids - found.keys())
     if missing:
         raise UserError(

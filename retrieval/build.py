@@ -8,7 +8,7 @@ not there yet when the same command is given again. `retrieval/parts.py` does it
 # Shapes: D = documents, B = batch, 3 = red, green, blue, H, W = pixels, L = codes, E = vector
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from retrieval.retrieve import Rules, threshold
 from retrieval.segment import Codebook, Row
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
-from tokenizer.pixels import fit, open_image, to_image, to_pixels
+from tokenizer.pixels import fit, to_image, to_pixels
 from tokenizer.sources import read_source
-from tokenizer.tars import Tally
+from tokenizer.tars import Sample, Tally, decode
 
 BATCH = 64  # pictures encoded and embedded together,
 BATCH_PIXELS = 1 << 26  # fewer where they have more pixels than this
@@ -80,7 +80,8 @@ def add_sources(
     first = len(memory.segments)
     for source in sources:
         count = 0
-        found = _pictures(memory, beside, first, source, exclude, limit, tally)
+        samples = islice(read_source(source, tally), limit)
+        found = _pictures(_new(samples, memory, beside, first, exclude, tally), tally)
         documents = _documents(found, embedder, encoder, device)
         while some := list(islice(documents, segment)):
             vectors_DE = np.stack([vector_E for _, vector_E in some])
@@ -157,17 +158,22 @@ def _given_back(
     return pictures
 
 
-def _pictures(
+def _pictures(samples: Iterable[Sample], tally: Tally) -> Pictures:
+    for metadata, image in decode(samples, tally):
+        tally.mute += not metadata["captions"]
+        yield metadata, image
+
+
+def _new(
+    samples: Iterable[Sample],
     memory: Memory,
     beside: Memory | None,
     first: int,
-    source: str,
     exclude: Set[str],
-    limit: int | None,
     tally: Tally,
-) -> Pictures:
-    """What is new in a source; a document in a segment from `first` on came in this build."""
-    for sample in islice(read_source(source, tally), limit):
+) -> Iterator[Sample]:
+    """What the memory lacks; a document in a segment from `first` on came in this build."""
+    for sample in samples:
         name = sample.metadata["id"]
         place = memory.find(name)
         if name in exclude:
@@ -177,14 +183,7 @@ def _pictures(
         elif place is not None or (beside is not None and beside.find(name) is not None):
             tally.known += 1
         else:
-            try:
-                image = open_image(sample.picture)
-            except UserError as error:
-                tally.skip(sample.name, error)
-                continue
-            tally.pictures += 1
-            tally.mute += not sample.metadata["captions"]
-            yield sample.metadata, image
+            yield sample
 
 
 def _documents(

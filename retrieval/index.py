@@ -74,7 +74,7 @@ def _plans(count: int, dimension: int) -> Iterator[Plan]:
     rotation = 4.0 * dimension**2 / count
     for share in (4, 8, 16):
         parts = dimension // share
-        if parts and dimension % parts == 0 and count >= 256 * PER_LIST:  # a codebook has 256 entries
+        if parts and dimension % parts == 0 and count >= 256 * PER_LIST:  # 256 centres a part
             factory = f"OPQ{parts},IVF{lists},PQ{parts}"
             tables = 4.0 * 256 * dimension / count
             size = parts + POINTER + centres + rotation + tables

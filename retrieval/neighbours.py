@@ -12,7 +12,7 @@ Offline, after the memory: pictures with their captions -> search -> the rules -
 # Shapes: P = pictures of the shards, N = neighbours of one, B = batch, E = width of a vector
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,29 +26,13 @@ from retrieval.memory import Memory
 from retrieval.retrieve import Rules, drop_words, select, unlike
 from tokenizer.errors import UserError
 from tokenizer.manifest import MANIFEST, file_hash, new_folder, verify
-from tokenizer.pixels import open_image
 from tokenizer.shards import Shards
-from tokenizer.sources import read_source
-from tokenizer.tars import Tally
 
 BATCH = 64
 NONE = -1
 TABLE, ABOUT = "neighbours.npy", "about.json"
 
 Told = tuple[dict[str, Any], Image.Image]  # metadata with id and captions; the picture
-
-
-def told(sources: Iterable[str], tally: Tally) -> Iterator[Told]:
-    """The pictures of the sources with their metadata; what is damaged is noted in `tally`."""
-    for source in sources:
-        for sample in read_source(source, tally):
-            try:
-                image = open_image(sample.picture)
-            except UserError as error:
-                tally.skip(sample.name, error)
-                continue
-            tally.pictures += 1
-            yield sample.metadata, image
 
 
 def find_neighbours(

@@ -20,9 +20,8 @@ from retrieval.index import Plan
 from retrieval.memory import Memory, Place
 from tokenizer.errors import UserError
 from tokenizer.image import PictureEncoder
-from tokenizer.pixels import open_image
 from tokenizer.sources import read_source
-from tokenizer.tars import Tally
+from tokenizer.tars import Tally, decode
 
 CODE = np.dtype(np.uint16)
 
@@ -83,15 +82,8 @@ def recode(
 
 def _pictures(source: str, waiting: Callable[[str], int | None], tally: Tally) -> Pictures:
     """The pictures of documents that wait for their codes; of two with one id, the first."""
-    for sample in read_source(source, tally):
-        if waiting(sample.metadata["id"]) is not None:
-            try:
-                image = open_image(sample.picture)
-            except UserError as error:
-                tally.skip(sample.name, error)
-                continue
-            tally.pictures += 1
-            yield sample.metadata, image
+    samples = read_source(source, tally)
+    return decode((one for one in samples if waiting(one.metadata["id"]) is not None), tally)
 
 
 def _codes(memory: Memory, place: Place) -> Sequence[int]:

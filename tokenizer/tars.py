@@ -142,18 +142,18 @@ def whole_samples(members: Iterable[Member], ids: set[str], tally: Tally) -> Ite
 
 
 def decode(
-    samples: Iterable[Sample], size: int, tally: Tally
+    samples: Iterable[Sample], tally: Tally, size: int | None = None
 ) -> Iterator[tuple[dict[str, Any], Image.Image]]:
-    """Metadata and picture, `size` x `size`, of each; damaged ones are noted in `tally` and left
-    out."""
+    """Metadata and picture, `size` x `size` or (None) of its own size, of each; damaged ones are
+    noted in `tally` and left out."""
     for sample in samples:
         try:
-            image = fit(open_image(sample.picture), size)
+            image = open_image(sample.picture)
         except UserError as error:
             tally.skip(sample.name, error)
             continue
         tally.pictures += 1
-        yield sample.metadata, image
+        yield sample.metadata, image if size is None else fit(image, size)
 
 
 def _groups(members: Iterable[Member], tally: Tally) -> Iterator[tuple[str, dict[str, bytes]]]:

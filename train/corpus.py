@@ -48,7 +48,7 @@ def read_pictures(
 
     With `keep`, of none but those in it. Damaged pictures are skipped and noted in `tally`.
     """
-    for metadata, image in decode(_chosen(tars, exclude, keep, tally), size, tally):
+    for metadata, image in decode(_chosen(tars, exclude, keep, tally), tally, size):
         yield metadata, np.array(image)
 
 

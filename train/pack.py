@@ -145,7 +145,7 @@ def tar_of(
     file = io.BytesIO()
     packed: list[dict[str, Any]] = []
     with tarfile.open(fileobj=file, mode=mode) as tar:
-        for metadata, image in decode(samples, size, tally):
+        for metadata, image in decode(samples, tally, size):
             picture = io.BytesIO()
             image.save(picture, "WEBP", quality=quality, method=6)
             text = json.dumps(metadata, ensure_ascii=False)

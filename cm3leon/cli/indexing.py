@@ -220,14 +220,16 @@ def _fill(
 def _write_neighbours(
     out: Path, bank: "Memory", embedder: "Embedder", shards: "Shards", sources: Sequence[str]
 ) -> None:
-    from retrieval.neighbours import find_neighbours, told, write_neighbours
+    from retrieval.neighbours import find_neighbours, write_neighbours
     from retrieval.retrieve import Rules
-    from tokenizer.tars import Tally
+    from tokenizer.sources import read_source
+    from tokenizer.tars import Tally, decode
 
     tally = Tally()
     numbers = {picture["id"]: number for number, picture in enumerate(shards.every_picture())}
     rules = Rules(near=bank.contents.near)
-    table_PN = find_neighbours(bank, embedder, told(sources, tally), numbers, rules)
+    samples = (sample for source in sources for sample in read_source(source, tally))
+    table_PN = find_neighbours(bank, embedder, decode(samples, tally), numbers, rules)
     tally.tell(options.say)
     write_neighbours(out, table_PN, shards, bank)
     served = int((table_PN >= 0).any(axis=1).sum())
