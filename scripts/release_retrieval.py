@@ -3,14 +3,15 @@
     python scripts/release_retrieval.py runs/encoder/encoder runs/memory
 
 Replaces retrieval/assets/default and retrieval/assets/memory. The memory that ships holds COUNT of
-the other's documents: kinds in the shares below, each in an order that the documents' ids alone
-decide, one picture of those that differ only in skin tone.
+the other's documents: kinds in the shares below, and of a kind one document of every family, then a
+second of each, and so on, in an order that their ids alone decide; none with a skin tone.
 """
 
 import hashlib
 import re
 import shutil
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,16 @@ TONE = re.compile("-1F3F[B-F]")  # a skin tone in a code point
 
 def choose(known: dict[str, dict[str, Any]]) -> list[str]:
     """The ids of the documents that ship, in rising order."""
-
-    def order(name: str) -> bytes:
-        return hashlib.sha256(name.encode()).digest()
-
     chosen: list[str] = []
     for kind, share in SHARES.items():
-        seen: set[object] = set()
-        names = sorted((n for n, m in known.items() if m.get("kind") == kind), key=order)
-        for name in names:
-            code = known[name].get("codepoint")
-            unit = (known[name].get("style"), TONE.sub("", code)) if code else name
-            if unit not in seen and len(seen) < share * COUNT:
-                seen.add(unit)
-                chosen.append(name)
+        families: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(known, key=lambda name: hashlib.sha256(name.encode()).digest()):
+            metadata = known[name]
+            if metadata.get("kind") == kind and not TONE.search(metadata.get("codepoint", "")):
+                families[metadata.get("family", name)].append(name)
+        ranked = [(rank, name) for some in families.values() for rank, name in enumerate(some)]
+        ranked.sort(key=lambda one: one[0])
+        chosen += [name for _, name in ranked[: round(share * COUNT)]]
     return sorted(chosen)
 
 
