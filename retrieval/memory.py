@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -183,8 +184,8 @@ class Memory:
             entries: tuple[Entry, ...] = ()
             if order:
                 rows = (self.segments[p.segment].document(p.row) for p in order)
-                vectors_DE = np.stack([self.segments[p.segment].vector(p.row) for p in order])
-                entries = (self._write(rows, vectors_DE, kind),)
+                with self._vectors(order) as vectors_DE:
+                    entries = (self._write(rows, vectors_DE, kind),)
             confirm(self.folder, replace(self.contents, segments=entries))
         return type(self).open(self.folder)
 
@@ -202,9 +203,9 @@ class Memory:
         with self._changing():
             order = list(self.places())
             told = (self.segments[p.segment].document(p.row)[0] for p in order)
-            vectors_DE = np.stack([self.segments[p.segment].vector(p.row) for p in order])
             new = replace(self, contents=replace(self.contents, codebook=codebook))
-            entry = new._write(zip(told, codes, strict=True), vectors_DE, kind)
+            with self._vectors(order) as vectors_DE:
+                entry = new._write(zip(told, codes, strict=True), vectors_DE, kind)
             confirm(self.folder, replace(new.contents, segments=(entry,)))
         return type(self).open(self.folder)
 
@@ -215,6 +216,20 @@ class Memory:
             if read_contents(self.folder) != self.contents:
                 raise UserError(f"{self.folder} was changed since it was opened; open it again")
             yield
+
+    @contextmanager
+    def _vectors(self, order: Sequence[Place]) -> Generator[Vectors]:
+        """The vectors of these places, in a file without a name, so that little is held at once."""
+        shape = (len(order), self.contents.dimension)
+        try:
+            with TemporaryFile(dir=self.folder) as file:
+                for place in order:
+                    file.write(self.segments[place.segment].vector(place.row).tobytes())
+                file.flush()
+                yield np.memmap(file, np.float32, "r", shape=shape)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write {self.folder}: {reason}; nothing was changed") from error
 
     @cached_property
     def _removed(self) -> list[frozenset[int]]:
