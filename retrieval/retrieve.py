@@ -120,7 +120,11 @@ def drop_words(text: str, share: float, query_id: str) -> str:
 
 def threshold(nearest_scores: Sequence[float]) -> float:
     """`Rules.near` of an encoder that is not the paper's: the 99th percentile of how near each
-    document's nearest other one is (ours), at most 1."""
+    document's nearest other one is (ours), at least the paper's 0.9 and at most 1.
+
+    At least: of documents that are all unlike, the percentile would take the one that a prompt
+    names word for word for a copy of the prompt.
+    """
     if not nearest_scores:
         raise UserError("a threshold needs at least one score of a nearest document")
-    return min(1.0, float(np.percentile(np.asarray(nearest_scores), 99)))
+    return min(1.0, max(Rules().near, float(np.percentile(np.asarray(nearest_scores), 99))))

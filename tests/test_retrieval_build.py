@@ -166,7 +166,7 @@ def test_a_merged_memory_is_as_the_budget_asks(
     assert recall_by_kind(memory, embedder, tokenizer) == {
         "text": (1, 1), "picture": (1, 1), "both": (1, 1),
     }  # fmt: skip
-    assert 0 < calibrate(memory).contents.near <= 1
+    assert 0.9 <= calibrate(memory).contents.near <= 1
     with pytest.raises(UserError, match="need at least"):
         merge(memory, 3)
 

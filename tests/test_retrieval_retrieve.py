@@ -109,9 +109,10 @@ def test_a_fifth_of_the_words_is_dropped() -> None:
     assert len(set(kept)) > 5
 
 
-def test_the_threshold_is_a_percentile() -> None:
+def test_the_threshold_is_a_percentile_and_at_least_the_papers() -> None:
     assert threshold([number / 100 for number in range(101)]) == pytest.approx(0.99)
     assert threshold([1.0000001]) == 1.0
+    assert threshold([0.1, 0.2, 0.3]) == 0.9
     with pytest.raises(UserError, match="at least one score"):
         threshold([])
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCES...",
+        metavar="SOURCES",
         help="Tars, a glob of them, a folder of tars, or of pictures with .txt or .json beside "
         "them; urls of tars, or 'pipe:COMMAND' that writes one; {000..099} is a range.",
     ),
