@@ -141,7 +141,7 @@ class Index:
         return cls(vectors_DE, built)
 
     def save(self, path: Path) -> None:
-        """Write what was built; an exact index has nothing beside its vectors."""
+        """Write what was built; an exact index has nothing beside its vectors. Raises OSError."""
         assert self.built is not None
         try:
             faiss().write_index(self.built, str(path))

@@ -226,10 +226,7 @@ def write_segment(
         np.save(aside / IDS, np.sort(ids_D, order="hash"), allow_pickle=False)
         index = Index.build(vectors_DE, kind)
         if index.built is not None:
-            try:
-                index.save(aside / INDEX)
-            except RuntimeError as error:  # FAISS's
-                raise OSError(f"FAISS cannot write {INDEX}") from error
+            index.save(aside / INDEX)
         about = {"index": kind.name, "bytes_per_vector": round(kind.bytes_per_vector, 1)}
         (aside / ABOUT).write_text(json.dumps(about) + "\n", "utf-8")
 
