@@ -22,7 +22,7 @@ from retrieval.embed import Embedder, document_vectors
 from retrieval.index import Vectors, plan
 from retrieval.memory import Contents, Memory
 from retrieval.retrieve import Rules, threshold
-from retrieval.segment import Codebook, Row
+from retrieval.segment import Codebook, Row, odd_id
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
 from tokenizer.pixels import fit, to_image, to_pixels
@@ -178,6 +178,8 @@ def _new(
         place = memory.find(name)
         if name in exclude:
             tally.excluded += 1
+        elif reason := odd_id(name):
+            tally.skip(sample.name, reason)
         elif place is not None and place.segment >= first:
             tally.skip(sample.name, f"a picture of an earlier source has its id {name!r}")
         elif place is not None or (beside is not None and beside.find(name) is not None):

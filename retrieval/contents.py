@@ -21,7 +21,7 @@ from tokenizer import settings
 from tokenizer.errors import UserError
 from tokenizer.manifest import write_file
 
-FORMAT = 1
+FORMAT = 2
 TOP, VERIFIED, LOCK = "memory.json", "verified.json", ".lock"
 NAME = re.compile(r"segment-\d{6,}-[0-9a-f]{8}")
 
@@ -55,7 +55,9 @@ class Contents:
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
-            raise UserError(f"format is {self.format}; this version reads {FORMAT}")
+            raise UserError(
+                f"format is {self.format}, this version reads {FORMAT}; build the memory again"
+            )
         if len({one.name for one in self.segments}) < len(self.segments):
             raise UserError("a segment is listed twice")
 

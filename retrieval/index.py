@@ -114,6 +114,11 @@ class Index:
     def __init__(self, vectors_DE: Vectors, built: Any = None) -> None:
         assert vectors_DE.ndim == 2
         self.vectors_DE, self.built = vectors_DE, built
+        # of what was built, the part that is told how much to look at
+        self.graph: Any = built.hnsw if "HNSW" in type(built).__name__ else None
+        self.lists: Any = None
+        if built is not None and self.graph is None:
+            self.lists = faiss().extract_index_ivf(built)
 
     @classmethod
     def build(cls, vectors_DE: Vectors, kind: Plan, seed: int = 0) -> "Index":
@@ -165,16 +170,18 @@ class Index:
         return cls(vectors_DE, built)
 
     def search(self, queries_QE: Vectors, most: int) -> tuple[Vectors, Rows]:
-        """Scores and rows, best first, of up to `most` for each query; a row of -1 is none."""
+        """Scores and rows, best first, of up to `most` for each query; a row of -1 is none.
+
+        The score of a vector is the same in any batch and any index.
+        """
         if self.built is None:
-            return search_exactly(self.vectors_DE, queries_QE, most)
-        library = faiss()
+            _, rows_QK = search_exactly(self.vectors_DE, queries_QE, most)
+            return score_again(self.vectors_DE, queries_QE, rows_QK, most)
         more = min(AGAIN * most, len(self.vectors_DE))
-        parameters = library.ParameterSpace()
-        if "HNSW" in type(self.built).__name__:
-            parameters.set_index_parameter(self.built, "efSearch", max(4 * PROBED, more))
+        if self.graph is not None:
+            self.graph.efSearch = max(4 * PROBED, more)
         else:
-            parameters.set_index_parameter(self.built, "nprobe", PROBED)
+            self.lists.nprobe = PROBED
         _, rows_QM = self.built.search(queries_QE, more)
         return score_again(self.vectors_DE, queries_QE, rows_QM, min(most, more))
 
@@ -195,8 +202,8 @@ def score_again(
     pointers = [library.swig_ptr(array) for array in arrays]
     library.fvec_inner_products_by_idx(*pointers, vectors_DE.shape[1], *rows_QM.shape)
     order_QK = np.argsort(-scores_QM, axis=1, kind="stable")[:, :most]
-    scores_QK = np.take_along_axis(scores_QM, order_QK, 1)
-    return scores_QK, np.take_along_axis(rows_QM, order_QK, 1)
+    of_query_Q1 = np.arange(len(rows_QM))[:, None]
+    return scores_QM[of_query_Q1, order_QK], rows_QM[of_query_Q1, order_QK]
 
 
 def recall(exact_QK: Rows, found_QK: Rows, most: int) -> float:

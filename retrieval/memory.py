@@ -146,6 +146,8 @@ class Memory:
     def search(self, queries_QE: Vectors, most: int) -> list[list[Candidate]]:
         """For each query up to `most` documents with the best scores, best first."""
         self._check(queries_QE)
+        if len(self.segments) == 1:
+            return list(self.segments[0].search(queries_QE, most, self._removed[0]))
         found: list[list[Candidate]] = [[] for _ in queries_QE]
         for segment, removed in zip(self.segments, self._removed, strict=True):
             for query, candidates in enumerate(segment.search(queries_QE, most, removed)):

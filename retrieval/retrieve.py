@@ -10,6 +10,7 @@ section 2.1; what the paper leaves open is decided here and said so).
 import hashlib
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +42,7 @@ class Rules:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A document that was found: its score against the query, and what it is made of."""
 
     id: str

@@ -1,7 +1,8 @@
 """One immutable part of a memory: documents that came together, with what finds them.
 
     shards/          captions, licences and codes, as token shards; zeros for no picture
-    pictured.npy     whether each document has a picture
+    names.npy        the ids as UTF-8, all of one width, so that a search reads no JSON
+    parts.npy        what each document has: 1 a text, 2 a picture, 3 both
     vectors.npy      a vector of length 1 for each document, float32
     ids.npy          hashes of the ids in rising order, and where each lies
     index.faiss      where an exact search would take too long
@@ -15,8 +16,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,20 +24,23 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.index import Index, Plan, Vectors
+from retrieval.index import Index, Plan, Rows, Vectors
 from retrieval.retrieve import Candidate, by_relevance
 from tokenizer.errors import UserError
 from tokenizer.manifest import new_folder
 from tokenizer.shards import Shards, write_shards
 
-SHARDS, PICTURED, VECTORS, IDS, INDEX, ABOUT = (
-    "shards", "pictured.npy", "vectors.npy", "ids.npy", "index.faiss", "segment.json",
+SHARDS, NAMES, PARTS, VECTORS, IDS, INDEX, ABOUT = (
+    "shards", "names.npy", "parts.npy", "vectors.npy", "ids.npy", "index.faiss", "segment.json",
 )  # fmt: skip
+TEXT, PICTURE = 1, 2  # bits of parts.npy
+LONGEST = 1000  # bytes of an id
 # 16 bytes, so that every hash is aligned: else numpy copies all of them to look for one
 HASHED = np.dtype([("hash", "<u8"), ("row", "<u8")])
 CHUNK = 65_536  # vectors looked at together
 TIE = 1e-6  # scores of one vector differ so much at most, by the place it is searched in
 
+Places = slice | NDArray[np.bool_]
 Row = tuple[dict[str, Any], Sequence[int]]  # metadata with its id and captions; codes, maybe none
 
 
@@ -58,7 +61,8 @@ class Segment:
     shards: Shards
     index: Index
     ids_D: NDArray[np.void]
-    pictured_D: NDArray[np.bool_]
+    names_D: NDArray[np.bytes_]
+    parts_D: NDArray[np.uint8]
     kind: str
     bytes_per_vector: float
 
@@ -72,7 +76,8 @@ class Segment:
             shards = Shards.open(folder / SHARDS, image_tokenizer)
             vectors_DE = _mapped(folder / VECTORS, (rows, dimension), np.dtype(np.float32))
             ids_D = _mapped(folder / IDS, (rows,), HASHED)
-            pictured_D = _mapped(folder / PICTURED, (rows,), np.dtype(np.bool_))
+            names_D = _mapped(folder / NAMES, (rows,), np.dtype(np.bytes_))
+            parts_D = _mapped(folder / PARTS, (rows,), np.dtype(np.uint8))
             about = json.loads((folder / ABOUT).read_text("utf-8"))
             kind, size = str(about["index"]), float(about["bytes_per_vector"])
         except UserError:
@@ -88,7 +93,8 @@ class Segment:
             shards=shards,
             index=index,
             ids_D=ids_D,
-            pictured_D=pictured_D,
+            names_D=names_D,
+            parts_D=parts_D,
             kind=kind,
             bytes_per_vector=size,
         )
@@ -101,9 +107,14 @@ class Segment:
     def document(self, row: int) -> Row:
         """Metadata and codes of one document, no codes where it has no picture. Raises UserError
         where the segment is gone."""
-        with self._there():
+        try:
             metadata, codes = self.shards.picture(row)
-        return metadata, codes if self.pictured_D[row] else ()
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.shards.folder} is gone: the memory was changed since it was opened; open "
+                "it again"
+            ) from error
+        return metadata, codes if self.parts_D[row] & PICTURE else ()
 
     def vector(self, row: int) -> Vectors:
         """The vector of one document."""
@@ -111,11 +122,12 @@ class Segment:
 
     def find(self, document_id: str) -> int | None:
         """The row of a document, None where it is not here; reads no more than it must."""
-        wanted = _hash(document_id)
+        name = document_id.encode()
+        wanted = _hash(name)
         place = int(np.searchsorted(self.ids_D["hash"], wanted))
         while place < len(self.ids_D) and self.ids_D["hash"][place] == wanted:
             row = int(self.ids_D["row"][place])
-            if self.document(row)[0]["id"] == document_id:
+            if self.names_D[row] == name:
                 return row
             place += 1
         return None
@@ -128,60 +140,56 @@ class Segment:
         An exact search takes the first ids of equal scores, wherever they lie.
         """
         assert most > 0
-        first = most + min(most, len(removed)) + 1
-        scores_QK, rows_QK = self.index.search(queries_QE, first)
+        # one more of an exact search tells whether it cut equal scores
+        asked = most + min(most, len(removed)) + (self.index.built is None)
+        scores_QK, rows_QK = self.index.search(queries_QE, asked)
         for query_E, scores_K, rows_K in zip(queries_QE, scores_QK, rows_QK, strict=True):
-            asked = first
-            kept, more = self._kept(scores_K, rows_K, most, removed)
-            while more and len(rows_K) == asked:
-                asked *= 2
-                scores_QK, rows_QK = self.index.search(query_E[None], asked)
-                scores_K, rows_K = scores_QK[0], rows_QK[0]
-                kept, more = self._kept(scores_K, rows_K, most, removed)
-            yield by_relevance(self._candidates(query_E, kept))[:most]
+            there = _there(rows_K, removed)
+            while len(rows_K) < self.rows and self._may_miss(scores_K, rows_K, there, most):
+                (scores_K,), (rows_K,) = self.index.search(query_E[None], 2 * len(rows_K))
+                there = _there(rows_K, removed)
+            yield self._candidates(scores_K[there], rows_K[there], most)
 
-    def _kept(
-        self, scores_K: Vectors, rows_K: NDArray[np.int64], most: int, removed: Collection[int]
-    ) -> tuple[list[int], bool]:
-        """The rows that may be among the best, and whether a search for more would find others."""
-        there = rows_K >= 0
-        pairs = [
-            (score, row)
-            for score, row in zip(scores_K[there].tolist(), rows_K[there].tolist(), strict=True)
-            if row not in removed
-        ]
-        if len(pairs) < most:
-            return [row for _, row in pairs], bool(there.all())
-        least = pairs[most - 1][0] - TIE
-        tied = self.index.built is None and scores_K[-1] >= least
-        return [row for score, row in pairs if score >= least], bool(tied)
+    def _may_miss(self, scores_K: Vectors, rows_K: Rows, there: Places, most: int) -> bool:
+        """Whether a search for more would find others of the best `most`."""
+        scores = scores_K[there]
+        if len(scores) < most:
+            return bool(rows_K[-1] >= 0)  # else the index has no more to give
+        return self.index.built is None and bool(scores_K[-1] >= scores[most - 1] - TIE)
 
-    def _candidates(self, query_E: Vectors, rows: Sequence[int]) -> list[Candidate]:
-        rows_K = np.array(rows, np.int64)
-        with self._there():
-            told = self.shards.metadata(rows_K)
-        vectors_KE = self.index.vectors_DE.view(np.ndarray)[rows_K]  # a memmap is slow to take from
-        found = zip(told, vectors_KE, self.pictured_D[rows_K].tolist(), strict=True)
-        return [
-            Candidate(
-                id=metadata["id"],
-                score=float(np.dot(query_E, vector_E)),  # the same in any batch and any segment
-                vector_E=vector_E,
-                has_text=caption_of(metadata) is not None,
-                has_picture=pictured,
+    def _candidates(self, scores_K: Vectors, rows_K: Rows, most: int) -> list[Candidate]:
+        """The best `most` of documents whose scores fall."""
+        if len(rows_K) > most:
+            count = np.count_nonzero(scores_K >= scores_K[most - 1])
+            scores_K, rows_K = scores_K[:count], rows_K[:count]
+        parts_K = self.parts_D[rows_K]
+        found = list(
+            map(
+                Candidate,
+                map(bytes.decode, self.names_D[rows_K].tolist()),
+                scores_K.tolist(),
+                self.index.vectors_DE[rows_K],
+                (parts_K & TEXT > 0).tolist(),
+                (parts_K & PICTURE > 0).tolist(),
             )
-            for metadata, vector_E, pictured in found
-        ]
+        )
+        tied = bool((scores_K[1:] == scores_K[:-1]).any())
+        return by_relevance(found)[:most] if tied else found
 
-    @contextmanager
-    def _there(self) -> Generator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{self.shards.folder} is gone: the memory was changed since it was opened; open "
-                "it again"
-            ) from error
+
+def _there(rows_K: Rows, removed: Collection[int]) -> Places:
+    """Which of the rows found are documents that were not removed."""
+    if rows_K[-1] >= 0 and not removed:
+        return slice(None)
+    return (rows_K >= 0) & ~np.isin(rows_K, np.fromiter(removed, np.int64))
+
+
+def odd_id(document_id: str) -> str | None:
+    """Why no segment can hold a document of this id; None where one can."""
+    name = document_id.encode()
+    if len(name) <= LONGEST and b"\0" not in name:
+        return None
+    return f"its id has {len(name)} bytes; it may have up to {LONGEST}, none of them 0"
 
 
 def caption_of(metadata: dict[str, Any]) -> str | None:
@@ -197,17 +205,20 @@ def write_segment(
     Raises UserError for an id that comes twice or a document of nothing, OSError for a full disk.
     """
     assert vectors_DE.dtype == np.float32
-    ids: list[str] = []
-    pictured: list[bool] = []
+    names: list[bytes] = []
+    parts: list[int] = []
     blank = (0,) * codebook.grid**2
 
     def noted() -> Iterator[Row]:
         for metadata, codes in rows:
-            if len(codes) == 0 and caption_of(metadata) is None:
+            has_text, has_picture = caption_of(metadata) is not None, len(codes) > 0
+            if not (has_text or has_picture):
                 raise UserError(f"document {metadata['id']!r} has neither a text nor a picture")
-            ids.append(metadata["id"])
-            pictured.append(len(codes) > 0)
-            yield metadata, codes if len(codes) > 0 else blank
+            if reason := odd_id(metadata["id"]):
+                raise UserError(f"document {metadata['id'][:80]!r}: {reason}")
+            names.append(metadata["id"].encode())
+            parts.append(TEXT * has_text + PICTURE * has_picture)
+            yield metadata, codes if has_picture else blank
 
     with new_folder(folder) as aside:
         write_shards(
@@ -219,10 +230,11 @@ def write_segment(
             grid=codebook.grid,
             codes=codebook.codes,
         )
-        assert len(vectors_DE) == len(ids), "as many vectors as documents"
+        assert len(vectors_DE) == len(names), "as many vectors as documents"
         np.save(aside / VECTORS, vectors_DE, allow_pickle=False)
-        np.save(aside / PICTURED, np.array(pictured, np.bool_), allow_pickle=False)
-        ids_D = np.array([(_hash(name), row) for row, name in enumerate(ids)], HASHED)
+        np.save(aside / NAMES, np.array(names), allow_pickle=False)
+        np.save(aside / PARTS, np.array(parts, np.uint8), allow_pickle=False)
+        ids_D = np.array([(_hash(name), row) for row, name in enumerate(names)], HASHED)
         np.save(aside / IDS, np.sort(ids_D, order="hash"), allow_pickle=False)
         index = Index.build(vectors_DE, kind)
         if index.built is not None:
@@ -231,17 +243,18 @@ def write_segment(
         (aside / ABOUT).write_text(json.dumps(about) + "\n", "utf-8")
 
 
-def _hash(document_id: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "little"))
+def _hash(name: bytes) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.sha256(name).digest()[:8], "little"))
 
 
 def _mapped(path: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
     found = np.lib.format.open_memmap(path, mode="r")  # refuses pickles
-    if found.shape != shape or found.dtype != kind:
+    fits = found.dtype == kind or (kind.itemsize == 0 and found.dtype.kind == kind.kind)
+    if found.shape != shape or not fits:
         raise UserError(
             f"{path}: holds {found.dtype} {found.shape}, not {kind} {shape}; copy the memory again"
         )
-    return found
+    return found.view(np.ndarray)  # a memmap is slow to take from
 
 
 def check_finite(vectors_DE: Vectors, where: str) -> None:

@@ -124,6 +124,17 @@ def test_a_source_comes_in_segments_of_a_bounded_number(
     assert tally.skipped == [("s-1/fox", "a picture of an earlier source has its id 'fox'")]
 
 
+def test_a_picture_with_an_odd_id_is_left_out(
+    tmp_path: Path, embedder: SmallEmbedder, tokenizer: ImageTokenizer
+) -> None:
+    tar = write_tar(tmp_path / "s.tar", ["fox", "x" * 1001])
+    memory, tally = built(tmp_path / "memory", [tar], embedder, tokenizer)
+    assert memory.count == 1
+    ((name, reason),) = tally.skipped
+    assert name.startswith("s/xxx")
+    assert reason == "its id has 1001 bytes; it may have up to 1000, none of them 0"
+
+
 def test_large_pictures_are_held_in_smaller_groups(
     tmp_path: Path, sources: list[str], embedder: SmallEmbedder, tokenizer: ImageTokenizer,
     monkeypatch: pytest.MonkeyPatch,

@@ -82,7 +82,7 @@ def test_a_part_that_is_gone_cut_or_changed_is_found(folder: Path) -> None:
         for path in segment(folder).rglob("*")
         if path.is_file()
     }
-    assert {"index.faiss", "vectors.npy", "ids.npy", "pictured.npy", "segment.json"} <= names
+    assert {"index.faiss", "vectors.npy", "ids.npy", "names.npy", "parts.npy"} <= names
     for name in sorted(names):
         path = segment(folder) / name
         data = path.read_bytes()
@@ -150,7 +150,7 @@ def first(**changes: object) -> Callable[[dict[str, Any]], object]:
         (first(removed="all"), "must be a list"),
         (lambda body: body.update(dimension=10**12), r"vectors.npy: holds float32 \(50, 4\), not"),
         (lambda body: body["segments"].append(body["segments"][0]), "a segment is listed twice"),
-        (lambda body: body.update(format=2), "format is 2; this version reads 1"),
+        (lambda body: body.update(format=1), "format is 1, this version reads 2; build the mem"),
         (lambda body: body.pop("encoder"), "missing setting 'encoder'"),
     ],
 )
@@ -218,7 +218,7 @@ def as_fewer(path: Path) -> None:
     np.save(path, np.load(path)[:-1])
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "ids.npy", "pictured.npy"])
+@pytest.mark.parametrize("name", ["vectors.npy", "ids.npy", "names.npy", "parts.npy"])
 @pytest.mark.parametrize("lie", [as_objects, as_text, as_archive, as_more, as_fewer])
 def test_an_array_that_is_not_what_it_should_be_is_refused(
     folder: Path, lie: Callable[[Path], None], name: str

@@ -110,6 +110,17 @@ def test_a_picture_is_painted_with_a_text_alone_in_front(tiny: CM3Leon) -> None:
     assert plain != leaning
 
 
+def test_an_id_of_any_letters_is_kept_and_an_odd_one_refused(memory: Memory) -> None:
+    names = ("жук", "a b\n", "🦊")
+    memory = memory.add(*given(*names))
+    for name in names:
+        assert memory.search(np.stack([vector(name)]), 1)[0][0].id == name
+        assert memory.row(name) == (row(name)[0], tuple(row(name)[1]))
+    for name in ("x" * 1001, "a\0"):
+        with pytest.raises(UserError, match="may have up to 1000, none of them 0"):
+            memory.add(*given(name))
+
+
 def test_a_document_of_nothing_is_refused(memory: Memory) -> None:
     with pytest.raises(UserError, match="document 'void' has neither a text nor a picture"):
         memory.add([({"id": "void", "captions": [" "]}, ())], np.stack([vector("void")]))

@@ -43,8 +43,6 @@ def test_what_is_written_is_read_by_number(tmp_path: Path) -> None:
     assert [shards.picture(number) for number in range(shards.pictures)] == PICTURES
     assert [shards.document(number) for number in range(shards.documents)] == DOCUMENTS
     assert list(shards.every_document()) == DOCUMENTS
-    assert shards.metadata(np.array([2, 0, 2])) == [PICTURES[number][0] for number in (2, 0, 2)]
-    assert shards.metadata(np.array([], np.int64)) == []
     assert [shards.number_of(picture["id"]) for picture, _ in PICTURES] == [0, 1, 2]
     assert shards.numbers("pair").tolist() == [0, 2]
     assert shards.numbers("question").tolist() == [3]

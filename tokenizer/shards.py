@@ -169,14 +169,6 @@ class Shards:
         metadata = self._line("pictures", number, self.pictures)
         return metadata, tuple(self.codes_PN[number].tolist())
 
-    def metadata(self, numbers_R: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """The metadata of some pictures, all parsed at once."""
-        offsets_P = self._offsets["pictures"].view(np.ndarray)  # a memmap is slow to take from
-        lines = self._lines["pictures"]
-        starts, ends = offsets_P[numbers_R].tolist(), offsets_P[numbers_R + 1].tolist()
-        texts = (lines[start:end] for start, end in zip(starts, ends, strict=True))
-        return json.loads(b"[%s]" % b",".join(texts))
-
     def document(self, number: int) -> dict[str, Any]:
         """One document: its `task`, the ids of its pictures, its texts."""
         return self._line("documents", number, self.documents)
