@@ -34,6 +34,7 @@ class RowsConfig:
     questions: dict[str, float] = field(default_factory=dict)  # type of question
     first_caption: float = 0.5  # how often a picture goes under its first caption
     retrieved: int = 2  # most documents in front of one, where there is a table of neighbours
+    seen_anew: float = 0.6  # share of captioned pictures behind others to see through a view
 
     def __post_init__(self) -> None:
         for table in (self.forms, self.kinds, self.edits, self.questions):
@@ -48,6 +49,8 @@ class RowsConfig:
             raise UserError("forms must name at least one kind of document beside 'packed'")
         if not 0 <= self.first_caption <= 1:
             raise UserError(f"first_caption is {self.first_caption}; a probability lies in 0..1")
+        if not 0 <= self.seen_anew <= 1:
+            raise UserError(f"seen_anew is {self.seen_anew}; a probability lies in 0..1")
         if self.retrieved < 0:
             raise UserError(f"retrieved is {self.retrieved}; it must be at least 0")
 
@@ -80,6 +83,7 @@ class PretrainRecipe:
     shards: str  # token shards to train on
     validation: str | None = None  # token shards never trained on
     neighbours: str | None = None  # what `index build --neighbours` made for these shards
+    views: str | None = None  # what `data views` made for these shards
     image_tokenizer: str  # folder
     text_tokenizer: str  # .model file
     model: ModelConfig

@@ -148,8 +148,8 @@ class Rows:
     """Training rows by number: form, document, caption, retrieved documents, masks.
 
     neighbours_PN: for each picture of the shards the numbers of those that may be retrieved for it
-    (`retrieval/neighbours.py`); None retrieves nothing. Raises UserError where the shards lack what
-    `config` asks for.
+    (`retrieval/neighbours.py`); None retrieves nothing. views_VPN: their codes seen anew (`views`).
+    Raises UserError where the shards lack what `config` asks for.
     """
 
     def __init__(
@@ -160,10 +160,11 @@ class Rows:
         mask: MaskConfig,
         seed: int,
         neighbours_PN: NDArray[np.int32] | None = None,
+        views_VPN: NDArray[np.uint16] | None = None,
     ) -> None:
         assert codec.context is not None
         self.shards, self.config, self.mask, self.seed = shards, config, mask, seed
-        self.neighbours_PN = neighbours_PN
+        self.neighbours_PN, self.views_VPN = neighbours_PN, views_VPN
         # without a context: what is too long is cut here, where others refuse it
         self.codec = Codec(codec.vocabulary, codec.text, codec.picture_codes)
         self.room = codec.context + 1  # one more: the last id is only predicted
@@ -194,52 +195,62 @@ class Rows:
                 )
                 self.sources[form] = Source(form, found, shares, (seed, 7 + offset))
 
-    def picture(self, number: int) -> Picture:
-        return Picture(tuple(self.shards.codes_PN[number].tolist()))
+    def picture(self, number: int, view: int | None = None) -> Picture:
+        codes_PN = self.shards.codes_PN
+        if view is not None:
+            assert self.views_VPN is not None
+            codes_PN = self.views_VPN[view]
+        return Picture(tuple(codes_PN[number].tolist()))
 
     def encoded(self, form: str, place: int | None, rng: np.random.Generator) -> Encoded:
         """The document of a form at its place, behind those retrieved for it; `rng` chooses among
-        captions, wordings and neighbours."""
+        captions, wordings, neighbours and views."""
         item = self.sources[form].at(place, rng)
         if form == "edit":
             source, target = (self.number[item[k]] for k in ("source", "target"))
             wordings = item["instructions"]
             wording = wordings[int(rng.integers(len(wordings)))]
             document = prompts.edit(wording, self.picture(source), self.picture(target))
-            own = (source, target)
-        elif form == "question":
-            own = (self.number[item["picture"]],)
+            return self.codec.encode(document, self.retrieved((source, target), rng)[0])
+        if form == "question":
+            own = self.number[item["picture"]]
             wording = int(rng.integers(len(prompts.QUESTION_FORMS)))
             document = prompts.question(
-                item["question"], item["answer"], self.picture(own[0]), wording
+                item["question"], item["answer"], self.picture(own), wording
             )
-        else:
-            own = (item,)
-            captions: Sequence[str] = self.pictures[item]["captions"]
-            first = rng.random() < self.config.first_caption
-            caption = captions[0 if first else int(rng.integers(len(captions)))]
-            document = CAPTIONED[form](caption, self.picture(item))
-        return self.codec.encode(document, self.retrieved(own, rng))
+            return self.codec.encode(document, self.retrieved((own,), rng)[0])
+        captions: Sequence[str] = self.pictures[item]["captions"]
+        first = rng.random() < self.config.first_caption
+        caption = captions[0 if first else int(rng.integers(len(captions)))]
+        documents, view = self.retrieved((item,), rng, seen_anew=True)
+        return self.codec.encode(CAPTIONED[form](caption, self.picture(item, view)), documents)
 
-    def retrieved(self, own: Sequence[int], rng: np.random.Generator) -> list[Document]:
+    def retrieved(
+        self, own: Sequence[int], rng: np.random.Generator, *, seen_anew: bool = False
+    ) -> tuple[list[Document], int | None]:
         """K neighbours of the first of a document's own pictures, K drawn evenly from 0 to
         `config.retrieved` (RA-CM3; CM3Leon's K in training is not told but for its 3 of long rows).
 
-        They are worded as a memory words them: the first caption, then the picture.
+        They are worded as a memory words them: the first caption, then the picture. With
+        `seen_anew`, and the number of that view, in a share `config.seen_anew` of the times that
+        there are any; the document itself must then be seen through it too.
         """
         if self.neighbours_PN is None:
-            return []
+            return [], None
         count = int(rng.integers(self.config.retrieved + 1))
-        if not count:
-            return []
-        known = self.neighbours_PN[own[0]].tolist()
+        known = self.neighbours_PN[own[0]].tolist() if count else []
         others = rng.permutation([one for one in known if one >= 0 and one not in own])[:count]
-        return [
-            prompts.pair(self.pictures[one]["captions"][0], self.picture(one))
+        view: int | None = None
+        views = 0 if self.views_VPN is None or not seen_anew else len(self.views_VPN)
+        if views and len(others) and rng.random() < self.config.seen_anew:
+            view = int(rng.integers(views))
+        documents: list[Document] = [
+            prompts.pair(self.pictures[one]["captions"][0], self.picture(one, view))
             if self.pictures[one].get("captions")
-            else (self.picture(one),)
+            else (self.picture(one, view),)
             for one in others.astype(int).tolist()
         ]
+        return documents, view
 
     def packed(self, rng: np.random.Generator) -> Encoded:
         """Documents one after another, as many as the room wants; the last is too long for it."""

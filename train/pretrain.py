@@ -31,6 +31,7 @@ from train.config import PretrainRecipe
 from train.data import Rows
 from train.optimizer import new_optimizer
 from train.state import Say
+from train.views import read_views
 
 HELD_OUT = 256  # most pictures of the validation shards that a run looks at
 FREE = ("save_every", "validate_every", "sample_every", "sample_prompts", "workers")
@@ -60,9 +61,8 @@ def main(
     text_tokenizer = TextTokenizer.load(Path(named.text_tokenizer))
     vocabulary = Vocabulary(image_codes=image_tokenizer.codes, text_pieces=text_tokenizer.pieces)
     wanted = config.with_vocabulary(named, vocabulary.size)
-    shards = Shards.open(wanted.shards, image_tokenizer.hash, text_tokenizer.hash)
-    near = read_neighbours(wanted.neighbours, shards) if wanted.neighbours else None
     codec = Codec(vocabulary, text_tokenizer, image_tokenizer.picture_codes, wanted.model.context)
+    rows = open_rows(wanted, codec, image_tokenizer)
     torch.manual_seed(wanted.seed)
     model = Decoder(wanted.model)
     if init is not None and not state.states(out):  # a state is further than where it started
@@ -72,7 +72,7 @@ def main(
         recipe=wanted,
         model=model,
         optimizer=new_optimizer(model, wanted.optimizer),
-        rows=Rows(shards, codec, wanted.rows, wanted.mask, wanted.seed, near),
+        rows=rows,
         vocabulary=vocabulary,
         device=place,
         watch=Watch(wanted, codec, image_tokenizer),
@@ -96,6 +96,14 @@ def main(
     folder = out / "model"
     checkpoint.save(folder, model.to("cpu"), codec, image_tokenizer, half=True, replace=True)
     return folder
+
+
+def open_rows(recipe: PretrainRecipe, codec: Codec, image_tokenizer: ImageTokenizer) -> Rows:
+    """The rows of a run, from its shards and what was made for them."""
+    shards = Shards.open(recipe.shards, image_tokenizer.hash, codec.text.hash)
+    near = read_neighbours(recipe.neighbours, shards) if recipe.neighbours else None
+    views = read_views(recipe.views, shards) if recipe.views else None
+    return Rows(shards, codec, recipe.rows, recipe.mask, recipe.seed, near, views)
 
 
 def start_from(

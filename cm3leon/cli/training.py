@@ -1,5 +1,5 @@
-"""Commands that make models: data encode and pack, tokenizer train-image and train-text, pretrain,
-tune."""
+"""Commands that make models: data encode, views and pack, tokenizer train-image and train-text,
+pretrain, tune."""
 
 import math
 from pathlib import Path
@@ -35,6 +35,7 @@ def add_to(app: typer.Typer) -> None:
     data = typer.Typer(help="Prepare data for training.", rich_markup_mode=None)
     data.callback()(_data)
     data.command()(encode)
+    data.command()(views)
     data.command()(pack)
     app.add_typer(data, name="data")
 
@@ -131,6 +132,23 @@ def encode(
             device=device,
             say=options.say,
         )
+    )
+
+
+def views(
+    tars: Annotated[str, typer.Argument(help="The tars that the shards were made from.")],
+    shards: Annotated[Path, typer.Option(help="Token shards, as `data encode` writes them.")],
+    tokenizer: Annotated[Path, typer.Option(help="The image tokenizer's folder.")],
+    out: Annotated[Path, typer.Option(help="The folder of views to write.")],
+    count: Annotated[int, typer.Option(min=1, help="How many views.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Draws them.")] = 0,
+    device: options.Device = "auto",
+) -> None:
+    """See all pictures of token shards anew, for training with documents in front."""
+    from train.views import main
+
+    typer.echo(
+        main(tars, shards, tokenizer, out, count=count, seed=seed, device=device, say=options.say)
     )
 
 

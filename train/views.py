@@ -1,0 +1,176 @@
+"""Views: the codes of all pictures of a corpus, seen through a few random changes of the pixels.
+
+    codes.npy        uint16 [V, P, N]: for each view the codes of each picture of token shards
+    about.json       of which shards; the views
+    manifest.json    size and SHA-256 of each part
+
+Offline, beside the token shards: pictures -> `View` -> image tokenizer -> table, which `data`
+reads. A model that knows its pictures by heart has no use for a document in front of one. With all
+pictures of a row seen through the same view, the documents tell what no weight does: which way the
+thing looks, where it stands, what is red. Ours; the papers train on pictures as they are.
+"""
+
+# Shapes: V = views, P = pictures, N = codes of one, B = batch, 3 = red, green, blue, H, W = pixels
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice, permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cm3leon.pipeline import pick_device
+from tokenizer.errors import UserError
+from tokenizer.image import ImageTokenizer, PictureEncoder
+from tokenizer.manifest import MANIFEST, file_hash, new_folder, verify
+from tokenizer.pixels import to_pixels
+from tokenizer.shards import Shards
+from tokenizer.tars import Tally, find_tars
+from train.corpus import read_pictures
+from train.state import Say
+
+BATCH = 64
+TABLE, ABOUT = "codes.npy", "about.json"
+LEAST, MOST = 0.8, 1.2  # how large a thing comes out
+FAR = 0.15  # how far it moves, of the picture's side
+
+
+@dataclass(frozen=True)
+class View:
+    """One change of pixels: which channels are red, green, blue; mirrored or not; size; place."""
+
+    channels: tuple[int, ...]
+    mirrored: bool
+    zoom: float
+    right: float  # of the picture's side
+    down: float
+
+    def __call__(self, pixels_B3HW: Tensor) -> Tensor:
+        """Pixels as they look through it, of the same shape; an edge goes on beyond itself."""
+        across = -1 / self.zoom if self.mirrored else 1 / self.zoom
+        # where in -1..1 of the old picture a place of the new one comes from
+        theta = pixels_B3HW.new_tensor(
+            [
+                [across, 0, -2 * self.right * across],
+                [0, 1 / self.zoom, -2 * self.down / self.zoom],
+            ]
+        )
+        moved_B3HW = pixels_B3HW[:, list(self.channels)]
+        where = F.affine_grid(
+            theta.expand(len(moved_B3HW), 2, 3), list(moved_B3HW.shape), align_corners=False
+        )
+        return F.grid_sample(moved_B3HW, where, padding_mode="border", align_corners=False)
+
+
+def draw_views(count: int, seed: int) -> list[View]:
+    """`count` views; every sixth has the colours as they are, the others each other order."""
+    rng = np.random.default_rng(seed)
+    orders = list(permutations(range(3)))
+    return [
+        View(
+            channels=orders[number % len(orders)],
+            mirrored=bool(rng.random() < 0.5),
+            zoom=float(rng.uniform(LEAST, MOST)),
+            right=float(rng.uniform(-FAR, FAR)),
+            down=float(rng.uniform(-FAR, FAR)),
+        )
+        for number in range(count)
+    ]
+
+
+def write_views(
+    folder: Path,
+    pictures: Iterable[tuple[str, Image.Image]],
+    shards: Shards,
+    image_tokenizer: PictureEncoder,
+    views: Sequence[View],
+    device: torch.device | str = "cpu",
+) -> None:
+    """Write the table of some (id, picture), all or nothing; ids that the shards lack are left out.
+
+    Raises UserError where one of the shards' pictures did not come.
+    """
+    number_of = {picture["id"]: number for number, picture in enumerate(shards.every_picture())}
+    came_P = np.zeros(shards.pictures, bool)
+    rest = (one for one in pictures if one[0] in number_of)
+    with new_folder(folder) as aside:
+        codes_VPN = np.lib.format.open_memmap(
+            aside / TABLE, "w+", np.uint16, (len(views), *shards.codes_PN.shape)
+        )
+        while group := list(islice(rest, BATCH)):
+            numbers = [number_of[name] for name, _ in group]
+            pixels_B3HW = torch.stack([to_pixels(image) for _, image in group]).to(device)
+            for number, view in enumerate(views):
+                codes_VPN[number, numbers] = image_tokenizer.encode(view(pixels_B3HW)).cpu().numpy()
+            came_P[numbers] = True
+        if not came_P.all():
+            lost = int((~came_P).sum())
+            raise UserError(
+                f"{lost:,} of the {shards.pictures:,} pictures of {shards.folder} did not come, "
+                f"the first is {shards.picture(int(came_P.argmin()))[0]['id']!r}; name the tars "
+                "that these shards were made from"
+            )
+        codes_VPN.flush()
+        about = {
+            "shards": file_hash(shards.folder / MANIFEST),
+            "views": [vars(one) for one in views],
+        }
+        (aside / ABOUT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+
+
+def read_views(folder: Path | str, shards: Shards) -> NDArray[np.uint16]:
+    """The table [V, P, N] of these shards, mapped. Raises UserError where it is missing, damaged or
+    of other shards."""
+    folder = Path(folder)
+    verify(folder, hashes=False)
+    try:
+        about: Any = json.loads((folder / ABOUT).read_text("utf-8"))
+        codes_VPN = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
+        made_for = about["shards"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: no table of views can be read ({error})") from error
+    if made_for != file_hash(shards.folder / MANIFEST):
+        raise UserError(
+            f"{folder} holds views of other shards than {shards.folder}; make them again with "
+            "`cm3leon data views`"
+        )
+    if codes_VPN.dtype != np.uint16 or codes_VPN.shape[1:] != shards.codes_PN.shape:
+        raise UserError(
+            f"{folder / TABLE}: holds {codes_VPN.dtype} {codes_VPN.shape}, not uint16 "
+            f"(V, {shards.pictures}, {shards.codes_PN.shape[1]}); make it again"
+        )
+    return codes_VPN
+
+
+def main(
+    tars: str,
+    shards: Path,
+    image_tokenizer: Path,
+    out: Path,
+    *,
+    count: int = 12,
+    seed: int = 0,
+    device: str = "auto",
+    say: Say,
+) -> Path:
+    """`cm3leon data views`: write the views of token shards from the tars that those were made
+    from. Returns `out`."""
+    place = pick_device(device)
+    tokenizer = ImageTokenizer.load(image_tokenizer).to(place)
+    tally = Tally()
+    pictures = (
+        (metadata["id"], Image.fromarray(pixels_HW3))
+        for metadata, pixels_HW3 in read_pictures(find_tars(tars), tokenizer.size, set(), tally)
+    )
+    opened = Shards.open(shards, tokenizer.hash)
+    write_views(out, pictures, opened, tokenizer, draw_views(count, seed), place)
+    tally.tell(say)
+    say(f"{opened.pictures:,} pictures in {count} views")
+    return out
