@@ -193,6 +193,7 @@ def test_retrieval_that_cannot_be_is_one_line(
         ("recode {memory} {empty}/bad.tar {about}", 2, "No such option: --encoder"),
         ("recode {memory} {empty}/bad.tar {model}", 1, "holds codes of this image tokenizer alr"),
         ("recode {empty} {empty}/bad.tar {model}", 1, "there is no memory at"),
+        ("compact default", 1, "the memory that ships is not changed; copy"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3leon.cli import options, searching
-from cm3leon.cli.retrieving import DEFAULT, EncoderName, open_embedder
-from cm3leon.cli.searching import Folder
+from cm3leon.cli.retrieving import DEFAULT, EncoderName, find_memory, open_embedder
 from cm3leon.cli.training import Changes, IdList, Minutes, Recipe, Resume, Run
+from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from retrieval.embed import Embedder
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from tokenizer.image import ImageTokenizer
     from tokenizer.shards import Shards
 
+
+def _own(folder: Path) -> Path:
+    if str(folder) == DEFAULT:
+        raise UserError(
+            f"the memory that ships is not changed; copy {find_memory(folder)} and name the copy, "
+            "or build one"
+        )
+    return folder
+
+
+Folder = Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory's folder.", callback=_own)]
 Sources = Annotated[
     list[str],
     typer.Argument(
