@@ -89,6 +89,18 @@ def test_verify_names_a_part_that_changed(tmp_path: Path) -> None:
         shards.verify()
 
 
+def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "shards")
+    path = tmp_path / "shards" / "pictures.jsonl"
+    path.write_bytes(b"[" + path.read_bytes()[1:])
+    shards = Shards.open(tmp_path / "shards")
+    complaint = r"pictures\.jsonl is damaged .* copy the folder again"
+    with pytest.raises(UserError, match=complaint):
+        shards.picture(0)
+    with pytest.raises(UserError, match=complaint):
+        list(shards.every_picture())
+
+
 @pytest.mark.parametrize(
     ("document", "complaint"),
     [

@@ -226,12 +226,19 @@ class Shards:
                 f"number {number} is outside the {count} {name} of {str(self.folder)!r}"
             )
         start, end = self._offsets[name][number : number + 2].tolist()
-        return json.loads(self._lines[name][start:end])
+        return self._parsed(name, self._lines[name][start:end])
 
     def _every(self, name: str) -> Iterator[dict[str, Any]]:
         with (self.folder / f"{name}.jsonl").open("rb") as file:
             for line in file:
-                yield json.loads(line)
+                yield self._parsed(name, line)
+
+    def _parsed(self, name: str, line: bytes) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError) as error:
+            path = self.folder / f"{name}.jsonl"
+            raise UserError(f"{path} is damaged ({error}); copy the folder again") from error
 
 
 def _write_pictures(
