@@ -11,7 +11,6 @@ Offline, after the memory: pictures with their captions -> search -> the rules -
 
 # Shapes: P = pictures of the shards, N = neighbours of one, B = batch, E = width of a vector
 
-import json
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -24,13 +23,13 @@ from PIL import Image
 from retrieval.embed import Embedder, document_vectors
 from retrieval.memory import Memory
 from retrieval.retrieve import Rules, drop_words, select, unlike
-from tokenizer.errors import UserError
-from tokenizer.manifest import MANIFEST, file_hash, new_folder, verify
+from tokenizer.manifest import new_folder
 from tokenizer.shards import Shards
+from tokenizer.tables import read_table, write_about
 
 BATCH = 64
 NONE = -1
-TABLE, ABOUT = "neighbours.npy", "about.json"
+TABLE = "neighbours.npy"
 
 Told = tuple[dict[str, Any], Image.Image]  # metadata with id and captions; the picture
 
@@ -73,35 +72,16 @@ def write_neighbours(
     folder: Path, table_PN: NDArray[np.int32], shards: Shards, memory: Memory
 ) -> None:
     """Write a table, all or nothing, in the place of an older one."""
-    about = {
-        "shards": file_hash(shards.folder / MANIFEST),
-        "encoder": memory.contents.encoder,
-        "near": memory.contents.near,
-    }
+    about = {"encoder": memory.contents.encoder, "near": memory.contents.near}
     with new_folder(folder, replace=True) as aside:
         np.save(aside / TABLE, table_PN, allow_pickle=False)
-        (aside / ABOUT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        write_about(aside, shards, about)
 
 
 def read_neighbours(folder: Path | str, shards: Shards) -> NDArray[np.int32]:
     """The table [P, N] of these shards, mapped. Raises UserError where it is missing, damaged or
     of other shards."""
-    folder = Path(folder)
-    verify(folder, hashes=False)
-    try:
-        about: Any = json.loads((folder / ABOUT).read_text("utf-8"))
-        table_PN = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
-        made_for = about["shards"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: no table of neighbours can be read ({error})") from error
-    if made_for != file_hash(shards.folder / MANIFEST):
-        raise UserError(
-            f"{folder} holds the neighbours of other shards than {shards.folder}; make them again "
-            "with `cm3leon index build --neighbours`"
-        )
-    if table_PN.dtype != np.int32 or table_PN.ndim != 2 or len(table_PN) != shards.pictures:
-        raise UserError(
-            f"{folder / TABLE}: holds {table_PN.dtype} {table_PN.shape}, not int32 "
-            f"({shards.pictures}, N); make it again"
-        )
-    return table_PN
+    shape = (shards.pictures, None)
+    return read_table(
+        folder, TABLE, shards, np.int32, shape, "cm3leon index build --neighbours SHARDS"
+    )

@@ -123,7 +123,7 @@ def test_a_table_serves_its_own_shards_alone(memory: Memory, tmp_path: Path) -> 
     write_neighbours(folder, table_PN, shards, memory)
     write_neighbours(folder, table_PN, shards, memory)  # an older one is replaced
     assert (read_neighbours(folder, shards) == table_PN).all()
-    with pytest.raises(UserError, match="holds the neighbours of other shards than"):
+    with pytest.raises(UserError, match="was made for other shards than"):
         read_neighbours(folder, others)
     with pytest.raises(UserError, match="there is no folder"):
         read_neighbours(tmp_path / "nothing", shards)

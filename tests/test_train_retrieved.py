@@ -150,7 +150,7 @@ def test_a_run_reads_the_table_of_its_shards(lesson: Path, tmp_path: Path) -> No
         write_neighbours(tmp_path / name, table_PN, rows or make_other(tmp_path), memory)  # type: ignore[arg-type]
     table = f"neighbours={tmp_path / 'table'}"
     assert run("alone") == run("none", table, "rows.retrieved=0") != run("beside", table)
-    with pytest.raises(UserError, match="neighbours of other shards"):
+    with pytest.raises(UserError, match="made for other shards"):
         run("third", f"neighbours={tmp_path / 'other'}")
     assert not (tmp_path / "third").exists()
 

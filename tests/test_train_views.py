@@ -128,7 +128,7 @@ def test_tables_of_too_little_or_of_others_are_refused(
         write_views(tmp_path / "views", pictures, shards, MeanTokenizer(), views)
     about = {"image_tokenizer_hash": "some", "size": SIZE, "grid": GRID, "codes": CODES}
     write_shards(tmp_path / "other", [({"id": "x"}, [0] * GRID**2)], [], **about)
-    with pytest.raises(UserError, match="views of other shards"):
+    with pytest.raises(UserError, match="made for other shards"):
         read_views(tmp_path / "views", Shards.open(tmp_path / "other"))
     (tmp_path / "views" / "about.json").write_text(json.dumps([]).ljust(1))
     with pytest.raises(UserError, match="views"):

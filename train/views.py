@@ -12,12 +12,10 @@ thing looks, where it stands, what is red. Ours; the papers train on pictures as
 
 # Shapes: V = views, P = pictures, N = codes of one, B = batch, 3 = red, green, blue, H, W = pixels
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,15 +27,16 @@ from torch import Tensor
 from cm3leon.pipeline import pick_device
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
-from tokenizer.manifest import MANIFEST, file_hash, new_folder, verify
+from tokenizer.manifest import new_folder
 from tokenizer.pixels import to_pixels
 from tokenizer.shards import Shards
+from tokenizer.tables import read_table, write_about
 from tokenizer.tars import Tally, find_tars
 from train.corpus import read_pictures
 from train.state import Say
 
 BATCH = 64
-TABLE, ABOUT = "codes.npy", "about.json"
+TABLE = "codes.npy"
 LEAST, MOST = 0.8, 1.2  # how large a thing comes out
 FAR = 0.15  # how far it moves, of the picture's side
 
@@ -118,35 +117,14 @@ def write_views(
                 "that these shards were made from"
             )
         codes_VPN.flush()
-        about = {
-            "shards": file_hash(shards.folder / MANIFEST),
-            "views": [vars(one) for one in views],
-        }
-        (aside / ABOUT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        write_about(aside, shards, {"views": [vars(one) for one in views]})
 
 
 def read_views(folder: Path | str, shards: Shards) -> NDArray[np.uint16]:
     """The table [V, P, N] of these shards, mapped. Raises UserError where it is missing, damaged or
     of other shards."""
-    folder = Path(folder)
-    verify(folder, hashes=False)
-    try:
-        about: Any = json.loads((folder / ABOUT).read_text("utf-8"))
-        codes_VPN = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
-        made_for = about["shards"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: no table of views can be read ({error})") from error
-    if made_for != file_hash(shards.folder / MANIFEST):
-        raise UserError(
-            f"{folder} holds views of other shards than {shards.folder}; make them again with "
-            "`cm3leon data views`"
-        )
-    if codes_VPN.dtype != np.uint16 or codes_VPN.shape[1:] != shards.codes_PN.shape:
-        raise UserError(
-            f"{folder / TABLE}: holds {codes_VPN.dtype} {codes_VPN.shape}, not uint16 "
-            f"(V, {shards.pictures}, {shards.codes_PN.shape[1]}); make it again"
-        )
-    return codes_VPN
+    shape = (None, *shards.codes_PN.shape)
+    return read_table(folder, TABLE, shards, np.uint16, shape, "cm3leon data views")
 
 
 def main(
