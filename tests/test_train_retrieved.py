@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from cm3leon import prompts
 from cm3leon.pipeline import CM3Leon
@@ -21,6 +22,7 @@ from train.config import RowsConfig
 from train.data import Rows
 from train.objective import MaskConfig, unmask
 from train.pretrain import main
+from train.views import draw_views, write_views
 
 GRID, CODES, PICTURES = 4, 32, 6
 NO_MASK = MaskConfig(spans_mean=0, field=0)
@@ -135,10 +137,10 @@ def test_a_row_too_long_with_its_neighbours_is_cut(shards: Shards, tiny: CM3Leon
     assert max(len(rows.at(row)) for row in range(200)) == 51
 
 
-def test_a_run_reads_the_table_of_its_shards(lesson: Path, tmp_path: Path) -> None:
+def test_a_run_reads_the_tables_of_its_shards(lesson: Path, tmp_path: Path, tiny: CM3Leon) -> None:
     def run(name: str, *changes: str) -> list[float]:
-        """The losses of a run's two steps."""
-        settings = ["steps=2", "sample_prompts=[]", "validation=null", *changes]
+        """The losses of a run's four steps."""
+        settings = ["steps=4", "sample_prompts=[]", "validation=null", *changes]
         main(str(lesson), settings, tmp_path / name, False, None, print, "cpu")
         lines = (tmp_path / name / "log.jsonl").read_text("utf-8").splitlines()
         return [json.loads(line)["loss"] for line in lines]
@@ -149,7 +151,16 @@ def test_a_run_reads_the_table_of_its_shards(lesson: Path, tmp_path: Path) -> No
         table_PN = np.array([[1, 2], [0, 2], [0, 3], [1, 2]], np.int32)
         write_neighbours(tmp_path / name, table_PN, rows or make_other(tmp_path), memory)  # type: ignore[arg-type]
     table = f"neighbours={tmp_path / 'table'}"
-    assert run("alone") == run("none", table, "rows.retrieved=0") != run("beside", table)
+    beside = run("beside", table)
+    assert run("alone") == run("none", table, "rows.retrieved=0") != beside
+    views = f"views={tmp_path / 'views'}"
+    grey = [
+        (picture["id"], Image.new("RGB", (16, 16), "grey")) for picture in shards.every_picture()
+    ]
+    write_views(tmp_path / "views", grey, shards, tiny.image_tokenizer, draw_views(1, 0))
+    assert run("alone anew", views) == run("alone again")
+    as_they_are = run("as they are", table, views, "rows.seen_anew=0")
+    assert run("anew", table, views, "rows.seen_anew=1") != as_they_are
     with pytest.raises(UserError, match="made for other shards"):
         run("third", f"neighbours={tmp_path / 'other'}")
     assert not (tmp_path / "third").exists()
