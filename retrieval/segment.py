@@ -28,7 +28,8 @@ from retrieval.index import Index, Plan, Rows, Vectors
 from retrieval.retrieve import Candidate, by_relevance
 from tokenizer.errors import UserError
 from tokenizer.manifest import new_folder
-from tokenizer.shards import Shards, write_shards
+from tokenizer.shard_writer import write_shards
+from tokenizer.shards import Shards
 
 SHARDS, NAMES, PARTS, VECTORS, IDS, INDEX, ABOUT = (
     "shards", "names.npy", "parts.npy", "vectors.npy", "ids.npy", "index.faiss", "segment.json",

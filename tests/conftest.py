@@ -114,7 +114,7 @@ def shards_folder(
 ) -> Path:
     """The token shards of the six pictures, made with the tiny model's image tokenizer."""
     from tokenizer.pixels import open_image
-    from tokenizer.shards import write_shards
+    from tokenizer.shard_writer import write_shards
     from tokenizer.tars import Tally, find_tars, read_samples
 
     folder = tmp_path_factory.mktemp("shards") / "test"
@@ -170,7 +170,7 @@ def lesson(tiny: "CM3Leon", tiny_folder: Path, tmp_path_factory: pytest.TempPath
     """A recipe for a decoder with eight documents to learn, for the tiny model's tokenizers."""
     import numpy as np
 
-    from tokenizer.shards import write_shards
+    from tokenizer.shard_writer import write_shards
 
     folder = tmp_path_factory.mktemp("lesson")
     image = tiny.image_tokenizer

@@ -13,7 +13,8 @@ from eval.bits import Pair, figures, measure
 from eval.sets import captioned
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
-from tokenizer.shards import Shards, write_shards
+from tokenizer.shard_writer import write_shards
+from tokenizer.shards import Shards
 from tokenizer.vocabulary import EOS
 
 

@@ -15,7 +15,8 @@ from retrieval.neighbours import find_neighbours, read_neighbours, write_neighbo
 from retrieval.retrieve import Rules, drop_words
 from retrieval.segment import Codebook
 from tokenizer.errors import UserError
-from tokenizer.shards import Shards, write_shards
+from tokenizer.shard_writer import write_shards
+from tokenizer.shards import Shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
 

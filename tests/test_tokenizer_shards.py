@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tokenizer.errors import UserError
-from tokenizer.shards import Shards, growing_array, write_shards
+from tokenizer.shard_writer import growing_array, write_shards
+from tokenizer.shards import Shards
 
 PICTURES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"id": "fox", "captions": ["a fox", "ein Fuchs \U0001f98a"], "kind": "emoji"}, (0, 1, 2, 3)),

@@ -17,7 +17,8 @@ from cm3leon.pipeline import CM3Leon
 from tokenizer.codec import Codec
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
-from tokenizer.shards import Shards, write_shards
+from tokenizer.shard_writer import write_shards
+from tokenizer.shards import Shards
 from tokenizer.vocabulary import EOS, PAD
 from train.config import RowsConfig
 from train.data import (

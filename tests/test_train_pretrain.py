@@ -22,7 +22,8 @@ from tokenizer import settings
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
 from tokenizer.pixels import open_image
-from tokenizer.shards import Shards, write_shards
+from tokenizer.shard_writer import write_shards
+from tokenizer.shards import Shards
 from tokenizer.text import TextTokenizer
 from train.pretrain import main
 from train.report import read

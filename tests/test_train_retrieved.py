@@ -17,7 +17,8 @@ from retrieval.neighbours import write_neighbours
 from tokenizer.codec import Codec
 from tokenizer.document import Document, Field, Picture
 from tokenizer.errors import UserError
-from tokenizer.shards import Shards, write_shards
+from tokenizer.shard_writer import write_shards
+from tokenizer.shards import Shards
 from train.config import RowsConfig
 from train.data import Rows
 from train.objective import MaskConfig, unmask

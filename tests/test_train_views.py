@@ -16,7 +16,8 @@ from cm3leon.pipeline import CM3Leon
 from tokenizer.codec import Codec
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
-from tokenizer.shards import Shards, write_shards
+from tokenizer.shard_writer import write_shards
+from tokenizer.shards import Shards
 from train.config import RowsConfig
 from train.data import Rows
 from train.objective import MaskConfig

@@ -1,16 +1,15 @@
 """Pictures as codes, made once, and documents that refer to them by id.
 
-On the path: pictures -> image tokenizer -> `write_shards` (offline, once) -> a token-shard folder
--> `Shards`, from which training, memory building and evaluation read by number. No step after this
-one runs the image tokenizer, so the folder is bound to that tokenizer by its hash.
+On the path: pictures -> image tokenizer -> `write_shards` (`shard_writer.py`; offline, once) -> a
+token-shard folder -> `Shards`, from which training, memory building and evaluation read by number.
+No step after this one runs the image tokenizer, so the folder is bound to that tokenizer by its
+hash.
 """
 
-# Shapes: P = pictures, N = codes of one picture, R = numbers asked for
+# Shapes: P = pictures, N = codes of one picture
 
 import json
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from mmap import ACCESS_READ, mmap
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from tokenizer import manifest
 from tokenizer.errors import UserError
 
 FORMAT = 1
-MAX_CODES = 1 << 16  # codes are kept as 16-bit numbers
 
 # task -> the keys that name pictures, and the other keys that its documents need
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -33,69 +31,7 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "edit": (("source", "target"), ("instructions",)),
     "question": (("picture",), ("question", "answer")),
 }
-_TASK_NAMES = tuple(TASKS)
-
-
-@contextmanager
-def growing_array(
-    path: Path, row_shape: tuple[int, ...], dtype: DTypeLike
-) -> Generator[Callable[[NDArray[Any]], None]]:
-    """Yield a function that appends one row to a .npy file, so that no more than a row is held."""
-    rows = 0
-
-    def write_header() -> None:
-        # numpy pads the header so that a longer count of rows still fits in its place.
-        shape = (rows, *row_shape)
-        table = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, table)
-
-    def append(row: NDArray[Any]) -> None:
-        nonlocal rows
-        assert row.shape == row_shape, f"{row.shape} is not {row_shape}"
-        file.write(row.astype(dtype).tobytes())
-        rows += 1
-
-    with path.open("wb") as file:
-        write_header()
-        yield append
-        file.seek(0)
-        write_header()
-
-
-def write_shards(
-    folder: Path | str,
-    pictures: Iterable[tuple[dict[str, Any], Sequence[int]]],
-    documents: Iterable[dict[str, Any]],
-    *,
-    image_tokenizer_hash: str,
-    size: int,
-    grid: int,
-    codes: int,
-    text_tokenizer_hash: str | None = None,
-    replace: bool = False,
-) -> dict[str, int]:
-    """Write a token-shard folder, all or nothing; return the counts of pictures and of each task.
-
-    A picture is its metadata (a JSON object with at least `id`) and its `grid * grid` codes below
-    `codes`, row by row; `size` is its side in pixels. `documents` is asked for only after the last
-    picture, so it may depend on which pictures came. Both are streamed.
-    Raises UserError for an id seen twice or unknown, a wrong number of codes, a bad document.
-    """
-    assert 0 < codes <= MAX_CODES
-    with manifest.new_folder(folder, replace=replace) as aside:
-        ids = _write_pictures(aside, pictures, grid * grid, codes)
-        counts = {"pictures": len(ids), **_write_documents(aside, documents, ids)}
-        index = {
-            "format": FORMAT,
-            "image_tokenizer": image_tokenizer_hash,
-            "text_tokenizer": text_tokenizer_hash,
-            "size": size,
-            "grid": grid,
-            "codes": codes,
-            "counts": counts,
-        }
-        (aside / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return counts
+TASK_NAMES = tuple(TASKS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,7 +111,7 @@ class Shards:
 
     def numbers(self, task: str) -> NDArray[np.int64]:
         """The numbers of all documents of one task, rising."""
-        return np.flatnonzero(self._tasks == _TASK_NAMES.index(task))
+        return np.flatnonzero(self._tasks == TASK_NAMES.index(task))
 
     def every_picture(self) -> Iterator[dict[str, Any]]:
         """The metadata of all pictures, in order."""
@@ -239,82 +175,6 @@ class Shards:
         except (ValueError, RecursionError) as error:
             path = self.folder / f"{name}.jsonl"
             raise UserError(f"{path} is damaged ({error}); copy the folder again") from error
-
-
-def _write_pictures(
-    folder: Path, pictures: Iterable[tuple[dict[str, Any], Sequence[int]]], length: int, codes: int
-) -> set[str]:
-    ids: set[str] = set()
-    with (
-        _growing_lines(folder, "pictures") as write_line,
-        growing_array(folder / "codes.npy", (length,), np.uint16) as write_codes,
-    ):
-        for metadata, row in pictures:
-            name = metadata.get("id")
-            if not isinstance(name, str):
-                raise UserError(f"a picture needs a text as its id, got {name!r}")
-            if name in ids:
-                raise UserError(f"two pictures have the id {name!r}; give each its own")
-            ids.add(name)
-            _check_codes(name, row, length, codes)
-            write_line(metadata)
-            write_codes(np.asarray(row))
-    if not ids:
-        raise UserError("there are no pictures to write")
-    return ids
-
-
-def _check_codes(name: str, row: Sequence[int], length: int, codes: int) -> None:
-    if len(row) != length:
-        raise UserError(f"picture {name!r} has {len(row)} codes, not {length}")
-    if min(row) < 0 or max(row) >= codes:
-        raise UserError(f"picture {name!r} has a code outside 0..{codes - 1}")
-
-
-def _write_documents(
-    folder: Path, documents: Iterable[dict[str, Any]], ids: set[str]
-) -> dict[str, int]:
-    counts = Counter(dict.fromkeys(TASKS, 0))
-    with ExitStack() as stack:
-        write_line = stack.enter_context(_growing_lines(folder, "documents"))
-        tasks = growing_array(folder / "documents.tasks.npy", (), np.uint8)
-        write_task = stack.enter_context(tasks)
-        for number, document in enumerate(documents):
-            task = _check_document(number, document, ids)
-            write_line(document)
-            write_task(np.asarray(_TASK_NAMES.index(task)))
-            counts[task] += 1
-    return dict(counts)
-
-
-def _check_document(number: int, document: dict[str, Any], ids: set[str]) -> str:
-    task = document.get("task")
-    if task not in TASKS:
-        raise UserError(f"document {number} has the task {task!r}; known: {', '.join(TASKS)}")
-    pictures, others = TASKS[task]
-    for key in (*pictures, *others):
-        if key not in document:
-            raise UserError(f"document {number} ({task}) lacks its {key!r}")
-    for key in pictures:
-        if document[key] not in ids:
-            raise UserError(f"document {number} ({task}): no picture has the id {document[key]!r}")
-    return task
-
-
-@contextmanager
-def _growing_lines(folder: Path, name: str) -> Generator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that appends one JSON line, and note where each line begins and ends."""
-    with ExitStack() as stack:
-        file = stack.enter_context((folder / f"{name}.jsonl").open("wb"))
-        offsets = growing_array(folder / f"{name}.offsets.npy", (), np.uint64)
-        write_offset = stack.enter_context(offsets)
-        write_offset(np.asarray(0))
-
-        def append(table: dict[str, Any]) -> None:
-            file.write(json.dumps(table).encode() + b"\n")
-            write_offset(np.asarray(file.tell()))
-
-        yield append
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

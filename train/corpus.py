@@ -29,7 +29,7 @@ from tokenizer import manifest
 from tokenizer.errors import UserError
 from tokenizer.image import PictureEncoder
 from tokenizer.pixels import to_pixels
-from tokenizer.shards import growing_array, write_shards
+from tokenizer.shard_writer import growing_array, write_shards
 from tokenizer.tars import MAX_TEXT_BYTES, Sample, Tally, decode, read_samples
 from train.state import Say
 
