@@ -1,9 +1,13 @@
 """What all tests share: random examples are the same on every machine and never timed, and a tiny
 model that can do everything, badly."""
 
+import gzip
+import io
+import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -237,3 +241,59 @@ def small_memory(
     images = tiny.image_tokenizer
     add_sources(memory, tars, embedder, images, tally=Tally(), say=said.append)
     return memory.folder
+
+
+SIZE = 4
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
+EDITS: list[Any] = [
+    {"source": "red", "target": "green", "instructions": ["make it green", "green!"], "type": "c"},
+    {"source": "red", "target": "white", "instructions": ["make it white"], "type": "c"},
+    {"source": "red", "target": "mauve", "instructions": ["make it mauve"], "type": "c"},
+    {"source": "red", "target": "green", "instructions": []},
+    {"source": "red", "target": "green", "instructions": ["green!", " "]},
+]
+QUESTIONS: list[Any] = [
+    {"id": "blue", "question": "Which colour?", "answer": "blue", "type": "what"},
+    {"id": "white", "question": "Is it bright?", "answer": "yes", "type": "yesno"},
+    ["not a question"],
+    {"id": "blue", "question": "Which colour?", "answer": " "},
+]
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> list[Path]:
+    """Two tars of two pictures each, one colour a picture, with a damaged picture between."""
+    from PIL import Image
+
+    def picture(colour: tuple[int, ...]) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (SIZE, SIZE * 2), colour).save(file, format="PNG")
+        return file.getvalue()
+
+    paths = [tmp_path / "t-0.tar", tmp_path / "t-1.tar"]
+    for path, names in zip(paths, (["red", "green"], ["blue", "white"]), strict=True):
+        with tarfile.open(path, "w") as archive:
+            members = {"bad.png": b"no picture", "bad.json": b"{}"} if path is paths[0] else {}
+            for name in names:
+                members[f"{name}.png"] = picture(COLOURS[name])
+                metadata = {"id": name, "captions": [f"a {name} square", "a square"]}
+                members[f"{name}.json"] = json.dumps(metadata).encode()
+            for name, data in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return paths
+
+
+@pytest.fixture
+def edits(tmp_path: Path) -> Path:
+    path = tmp_path / "edits.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, EDITS)).encode()))
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, QUESTIONS)) + "\n{half")
+    return path

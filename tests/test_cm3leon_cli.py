@@ -217,8 +217,8 @@ def test_caption_and_answer_print_their_texts(run: Run, tiny) -> None:
         ("tune r --out run --init m", "pretrain", ("r", [], "run", False, "m")),
         ("tokenizer train-image r a=1 --out run", "image_tokenizer", ("r", ["a=1"], "run", False)),
         ("tokenizer train-text r --out t.model", "text_tokenizer", ("r", [], "t.model")),
-        ("data encode tars --tokenizer t --out s", "encode", ("tars", "t", "s")),
-        ("data views tars --shards s --tokenizer t --out v", "views", ("tars", "s", "t", "v")),
+        ("data encode tars --tokenizer t --out s", "encode", (["tars"], "t", "s")),
+        ("data views tars --shards s --tokenizer t --out v", "views", (["tars"], "s", "t", "v")),
     ],
 )
 def test_training_commands_only_pass_on(

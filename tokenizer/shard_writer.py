@@ -55,19 +55,24 @@ def write_shards(
     grid: int,
     codes: int,
     text_tokenizer_hash: str | None = None,
+    skipped: Sequence[tuple[str, str]] | None = None,
     replace: bool = False,
 ) -> dict[str, int]:
     """Write a token-shard folder, all or nothing; return the counts of pictures and of each task.
 
     A picture is its metadata (a JSON object with at least `id`) and its `grid * grid` codes below
     `codes`, row by row; `size` is its side in pixels. `documents` is asked for only after the last
-    picture, so it may depend on which pictures came. Both are streamed.
+    picture, so it may depend on which pictures came. Both are streamed. `skipped` is (what, why) of
+    all that was left out, looked at last; it becomes `skipped.jsonl`.
     Raises UserError for an id seen twice or unknown, a wrong number of codes, a bad document.
     """
     assert 0 < codes <= MAX_CODES
     with manifest.new_folder(folder, replace=replace) as aside:
         ids = _write_pictures(aside, pictures, grid * grid, codes)
         counts = {"pictures": len(ids), **_write_documents(aside, documents, ids)}
+        if skipped is not None:
+            lines = [json.dumps({"what": what, "why": why}) + "\n" for what, why in skipped]
+            (aside / "skipped.jsonl").write_text("".join(lines), "utf-8")
         index = {
             "format": FORMAT,
             "image_tokenizer": image_tokenizer_hash,

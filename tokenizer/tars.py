@@ -10,7 +10,8 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import iadd
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,6 +58,11 @@ class Tally:
         shown = f".{ending[:12].lower()}" if ending else "without ending"
         new = shown not in self.ignored and len(self.ignored) >= MOST_ENDINGS
         self.ignored["of more kinds" if new else shown] += 1
+
+    def add(self, other: "Tally") -> None:
+        """Count what another counted too."""
+        for item in fields(self):
+            setattr(self, item.name, iadd(getattr(self, item.name), getattr(other, item.name)))
 
     def tell(self, say: Say, most: int = 20) -> None:
         """Say the counts, and name up to `most` of the damaged."""

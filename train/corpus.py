@@ -1,9 +1,9 @@
-"""Raw pictures and texts -> pixels, text lines and token shards: all that happens before training.
+"""Raw pictures and texts -> pixels, text lines and documents: what tokenizers are trained on.
 
 On the path: tars (`tokenizer/tars.py`), edits and questions -> pixels for the image tokenizer's
-training, lines for the text tokenizer's, and, once both are made, token shards
-(`tokenizer/shards.py`) for everything else. `exclude` holds ids that nothing may see: their
-pictures go, and with them every edit and question that touches them.
+training, lines for the text tokenizer's; once both are made `encode.py` turns the same into token
+shards for everything else. `exclude` holds ids that nothing may see: their pictures go, and with
+them every edit and question that touches them.
 
 `edits` and `questions` are files of JSON lines, maybe gzipped: {"source", "target",
 "instructions": [...], "type"} and {"id", "question", "answer", "type"}, with the ids of pictures.
@@ -16,20 +16,16 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence, Set
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from tokenizer import manifest
 from tokenizer.errors import UserError
-from tokenizer.image import PictureEncoder
-from tokenizer.pixels import to_pixels
-from tokenizer.shard_writer import growing_array, write_shards
+from tokenizer.shard_writer import growing_array
 from tokenizer.tars import MAX_TEXT_BYTES, Sample, Tally, decode, read_samples
 from train.state import Say
 
@@ -48,7 +44,8 @@ def read_pictures(
 
     With `keep`, of none but those in it. Damaged pictures are skipped and noted in `tally`.
     """
-    for metadata, image in decode(_chosen(tars, exclude, keep, tally), tally, size):
+    samples = chosen(read_samples(tars, tally), exclude, keep, tally)
+    for metadata, image in decode(samples, tally, size):
         yield metadata, np.array(image)
 
 
@@ -81,66 +78,6 @@ def load_pixels(
     return [metadata for metadata, _ in found], np.stack(pixels)
 
 
-def encode_corpus(
-    tars: Sequence[Path],
-    edits: Path | None,
-    questions: Path | None,
-    exclude: Set[str],
-    image_tokenizer: PictureEncoder,
-    out: Path,
-    *,
-    say: Say,
-    keep: Set[str] | None = None,
-    batch: int = 64,
-    device: torch.device | str = "cpu",
-    text_tokenizer_hash: str | None = None,
-    replace: bool = False,
-) -> dict[str, int]:
-    """Write the token shards of a corpus to the folder `out`; return the counts.
-
-    Documents: a pair for every picture with a caption; the edits whose both pictures, and the
-    questions whose picture, came into the folder. `exclude` and `keep` as in `read_pictures`.
-    """
-    assert image_tokenizer.hash, "save the image tokenizer first: shards are bound to its hash"
-    for path in (edits, questions):
-        if path and not path.is_file():
-            raise UserError(f"{path}: no such file")
-    tally = Tally()
-    captioned: dict[str, bool] = {}
-
-    def pictures() -> Iterator[tuple[dict[str, Any], list[int]]]:
-        found = read_pictures(tars, image_tokenizer.size, exclude, tally, keep=keep)
-        for group in _batches(found, batch):
-            pixels_B3HW = torch.stack([to_pixels(Image.fromarray(pixels)) for _, pixels in group])
-            codes_BL = image_tokenizer.encode(pixels_B3HW.to(device)).tolist()
-            for (metadata, _), codes_L in zip(group, codes_BL, strict=True):
-                captioned[metadata["id"]] = bool(metadata["captions"])
-                yield metadata, codes_L
-                if len(captioned) % 5000 == 0:
-                    say(f"{len(captioned):,} pictures encoded")
-
-    def documents() -> Iterator[dict[str, Any]]:
-        for picture_id, has_caption in captioned.items():
-            if has_caption:
-                yield {"task": "pair", "picture": picture_id}
-        yield from read_edits(edits, captioned.keys(), tally)
-        yield from read_questions(questions, captioned.keys(), tally)
-
-    counts = write_shards(
-        out,
-        pictures(),
-        documents(),
-        image_tokenizer_hash=image_tokenizer.hash,
-        size=image_tokenizer.size,
-        grid=image_tokenizer.grid,
-        codes=image_tokenizer.codes,
-        text_tokenizer_hash=text_tokenizer_hash,
-        replace=replace,
-    )
-    tally.tell(say)
-    return counts
-
-
 def text_lines(
     tars: Sequence[Path],
     edits: Path | None,
@@ -157,7 +94,7 @@ def text_lines(
     ids: set[str] = set()
 
     def captions() -> Iterator[str]:
-        for sample in _chosen(tars, exclude, None, tally):
+        for sample in chosen(read_samples(tars, tally), exclude, None, tally):
             tally.pictures += 1
             ids.add(sample.metadata["id"])
             yield from sample.metadata["captions"]
@@ -174,6 +111,18 @@ def text_lines(
             seen.add(line)
             yield line
     tally.tell(say)
+
+
+def chosen(
+    samples: Iterable[Sample], exclude: Set[str], keep: Set[str] | None, tally: Tally
+) -> Iterator[Sample]:
+    """The samples whose ids are not in `exclude`, and are in `keep` where there is one."""
+    for sample in samples:
+        picture_id = sample.metadata["id"]
+        if picture_id in exclude or (keep is not None and picture_id not in keep):
+            tally.excluded += 1
+        else:
+            yield sample
 
 
 def read_edits(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[dict[str, Any]]:
@@ -233,17 +182,6 @@ def _rows(path: Path | None, tally: Tally) -> Iterator[tuple[str, dict[str, Any]
         raise UserError(f"{path}: missing, damaged or cut short ({error})") from error
 
 
-def _chosen(
-    tars: Sequence[Path], exclude: Set[str], keep: Set[str] | None, tally: Tally
-) -> Iterator[Sample]:
-    for sample in read_samples(tars, tally):
-        picture_id = sample.metadata["id"]
-        if picture_id in exclude or (keep is not None and picture_id not in keep):
-            tally.excluded += 1
-        else:
-            yield sample
-
-
 def _told(
     tars: Sequence[Path], size: int, exclude: Set[str], keep: Set[str] | None, say: Say
 ) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
@@ -275,9 +213,3 @@ def _key(tars: Sequence[Path], size: int, exclude: Set[str], keep: Set[str] | No
         raise UserError(f"{error.filename}: no such tar file") from error
     told = [files, size, sorted(exclude), keep if keep is None else sorted(keep)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-
-
-def _batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
-    source = iter(things)
-    while group := list(islice(source, size)):
-        yield group

@@ -30,9 +30,9 @@ from tokenizer.image import ImageTokenizer, PictureEncoder
 from tokenizer.manifest import new_folder
 from tokenizer.pixels import to_pixels
 from tokenizer.shards import Shards
+from tokenizer.sources import find_sources, read_source
 from tokenizer.tables import read_table, write_about
-from tokenizer.tars import Tally, find_tars
-from train.corpus import read_pictures
+from tokenizer.tars import Tally, decode
 from train.state import Say
 
 BATCH = 64
@@ -113,7 +113,7 @@ def write_views(
             lost = int((~came_P).sum())
             raise UserError(
                 f"{lost:,} of the {shards.pictures:,} pictures of {shards.folder} did not come, "
-                f"the first is {shards.picture(int(came_P.argmin()))[0]['id']!r}; name the tars "
+                f"the first is {shards.picture(int(came_P.argmin()))[0]['id']!r}; name all "
                 "that these shards were made from"
             )
         codes_VPN.flush()
@@ -128,7 +128,7 @@ def read_views(folder: Path | str, shards: Shards) -> NDArray[np.uint16]:
 
 
 def main(
-    tars: str,
+    sources: Sequence[str],
     shards: Path,
     image_tokenizer: Path,
     out: Path,
@@ -138,16 +138,15 @@ def main(
     device: str = "auto",
     say: Say,
 ) -> Path:
-    """`cm3leon data views`: write the views of token shards from the tars that those were made
+    """`cm3leon data views`: write the views of token shards from the sources that those were made
     from. Returns `out`."""
     place = pick_device(device)
     tokenizer = ImageTokenizer.load(image_tokenizer).to(place)
     tally = Tally()
-    pictures = (
-        (metadata["id"], Image.fromarray(pixels_HW3))
-        for metadata, pixels_HW3 in read_pictures(find_tars(tars), tokenizer.size, set(), tally)
-    )
     opened = Shards.open(shards, tokenizer.hash)
+    samples = (one for source in find_sources(sources) for one in read_source(source, tally))
+    decoded = decode(samples, tally, tokenizer.size)
+    pictures = ((metadata["id"], image) for metadata, image in decoded)
     write_views(out, pictures, opened, tokenizer, draw_views(count, seed), place)
     tally.tell(say)
     say(f"{opened.pictures:,} pictures in {count} views")

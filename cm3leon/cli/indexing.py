@@ -29,14 +29,6 @@ def _own(folder: Path) -> Path:
 
 
 Folder = Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory's folder.", callback=_own)]
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="SOURCES",
-        help="Tars, a glob of them, a folder of tars, or of pictures with .txt or .json beside "
-        "them; urls of tars, or 'pipe:COMMAND' that writes one; {000..099} is a range.",
-    ),
-]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many documents a source.")]
 
 
@@ -51,7 +43,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def build(
-    sources: Sources,
+    sources: options.Sources,
     out: Annotated[Path, typer.Option(help="The memory's folder; goes on where it stopped.")],
     encoder: EncoderName = DEFAULT,
     model: options.Model = "default",
@@ -95,7 +87,7 @@ def build(
 
 def add(
     memory: Folder,
-    sources: Sources,
+    sources: options.Sources,
     encoder: EncoderName = DEFAULT,
     model: options.Model = "default",
     exclude: IdList = None,
@@ -111,7 +103,7 @@ def add(
 
 def recode(
     memory: Folder,
-    sources: Sources,
+    sources: options.Sources,
     model: options.Model = "default",
     device: options.Device = "auto",
 ) -> None:

@@ -35,6 +35,14 @@ TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest only."
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest that hold this share.")]
 Budget = Annotated[str | None, typer.Option(help="Bytes of the index in memory, as 500MB or 2GB.")]
 PictureFile = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")]
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCES",
+        help="Tars, a glob of them, a folder of tars, or of pictures with .txt or .json beside "
+        "them; urls of tars, or 'pipe:COMMAND' that writes one; {000..099} is a range.",
+    ),
+]
 
 Task = Literal["text_to_image", "edit", "infill", "caption", "answer"]
 

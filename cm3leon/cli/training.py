@@ -104,7 +104,7 @@ def _data() -> None:
 
 
 def encode(
-    tars: Annotated[str, typer.Argument(help="WebDataset tars: a folder or a pattern.")],
+    sources: options.Sources,
     tokenizer: Annotated[Path, typer.Option(help="The image tokenizer's folder.")],
     out: Annotated[Path, typer.Option(help="The folder of token shards to write.")],
     edits: Annotated[Path | None, typer.Option(help="JSON lines of edits.")] = None,
@@ -114,14 +114,21 @@ def encode(
     text_tokenizer: Annotated[
         Path | None, typer.Option(help="A .model file: the shards then go with no other.")
     ] = None,
+    most_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop where a larger share is damaged.")
+    ] = 0.1,
     device: options.Device = "auto",
 ) -> None:
-    """Turn pictures into token shards."""
+    """Turn pictures into token shards; a killed run goes on where it stopped.
+
+    Many processes share the work: python -m torch.distributed.run --nproc-per-node N --module
+    cm3leon data encode ...
+    """
     from train.encode import main
 
     typer.echo(
         main(
-            tars,
+            sources,
             tokenizer,
             out,
             edits=edits,
@@ -129,6 +136,7 @@ def encode(
             exclude=exclude,
             keep=keep,
             text_tokenizer=text_tokenizer,
+            most_bad=most_bad,
             device=device,
             say=options.say,
         )
@@ -136,7 +144,7 @@ def encode(
 
 
 def views(
-    tars: Annotated[str, typer.Argument(help="The tars that the shards were made from.")],
+    sources: options.Sources,
     shards: Annotated[Path, typer.Option(help="Token shards, as `data encode` writes them.")],
     tokenizer: Annotated[Path, typer.Option(help="The image tokenizer's folder.")],
     out: Annotated[Path, typer.Option(help="The folder of views to write.")],
@@ -148,7 +156,9 @@ def views(
     from train.views import main
 
     typer.echo(
-        main(tars, shards, tokenizer, out, count=count, seed=seed, device=device, say=options.say)
+        main(
+            sources, shards, tokenizer, out, count=count, seed=seed, device=device, say=options.say
+        )
     )
 
 
