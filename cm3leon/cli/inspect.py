@@ -1,12 +1,19 @@
-"""The command that looks at things: info, of a picture or of a model."""
+"""The commands that look at things: info, of a picture or of a model; data inspect, of shards."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import tell
+from tokenizer.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizer.document import Document
+    from tokenizer.shards import Shards
+
+COLUMNS = 8  # of a sheet
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,3 +66,91 @@ def _of_model(source: str) -> dict[str, Any]:
         "picture": f"{picture.size} x {picture.size} pixels",
         "codes": f"{picture.grid} x {picture.grid} of {config.vocabulary.image_codes}",
     }
+
+
+def inspect(
+    shards: Annotated[
+        Path, typer.Argument(metavar="SHARDS", help="Token shards, as `data encode` writes them.")
+    ],
+    count: Annotated[int, typer.Option("-n", min=1, help="How many documents.")] = 8,
+    sheet: Annotated[Path | None, typer.Option(help="A PNG of their pictures to write.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The image tokenizer's folder, for --sheet.")
+    ] = None,
+) -> None:
+    """Show what token shards hold: the counts, and documents as text, evenly from all of them."""
+    from tokenizer.manifest import check_writable
+    from tokenizer.shards import Shards
+
+    if (sheet is None) != (tokenizer is None):
+        raise UserError("--sheet and --tokenizer go together: it draws the pictures")
+    if sheet is not None:
+        check_writable(sheet)
+    opened = Shards.open(shards)
+    counts = ", ".join(f"{number:,} {name}" for name, number in opened.counts.items())
+    typer.echo(counts)
+    typer.echo(
+        f"{opened.size} x {opened.size} pixels are {opened.grid} x {opened.grid} codes of "
+        f"{opened.codes:,}, image tokenizer {opened.image_tokenizer[:12]}"
+    )
+    step = max(1, -(-opened.documents // count))
+    shown: list[str] = []
+    for number in range(0, opened.documents, step):
+        table = opened.document(number)
+        document, names = _document(opened, table)
+        typer.echo(f"{number} {table['task']}: {_as_text(document, names)}")
+        shown += names
+    if sheet is not None and tokenizer is not None:
+        _draw(opened, list(dict.fromkeys(shown)), tokenizer, sheet)
+        typer.echo(sheet)
+
+
+def _document(shards: "Shards", table: dict[str, Any]) -> tuple["Document", list[str]]:
+    """A document as training words it, with its first caption or instruction, and the ids of its
+    pictures."""
+    from cm3leon import prompts
+    from tokenizer.document import Picture
+
+    names: list[str] = [table[key] for key in ("picture", "source", "target") if key in table]
+    rows = [shards.picture(shards.number_of(name)) for name in names]
+    pictures = [Picture(codes) for _, codes in rows]
+    match table["task"]:
+        case "edit":
+            return prompts.edit(table["instructions"][0], *pictures), names
+        case "question":
+            return prompts.question(table["question"], table["answer"], pictures[0]), names
+        case _:
+            return prompts.pair(rows[0][0]["captions"][0], pictures[0]), names
+
+
+def _as_text(document: "Document", names: list[str]) -> str:
+    """Its segments with `<break>` between, its pictures as their ids."""
+    from tokenizer.document import Field, Picture, segments
+
+    left = iter(names)
+    texts: list[str] = []
+    for segment in segments(document):
+        if isinstance(segment[0], Picture):
+            texts.append(f"[{next(left)}]")
+        else:
+            words = (part.text if isinstance(part, Field) else str(part) for part in segment)
+            texts.append("".join(words).strip())
+    return " <break> ".join(texts)
+
+
+def _draw(shards: "Shards", names: list[str], tokenizer: Path, out: Path) -> None:
+    import torch
+
+    from tokenizer.image import ImageTokenizer
+    from tokenizer.manifest import write_file
+    from tokenizer.pixels import encode_png, sheet, to_image
+
+    decoder = ImageTokenizer.load(tokenizer)
+    if decoder.hash != shards.image_tokenizer:
+        raise UserError(
+            f"{shards.folder} was made with image tokenizer {shards.image_tokenizer[:12]}, this "
+            f"one is {decoder.hash[:12]}; name that one"
+        )
+    codes_BL = torch.tensor([shards.picture(shards.number_of(name))[1] for name in names])
+    pictures = [to_image(pixels_3HW) for pixels_3HW in decoder.decode(codes_BL)]
+    write_file(out, encode_png(sheet(pictures, COLUMNS, names)))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cm3leon.cli import options
+from cm3leon.cli.inspect import inspect
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's shipped name, or a YAML file.")]
 Changes = Annotated[
@@ -36,6 +37,7 @@ def add_to(app: typer.Typer) -> None:
     data.callback()(_data)
     data.command()(encode)
     data.command()(views)
+    data.command()(inspect)
     data.command()(pack)
     app.add_typer(data, name="data")
 
