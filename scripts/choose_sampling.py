@@ -6,7 +6,8 @@
 Emoji of token shards, evenly spaced (no flags, keycaps, tone variants; none of the sheet to skip),
 are painted from their first caption at one seed. A painted picture is a hit where, among the real
 pictures of its style as the codebook gives them back, the nearest one (cosine of pooled MobileNetV2
-features) is of the family that was asked for. Prints hits at 1 and at 5 for each setting.
+features) is of the family that was asked for. Prints hits at 1 and at 5 for each setting. With
+`--memory MEMORY --retrieve K` documents stand in front, found by the caption alone.
 """
 
 # Shapes: P = real pictures of a style, B = painted pictures, F = features
@@ -28,10 +29,15 @@ from cm3leon.generate import Request, Streams, generate_batch
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
 from eval.figures import evenly
+from eval.retrieval import look_up
 from eval.sheet import is_plain
+from retrieval.encoder import SmallEmbedder
+from retrieval.memory import Memory
+from tokenizer.document import Document
 from tokenizer.features import FeatureNet
 from tokenizer.shards import Shards
 
+DEFAULT = Path(__file__).parent.parent / "retrieval" / "assets" / "default"
 TOGETHER = 40  # pictures painted in one batch
 TEMPERATURES, SCALES, SHARES = (0.0, 0.3, 0.5, 0.7, 1.0), (1.0, 2.0, 3.0, 5.0), (0.9,)
 
@@ -43,6 +49,7 @@ class Asked:
     prompt: str
     style: str
     family: str
+    documents: tuple[Document, ...] = ()
 
 
 @torch.inference_mode()
@@ -52,6 +59,8 @@ def main() -> None:
     parser.add_argument("shards")
     parser.add_argument("features", type=Path)
     parser.add_argument("--skip", type=Path, required=True)
+    parser.add_argument("--memory", type=Path)
+    parser.add_argument("--retrieve", type=int, default=0)
     parser.add_argument("--limit", type=int, default=160)
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
@@ -69,14 +78,31 @@ def main() -> None:
     real = real_features(leon, shards, net, emoji)
     others = [picture for _, picture in emoji if picture["id"] not in skipped]
     chosen = [others[place] for place in evenly(range(len(others)), given.limit)]
-    asked = [Asked(one["captions"][0], one["style"], one["family"]) for one in chosen]
-    print(f"model {leon.hash}, {len(asked)} prompts")
+    captions, ids = [one["captions"][0] for one in chosen], [one["id"] for one in chosen]
+    documents = retrieved(leon, given.memory, captions, ids, given.retrieve)
+    asked = [
+        Asked(caption, one["style"], one["family"], some)
+        for caption, one, some in zip(captions, chosen, documents, strict=True)
+    ]
+    print(f"model {leon.hash}, {len(asked)} prompts, {given.retrieve} documents in front")
     grid = itertools.product(given.temperatures, given.scales, given.shares)
     for temperature, scale, share in grid:
         sampling = Sampling(temperature=temperature, top_p=share, cfg_scale=scale)
         painted_BF = features(leon, net, paint(leon, asked, sampling))
         first, fifth = hits(painted_BF, asked, real)
         print(f"temperature {temperature} guidance {scale} top-p {share}: {first:.3f} {fifth:.3f}")
+
+
+def retrieved(
+    leon: CM3Leon, folder: Path | None, captions: list[str], ids: list[str], count: int
+) -> list[tuple[Document, ...]]:
+    """Up to `count` documents for each caption, never its own picture."""
+    if folder is None or not count:
+        return [()] * len(captions)
+    embedder = SmallEmbedder.load(DEFAULT)
+    memory = Memory.open(folder, embedder.id, leon.image_tokenizer.hash)
+    found = look_up(memory, embedder, captions, ids, count)
+    return [tuple(memory.document(one.id) for one in some) for some in found]
 
 
 def real_features(
@@ -106,7 +132,12 @@ def paint(leon: CM3Leon, asked: list[Asked], sampling: Sampling) -> list[tuple[i
     rule = grammar.picture(leon.codec.vocabulary, leon.codec.picture_codes)
     requests = [
         Request(
-            streams=Streams(tuple(leon.codec.open(d) for d in prompts.paint(one.prompt))),
+            streams=Streams(
+                tuple(
+                    leon.codec.open(stream, one.documents)
+                    for stream in prompts.paint(one.prompt, examples=bool(one.documents))
+                )
+            ),
             grammar=rule,
             seeds=(0,),
         )
