@@ -47,7 +47,8 @@ def find_neighbours(
     that the shards do not hold, never comes.
     """
     table_PN = np.full((len(numbers), 2 * rules.count), NONE, np.int32)
-    rest = (one for one in pictures if one[0]["id"] in numbers)
+    left = set(numbers)  # of two pictures with one id the first counts, as in the shards
+    rest = (one for one in pictures if one[0]["id"] in left and not left.discard(one[0]["id"]))
     while group := list(islice(rest, BATCH)):
         ids = [metadata["id"] for metadata, _ in group]
         texts = [next(iter(metadata["captions"]), None) for metadata, _ in group]

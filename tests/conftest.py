@@ -273,7 +273,9 @@ def tars(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / "t-0.tar", tmp_path / "t-1.tar"]
     for path, names in zip(paths, (["red", "green"], ["blue", "white"]), strict=True):
         with tarfile.open(path, "w") as archive:
-            members = {"bad.png": b"no picture", "bad.json": b"{}"} if path is paths[0] else {}
+            members = {"README.md": b"more"}
+            if path is paths[0]:
+                members = {"bad.png": b"no picture", "bad.json": b"{}"}
             for name in names:
                 members[f"{name}.png"] = picture(COLOURS[name])
                 metadata = {"id": name, "captions": [f"a {name} square", "a square"]}

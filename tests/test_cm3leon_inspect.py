@@ -41,7 +41,24 @@ def test_documents_come_as_text(shards: Path, capsys: pytest.CaptureFixture[str]
     ]
     assert main(["data", "inspect", str(shards), "-n", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()[2:]
-    assert [line.split(":")[0] for line in lines] == ["0 pair", "2 question"]
+    assert [line.split(":")[0] for line in lines] == ["0 pair", "1 edit"]
+
+
+def test_shards_without_documents_or_captions_are_shown(
+    tiny: CM3Leon, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, pair = tiny.image_tokenizer, {"task": "pair", "picture": "fox"}
+    about = {"size": image.size, "grid": image.grid, "codes": image.codes}
+    for name, documents in (("none", []), ("mute", [pair])):
+        pictures = [({"id": "fox", "captions": []}, [1] * image.picture_codes)]
+        where = tmp_path / name
+        write_shards(where, pictures, documents, image_tokenizer_hash=image.hash, **about)
+        assert main(["data", "inspect", str(where)]) == 0
+        assert ("[fox]" in capsys.readouterr().out) == (name == "mute")
+    tokenizer = ["--tokenizer", str(tiny_folder / "image_tokenizer")]
+    told = [str(tmp_path / "none"), "--sheet", str(tmp_path / "s.png"), *tokenizer]
+    assert main(["data", "inspect", *told]) == 1
+    assert "no documents whose pictures --sheet could show" in capsys.readouterr().err
 
 
 def test_their_pictures_come_as_a_sheet(

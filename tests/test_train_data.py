@@ -21,18 +21,9 @@ from tokenizer.shard_writer import write_shards
 from tokenizer.shards import Shards
 from tokenizer.vocabulary import EOS, PAD
 from train.config import RowsConfig
-from train.data import (
-    DECK,
-    Deck,
-    Rows,
-    Shuffle,
-    Source,
-    grouped,
-    micro_batches,
-    rows_of_steps,
-    unit_of,
-)
+from train.data import Rows, micro_batches, rows_of_steps, unit_of
 from train.objective import Ids, MaskConfig, unmask
+from train.source import DECK, Deck, Shuffle, Source, grouped
 
 GRID, CODES = 4, 32
 PLAIN, NO_MASK = MaskConfig(), MaskConfig(spans_mean=0, field=0)

@@ -62,11 +62,12 @@ def test_a_corpus_becomes_shards(
     assert [shards.document(4)[name] for name in ("source", "target")] == ["red", "green"]
     assert shards.document(7)["picture"] == "white"
     assert told[:4] == [
-        f"{tars[0]}: encoded; 2 pictures by now",
-        f"{tars[1]}: encoded; 4 pictures by now",
+        f"{tars[0]}: 2 pictures encoded",
+        f"{tars[1]}: 2 pictures encoded",
         "4 pictures read, 0 left out by id, 6 damaged things skipped",
         "1 edits and questions left out: a picture of theirs is not there",
     ]
+    assert told[4] == "1 files of other kinds ignored (1 .md)"
     skipped = [
         "t-0/bad",
         "edits.jsonl.gz line 4",
@@ -75,7 +76,7 @@ def test_a_corpus_becomes_shards(
         "questions.jsonl line 4",
         "questions.jsonl line 5",
     ]
-    assert [line.split(":")[0] for line in told[4:]] == [f"skipped {what}" for what in skipped]
+    assert [line.split(":")[0] for line in told[5:]] == [f"skipped {what}" for what in skipped]
     lines = (shards.folder / "skipped.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["what"] for line in lines] == skipped
     assert all(json.loads(line)["why"] for line in lines)
@@ -156,10 +157,35 @@ def test_too_many_damaged_things_stop_it(
 ) -> None:
     monkeypatch.setattr(encoding, "FEW", 3)
     out = tmp_path / "shards"
-    with pytest.raises(UserError, match=r"1 of 3 things read are damaged, 33%; at most 30% may be"):
-        encoded(tars, out, most_bad=0.3)
+    complaint = r"t-0\.tar: 1 of 3 things read are damaged, 33%; at most 30% may be"
+    for order in (tars, tars[::-1]):
+        with pytest.raises(UserError, match=complaint):
+            encoded(order, out, most_bad=0.3)
     assert not out.exists()
-    assert encoded(tars, out, most_bad=0.34).pictures == 4
+    monkeypatch.setattr(encoding, "FEW", 4)  # no source has so many, all have
+    with pytest.raises(UserError, match=r"all sources: 1 of 5 things read are damaged, 20%"):
+        encoded(tars, out, most_bad=0.1)
+    assert encoded(tars, out, most_bad=0.2).pictures == 4
+
+
+def test_folders_of_parts_are_ours_alone(tars: list[Path], tmp_path: Path) -> None:
+    parts = tmp_path / "shards.parts"
+    parts.mkdir()
+    (parts / "precious.txt").touch()
+    with pytest.raises(UserError, match=r"is for parts but holds 'precious\.txt'; name another"):
+        encoded(tars, tmp_path / "shards")
+    assert (parts / "precious.txt").exists()
+    with pytest.raises(UserError, match="would lie among the pictures of"):
+        encoded([tmp_path], tmp_path / "out")
+    with pytest.raises(UserError, match="File name too long"):
+        encoded(tars, tmp_path / ("x" * 300))
+
+
+def test_a_part_that_is_not_there_is_named(tars: list[Path], tmp_path: Path) -> None:
+    work, sources = Work(image_tokenizer=MeanTokenizer()), [str(tar) for tar in tars]
+    given: dict[str, Any] = {"we": Crew(rank=0, size=2), "say": quiet}
+    with pytest.raises(UserError, match="is not there: another run took it, or not all processes"):
+        encode(sources, None, None, work, tmp_path / "shards", **given)
 
 
 def test_bad_files_are_refused_and_leave_nothing(
@@ -177,5 +203,5 @@ def test_bad_files_are_refused_and_leave_nothing(
         encoded(tars, out, keep={"mauve"})
     assert not out.exists()
     out.mkdir()
-    with pytest.raises(UserError, match="shards is there already; name a new folder"):
+    with pytest.raises(UserError, match="it is a folder; name another"):
         encoded(tars, out)

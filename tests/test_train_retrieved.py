@@ -88,6 +88,26 @@ def test_none_to_two_neighbours_stand_in_front(shards: Shards, tiny: CM3Leon) ->
         assert min(counts[number][k] for k in range(3)) > 0.25 * counts[number].total()
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_share_of_them_is_drawn_from_all_of_the_kind(
+    shards: Shards, tiny: CM3Leon, share: float
+) -> None:
+    rows = make(shards, tiny, unrelated=share, forms={"pair": 1.0})
+    known, others = 0, 0
+    for row in range(900):
+        *front, own = numbers_of(rows, row)
+        assert len({*front, own}) == len(front) + 1, "a document twice, or the one asked for"
+        if own == 0:  # its one neighbour is 2
+            known += front == [2]
+            others += front != [2] and front != []
+    assert others > 20
+    # of six of the kind the one drawn is the neighbour itself, or the picture itself, which is not
+    # taken
+    assert known / (known + others) == pytest.approx(1 - share * 4 / 6, abs=0.15)
+    with pytest.raises(UserError, match="unrelated is 2"):
+        RowsConfig(unrelated=2)
+
+
 def test_a_row_begins_as_its_prompt_in_generation(shards: Shards, tiny: CM3Leon) -> None:
     rows = make(shards, tiny, forms={"pair": 1.0})
     longest = 0
@@ -159,7 +179,8 @@ def test_a_run_reads_the_tables_of_its_shards(lesson: Path, tmp_path: Path, tiny
         (picture["id"], Image.new("RGB", (16, 16), "grey")) for picture in shards.every_picture()
     ]
     write_views(tmp_path / "views", grey, shards, tiny.image_tokenizer, draw_views(1, 0))
-    assert run("alone anew", views) == run("alone again")
+    with pytest.raises(UserError, match="views need neighbours"):
+        run("alone anew", views)
     as_they_are = run("as they are", table, views, "rows.seen_anew=0")
     assert run("anew", table, views, "rows.seen_anew=1") != as_they_are
     with pytest.raises(UserError, match="made for other shards"):

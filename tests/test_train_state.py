@@ -130,6 +130,15 @@ def test_a_run_is_begun_once_and_resumed_with_its_own_recipe(tmp_path: Path) -> 
         state.open_run(run, Recipe(schedule=Schedule(peak=0.1)), resume=True, free=("steps",))
 
 
+def test_a_setting_that_is_newer_than_a_run_has_its_default_there(tmp_path: Path) -> None:
+    state.open_run(tmp_path / "run", Recipe(), resume=False)
+    kept = tmp_path / "run" / "recipe.yaml"
+    kept.write_text(kept.read_text("utf-8").replace("save_every: 5\n", ""), "utf-8")
+    state.open_run(tmp_path / "run", Recipe(), resume=True)
+    with pytest.raises(UserError, match="was begun with save_every = 5, now it is 2"):
+        state.open_run(tmp_path / "run", Recipe(save_every=2), resume=True)
+
+
 def test_a_run_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot make the run folder .*file"):

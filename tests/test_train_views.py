@@ -1,6 +1,5 @@
 """Pictures seen anew: what a view does to pixels, and rows whose pictures all share one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def test_each_picture_is_coded_through_each_view_under_its_own_number(
     tmp_path: Path, shards: Shards, pictures: list[tuple[str, Image.Image]]
 ) -> None:
     views = draw_views(7, 1)
-    others = [("no shard's", pictures[0][1]), *pictures]
+    others = [("no shard's", pictures[0][1]), *pictures, ("3", pictures[0][1])]
     write_views(tmp_path / "views", others, shards, MeanTokenizer(), views)
     codes_VPN = read_views(tmp_path / "views", shards)
     assert codes_VPN.shape == (7, 6, GRID**2)
@@ -131,8 +130,13 @@ def test_tables_of_too_little_or_of_others_are_refused(
     write_shards(tmp_path / "other", [({"id": "x"}, [0] * GRID**2)], [], **about)
     with pytest.raises(UserError, match="made for other shards"):
         read_views(tmp_path / "views", Shards.open(tmp_path / "other"))
-    (tmp_path / "views" / "about.json").write_text(json.dumps([]).ljust(1))
-    with pytest.raises(UserError, match="views"):
+    about_it = tmp_path / "views" / "about.json"
+    whole = about_it.read_text("utf-8")
+    about_it.write_text("[]".ljust(len(whole)))
+    with pytest.raises(UserError, match=r"cannot be read .* make it with `cm3leon data views`"):
+        read_views(tmp_path / "views", shards)
+    about_it.write_text("[]")
+    with pytest.raises(UserError, match=r"about\.json"):
         read_views(tmp_path / "views", shards)
     with pytest.raises(UserError, match="seen_anew is 2"):
         RowsConfig(seen_anew=2)

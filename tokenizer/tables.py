@@ -35,8 +35,8 @@ def read_table(
 ) -> NDArray[Any]:
     """The table `name` of these shards, mapped; a size of None in `shape` is any.
 
-    Raises UserError, with the `command` that makes it, where it is missing, damaged, of another
-    kind or of other shards.
+    Raises UserError where it is missing, damaged, of another kind or of other shards; the
+    `command` is what makes it.
     """
     folder = Path(folder)
     verify(folder, hashes=False)

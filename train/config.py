@@ -34,6 +34,7 @@ class RowsConfig:
     questions: dict[str, float] = field(default_factory=dict)  # type of question
     first_caption: float = 0.5  # how often a picture goes under its first caption
     retrieved: int = 2  # most documents in front of one, where there is a table of neighbours
+    unrelated: float = 0.0  # share of those drawn from all of its kind, so that not all are trusted
     seen_anew: float = 0.6  # share of captioned pictures behind others to see through a view
 
     def __post_init__(self) -> None:
@@ -49,8 +50,9 @@ class RowsConfig:
             raise UserError("forms must name at least one kind of document beside 'packed'")
         if not 0 <= self.first_caption <= 1:
             raise UserError(f"first_caption is {self.first_caption}; a probability lies in 0..1")
-        if not 0 <= self.seen_anew <= 1:
-            raise UserError(f"seen_anew is {self.seen_anew}; a probability lies in 0..1")
+        for name in ("unrelated", "seen_anew"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; a probability lies in 0..1")
         if self.retrieved < 0:
             raise UserError(f"retrieved is {self.retrieved}; it must be at least 0")
 
@@ -111,6 +113,8 @@ class PretrainRecipe:
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.views is not None and self.neighbours is None:
+            raise UserError("views need neighbours: only behind documents is a row seen anew")
 
 
 @dataclass(frozen=True, kw_only=True)

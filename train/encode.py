@@ -4,17 +4,21 @@ Each source becomes a part, token shards of its pictures alone, in the folder OU
 killed run has finished is not done again. `python -m torch.distributed.run --nproc-per-node N
 --module cm3leon data encode ...` shares the work: process r of N takes every N-th source, then the
 first gathers the parts in the order of the sources and adds the documents. However it was shared or
-interrupted, the shards are the same.
+interrupted, the shards are the same. All processes must see one OUT, and the same sources.
 """
 
 # Shapes: B = batch, 3 = red, green, blue, H = height, W = width, L = codes of a picture
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,17 +29,19 @@ from cm3leon.pipeline import pick_device
 from retrieval.parts import Crew, crew
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
-from tokenizer.manifest import MANIFEST, new_folder, verify
+from tokenizer.manifest import MANIFEST, check_writable, new_folder, verify
 from tokenizer.pixels import to_pixels
 from tokenizer.shard_writer import write_shards
 from tokenizer.shards import Shards
-from tokenizer.sources import find_sources, read_source
+from tokenizer.sources import COMMAND, URLS, find_sources, read_source
 from tokenizer.tars import Tally, decode, read_ids
 from tokenizer.text import TextTokenizer
 from train.corpus import chosen, read_edits, read_questions
 from train.state import Say
 
 SHARDS, TALLY = "shards", "tally.json"
+OURS = re.compile(r"\.?part-[0-9a-f]{16}")  # with the dot: written aside, its writer was killed
+ENDS = 1 << 16  # bytes of a tar that are looked at, at either end
 MOST_BAD = 0.1  # share of damaged things at which a corpus is not what it should be,
 FEW = 100  # but of so many at least
 
@@ -53,11 +59,15 @@ class Work:
     batch: int = 64
     device: torch.device | str = "cpu"
 
+    @cached_property
+    def choice(self) -> str:
+        """Stands for `exclude` and `keep`."""
+        return _digest([sorted(self.exclude), None if self.keep is None else sorted(self.keep)])
+
     def key(self, source: str) -> str:
         """The name of a source's part: another one where anything that it depends on changed."""
-        chosen = [sorted(self.exclude), None if self.keep is None else sorted(self.keep)]
-        told = [source, _stamp(source), self.image_tokenizer.hash, chosen]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        told = [source, _stamp(source), self.image_tokenizer.hash, self.choice]
+        return f"part-{_digest(told)[:16]}"
 
 
 def encode(
@@ -78,34 +88,52 @@ def encode(
 
     Documents: a pair for every picture with a caption; the edits whose both pictures, and the
     questions whose picture, came into the folder. Raises UserError for a source that is not there,
-    and where more than a share `most_bad` of what was read is damaged; finished parts stay.
+    and where more than a share `most_bad` of one source, or of all, is damaged. Finished parts
+    stay.
     """
     assert work.image_tokenizer.hash, "save the image tokenizer first: shards carry its hash"
     for path in (edits, questions):
         if path and not path.is_file():
             raise UserError(f"{path}: no such file")
-    if out.exists() and not replace:
-        raise UserError(f"{out} is there already; name a new folder")
-    parts = out.with_name(f"{out.name}.parts")
-    try:
-        parts.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {parts}: {error.strerror}") from error
+    if not replace:
+        check_writable(out)
+    parts = _make_room(out.with_name(f"{out.name}.parts"), sources)
     folders = [parts / work.key(source) for source in sources]
-    tally = Tally()
     for source, folder in list(zip(sources, folders, strict=True))[we.rank :: we.size]:
         if not (folder / MANIFEST).is_file():
             _write_part(folder, source, work)
-        verify(folder, hashes=False)
-        tally.add(_read_tally(folder))
-        say(f"{source}: encoded; {tally.pictures:,} pictures by now")
-        _check_share(tally, most_bad, say)
+        tally = _read_tally(folder)
+        say(f"{source}: {tally.pictures:,} pictures encoded")
+        _check_share(source, tally, most_bad, say)
     we.wait()
     if we.rank:
         return {}
-    counts = _gather(folders, edits, questions, work, out, text_tokenizer_hash, replace, say)
-    shutil.rmtree(parts, ignore_errors=True)
+    tally = Tally()
+    for folder in folders:
+        tally.add(_read_tally(folder))
+    _check_share("all sources", tally, most_bad, say)
+    counts = _gather(folders, tally, edits, questions, work, out, text_tokenizer_hash, replace)
+    tally.tell(say)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # it may hold parts of sources that are named no more
+        parts.rmdir()
     return counts
+
+
+def _make_room(parts: Path, sources: Sequence[str]) -> Path:
+    """The folder of parts. Raises UserError where it cannot be, or holds what is not ours."""
+    for source in sources:
+        if os.path.isdir(source) and Path(source).resolve() in parts.resolve().parents:
+            raise UserError(f"{parts} would lie among the pictures of {source}; name another --out")
+    try:
+        parts.mkdir(exist_ok=True)
+        strange = [path.name for path in parts.iterdir() if not OURS.match(path.name)]
+    except OSError as error:
+        raise UserError(f"cannot use the folder {parts}: {error.strerror}") from error
+    if strange:
+        raise UserError(f"{parts} is for parts but holds {strange[0]!r}; name another --out")
+    return parts
 
 
 def _write_part(folder: Path, source: str, work: Work) -> None:
@@ -116,7 +144,8 @@ def _write_part(folder: Path, source: str, work: Work) -> None:
         first = next(coded, None)
         if first is not None:
             write_shards(aside / SHARDS, chain([first], coded), (), **_about(work))
-        (aside / TALLY).write_text(json.dumps(asdict(tally)), "utf-8")
+        told = {**vars(tally), "ignored": dict(tally.ignored)}
+        (aside / TALLY).write_text(json.dumps(told), "utf-8")
 
 
 def _coded(source: str, work: Work, tally: Tally) -> Iterator[Coded]:
@@ -131,22 +160,20 @@ def _coded(source: str, work: Work, tally: Tally) -> Iterator[Coded]:
 
 def _gather(
     folders: Sequence[Path],
+    tally: Tally,
     edits: Path | None,
     questions: Path | None,
     work: Work,
     out: Path,
     text_tokenizer_hash: str | None,
     replace: bool,
-    say: Say,
 ) -> dict[str, int]:
-    """All parts, in order, and the documents of their pictures as one folder. Of two pictures with
-    one id the first comes."""
-    tally = Tally()
+    """All parts, in order, and the documents of their pictures as one folder; what is skipped now
+    is added to `tally`. Of two pictures with one id the first comes."""
     captioned: dict[str, bool] = {}
 
     def pictures() -> Iterator[Coded]:
         for folder in folders:
-            tally.add(_read_tally(folder))
             if not (folder / SHARDS).is_dir():
                 continue
             part = Shards.open(folder / SHARDS, work.image_tokenizer.hash)
@@ -165,7 +192,7 @@ def _gather(
         yield from read_edits(edits, captioned.keys(), tally)
         yield from read_questions(questions, captioned.keys(), tally)
 
-    counts = write_shards(
+    return write_shards(
         out,
         pictures(),
         documents(),
@@ -174,8 +201,6 @@ def _gather(
         replace=replace,
         **_about(work),
     )
-    tally.tell(say)
-    return counts
 
 
 def _about(work: Work) -> dict[str, Any]:
@@ -184,27 +209,49 @@ def _about(work: Work) -> dict[str, Any]:
     return {"image_tokenizer_hash": tokenizer.hash, **size}
 
 
-def _check_share(tally: Tally, most_bad: float, say: Say) -> None:
+def _check_share(name: str, tally: Tally, most_bad: float, say: Say) -> None:
     bad, read = len(tally.skipped), len(tally.skipped) + tally.pictures + tally.excluded
     if read >= FEW and bad > most_bad * read:
         tally.tell(say)
         raise UserError(
-            f"{bad:,} of {read:,} things read are damaged, {bad / read:.0%}; at most "
-            f"{most_bad:.0%} may be: mend the sources, or allow more with --most-bad"
+            f"{name}: {bad:,} of {read:,} things read are damaged, {bad / read:.0%}; at most "
+            f"{most_bad:.0%} may be: mend them, or allow more with --most-bad"
         )
 
 
 def _read_tally(folder: Path) -> Tally:
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} is not there: another run took it, or not all processes see the same sources"
+        )
+    verify(folder, hashes=False)
     table: dict[str, Any] = json.loads((folder / TALLY).read_text("utf-8"))
     skipped = [(what, why) for what, why in table.pop("skipped")]
     return Tally(ignored=Counter(table.pop("ignored")), skipped=skipped, **table)
 
 
 def _stamp(source: str) -> list[Any]:
-    """What tells whether a source that lies here is still the same."""
+    """What tells whether a source that lies here is still the same, on any machine: of a tar its
+    size, beginning and end, of a folder the names and sizes of its files."""
+    if source.startswith((*URLS, COMMAND)):
+        return []
     path = Path(source)
-    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    return [[str(one), (s := one.stat()).st_size, s.st_mtime_ns] for one in files if one.exists()]
+    if path.is_dir():
+        files = sorted(one for one in path.rglob("*") if one.is_file())
+        return [[one.relative_to(path).as_posix(), one.stat().st_size] for one in files]
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - ENDS))
+            end = file.read()
+            file.seek(0)
+            return [size, hashlib.sha256(file.read(ENDS) + end).hexdigest()]
+    except OSError as error:
+        raise UserError(f"{source}: no such tar file ({error.strerror})") from error
+
+
+def _digest(told: object) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def main(

@@ -39,7 +39,8 @@ def open_run(run: Path, recipe: object, resume: bool, free: Collection[str] = ()
         return
     if not resume:
         raise UserError(f"{run} holds a run already; go on with --resume, or name a new folder")
-    before, now = dict(_leaves(settings.read(kept))), dict(_leaves(settings.table_of(recipe)))
+    begun = settings.build(type(recipe), settings.read(kept))  # a newer setting has its default
+    before, now = (dict(_leaves(settings.table_of(one))) for one in (begun, recipe))
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if name.partition(".")[0] not in free and old != new:

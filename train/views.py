@@ -96,25 +96,23 @@ def write_views(
 
     Raises UserError where one of the shards' pictures did not come.
     """
-    number_of = {picture["id"]: number for number, picture in enumerate(shards.every_picture())}
-    came_P = np.zeros(shards.pictures, bool)
-    rest = (one for one in pictures if one[0] in number_of)
+    # of two pictures with one id the first counts, as in the shards
+    left = {picture["id"]: number for number, picture in enumerate(shards.every_picture())}
+    rest = ((left.pop(name), image) for name, image in pictures if name in left)
     with new_folder(folder) as aside:
         codes_VPN = np.lib.format.open_memmap(
             aside / TABLE, "w+", np.uint16, (len(views), *shards.codes_PN.shape)
         )
         while group := list(islice(rest, BATCH)):
-            numbers = [number_of[name] for name, _ in group]
+            numbers = [number for number, _ in group]
             pixels_B3HW = torch.stack([to_pixels(image) for _, image in group]).to(device)
-            for number, view in enumerate(views):
-                codes_VPN[number, numbers] = image_tokenizer.encode(view(pixels_B3HW)).cpu().numpy()
-            came_P[numbers] = True
-        if not came_P.all():
-            lost = int((~came_P).sum())
+            for place, view in enumerate(views):
+                codes_VPN[place, numbers] = image_tokenizer.encode(view(pixels_B3HW)).cpu().numpy()
+        if left:
             raise UserError(
-                f"{lost:,} of the {shards.pictures:,} pictures of {shards.folder} did not come, "
-                f"the first is {shards.picture(int(came_P.argmin()))[0]['id']!r}; name all "
-                "that these shards were made from"
+                f"{len(left):,} of the {shards.pictures:,} pictures of {shards.folder} did not "
+                f"come, the first is {next(iter(left))!r}; name the sources that these shards were "
+                "made from"
             )
         codes_VPN.flush()
         write_about(aside, shards, {"views": [vars(one) for one in views]})

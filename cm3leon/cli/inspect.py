@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tokenizer.document import Document
     from tokenizer.shards import Shards
 
-COLUMNS = 8  # of a sheet
+COLUMNS, TOGETHER = 8, 64  # pictures in a row of a sheet, and decoded in one batch
 
 
 def add_to(app: typer.Typer) -> None:
@@ -93,9 +93,11 @@ def inspect(
         f"{opened.size} x {opened.size} pixels are {opened.grid} x {opened.grid} codes of "
         f"{opened.codes:,}, image tokenizer {opened.image_tokenizer[:12]}"
     )
-    step = max(1, -(-opened.documents // count))
+    if not opened.documents and sheet is not None:
+        raise UserError(f"{shards} has no documents whose pictures --sheet could show")
+    count = min(count, opened.documents)
     shown: list[str] = []
-    for number in range(0, opened.documents, step):
+    for number in (place * opened.documents // count for place in range(count)):
         table = opened.document(number)
         document, names = _document(opened, table)
         typer.echo(f"{number} {table['task']}: {_as_text(document, names)}")
@@ -120,7 +122,8 @@ def _document(shards: "Shards", table: dict[str, Any]) -> tuple["Document", list
         case "question":
             return prompts.question(table["question"], table["answer"], pictures[0]), names
         case _:
-            return prompts.pair(rows[0][0]["captions"][0], pictures[0]), names
+            captions: list[str] = rows[0][0].get("captions") or []
+            return prompts.pair(captions[0], pictures[0]) if captions else (pictures[0],), names
 
 
 def _as_text(document: "Document", names: list[str]) -> str:
@@ -152,5 +155,6 @@ def _draw(shards: "Shards", names: list[str], tokenizer: Path, out: Path) -> Non
             f"one is {decoder.hash[:12]}; name that one"
         )
     codes_BL = torch.tensor([shards.picture(shards.number_of(name))[1] for name in names])
-    pictures = [to_image(pixels_3HW) for pixels_3HW in decoder.decode(codes_BL)]
+    decoded = (decoder.decode(some_BL) for some_BL in codes_BL.split(TOGETHER))
+    pictures = [to_image(pixels_3HW) for pixels_B3HW in decoded for pixels_3HW in pixels_B3HW]
     write_file(out, encode_png(sheet(pictures, COLUMNS, names)))
