@@ -75,7 +75,7 @@ def look_up(
 ) -> list[list[Candidate]]:
     """For each caption the documents that generation would put in front of it, never the one in
     `ids` whose caption it is."""
-    rules = Rules(count=count, near=memory.contents.near)
+    rules = Rules(count=count, near=memory.contents.near, least=memory.contents.least)
     queries_QE = document_vectors(embedder, captions, [None] * len(captions))
     found = memory.search(queries_QE, rules.pool)
     return [select(candidates, rules, {own}) for candidates, own in zip(found, ids, strict=True)]

@@ -47,13 +47,16 @@ def codebook_of(encoder: PictureEncoder) -> Codebook:
     )
 
 
-def create(folder: Path, embedder: Embedder, encoder: PictureEncoder) -> Memory:
-    """A new, empty memory for what these two make; see `Memory.create`."""
+def create(
+    folder: Path, embedder: Embedder, encoder: PictureEncoder, least: float = Rules().least
+) -> Memory:
+    """A new, empty memory for what these two make, with `Rules.least`; see `Memory.create`."""
     contents = Contents(
         encoder=embedder.id,
         dimension=embedder.dimension,
         codebook=codebook_of(encoder),
         near=Rules().near,
+        least=least,
     )
     return Memory.create(folder, contents)
 

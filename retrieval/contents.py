@@ -51,6 +51,7 @@ class Contents:
     dimension: int
     codebook: Codebook
     near: float  # above this score two documents are near copies; see retrieve.Rules
+    least: float = -1.0  # below it a document is of something else than the words say
     segments: tuple[Entry, ...] = ()
 
     def __post_init__(self) -> None:

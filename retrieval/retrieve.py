@@ -26,18 +26,22 @@ class Rules:
 
     near: a score above it is a near copy. The paper's 0.9 belongs to its CLIP; a memory of another
     encoder keeps a number of its own (`threshold`).
+    least: a score below it is of something else, which does the picture more harm than good (ours;
+    it belongs to an encoder too, and to queries of words alone).
     """
 
     count: int = 2  # the paper's K at generation is 0, 1 or 2
     near: float = 0.9
+    least: float = -1.0
     pool: int = 64  # candidates looked at for each query
     dropout: float = 0.2  # of the words of a text query, in training alone
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.pool < 1:
             raise UserError(f"count must be at least 0 and pool at least 1, got {self}")
-        if not -1 <= self.near <= 1:
-            raise UserError(f"near is {self.near}; a score lies in -1..1")
+        for name in ("near", "least"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; a score lies in -1..1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
@@ -61,6 +65,11 @@ def by_relevance(candidates: Iterable[Candidate]) -> list[Candidate]:
     """The best score first; equal scores by id, so that the order never depends on the index
     (section 2.1, relevance)."""
     return sorted(candidates, key=lambda one: (-one.score, one.id))
+
+
+def relevant(candidates: Iterable[Candidate], least: float) -> list[Candidate]:
+    """Without what is of something else: a score of at least `least` (ours)."""
+    return [one for one in candidates if one.score >= least]
 
 
 def by_modality(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -99,7 +108,8 @@ def select(
     There may be fewer than `rules.count`: a rule is not bent to fill a place.
     """
     allowed = [one for one in candidates if one.id not in never]
-    ordered = by_modality(by_relevance(unlike_query(allowed, rules.near)))
+    fitting = relevant(unlike_query(allowed, rules.near), rules.least)
+    ordered = by_modality(by_relevance(fitting))
     return diverse(ordered, rules.near, rules.count)
 
 

@@ -147,6 +147,24 @@ def test_pictures_are_edited_and_captioned_with_documents_in_front(
     ].keys()
 
 
+def test_words_retrieve_nothing_below_the_least_score(
+    about: list[str], corpus_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    memory, picture = str(tmp_path / "memory"), str(tmp_path / "white.png")
+    Image.new("RGB", (16, 16), "white").save(picture)
+    tars = str(corpus_folder / "test-0.tar")
+    words = ["index", "build", tars, "--out", memory, "--least", "1", *about]
+    assert run(capsys, *words)[0] == 0
+    assert json.loads(run(capsys, "index", "info", memory, "--json")[1])["least"] == 1
+    bank = ["--memory", memory, *about, "--retrieve", "1", "--json"]
+    out = ["--out", str(tmp_path / "x.png")]
+    status, said, err = run(capsys, "generate", "a fox", *out, *bank)
+    assert (status, json.loads(said)["retrieved"]) == (0, [])
+    assert "only 0 of 1 documents keep the rules of retrieval" in err
+    status, said, err = run(capsys, "caption", picture, *bank)  # the number is one of words
+    assert (status, len(json.loads(said)["retrieved"])) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "complaint"),
     [

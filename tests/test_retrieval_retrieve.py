@@ -72,22 +72,29 @@ CANDIDATES = st.lists(
 )
 
 
-@given(CANDIDATES, st.integers(0, 5), st.floats(-1, 1), st.sets(st.sampled_from("abcdef")))
+@given(
+    CANDIDATES,
+    st.integers(0, 5),
+    st.floats(-1, 1),
+    st.floats(-1, 1),
+    st.sets(st.sampled_from("abcdef")),
+)
 def test_what_is_selected_keeps_every_rule(
-    candidates: list[Candidate], count: int, near: float, never: set[str]
+    candidates: list[Candidate], count: int, near: float, least: float, never: set[str]
 ) -> None:
-    rules = Rules(count=count, near=near)
+    rules = Rules(count=count, near=near, least=least)
     chosen = select(candidates, rules, never)
     assert len(chosen) <= count
     assert not {candidate.id for candidate in chosen} & never
-    assert all(candidate.score <= near for candidate in chosen)
+    assert all(least <= candidate.score <= near for candidate in chosen)
     pairs = [(a, b) for a in chosen for b in chosen if a is not b]
     assert all(float(a.vector_E @ b.vector_E) <= near for a, b in pairs)
     keys = [(not candidate.is_full, -candidate.score) for candidate in chosen]
     assert keys == sorted(keys)
     assert names(chosen) == names(select(candidates[::-1], rules, never))
     if len(chosen) < count:  # nobody who could have come was left out
-        for left in {c.id: c for c in candidates if c.score <= near and c.id not in never}.values():
+        others = [c for c in candidates if least <= c.score <= near and c.id not in never]
+        for left in others:
             assert left in chosen or any(float(left.vector_E @ c.vector_E) > near for c in chosen)
 
 
@@ -119,7 +126,12 @@ def test_the_threshold_is_a_percentile_and_at_least_the_papers() -> None:
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [({"count": -1}, "count must"), ({"near": 1.5}, "lies in -1..1"), ({"dropout": 1.0}, "below")],
+    [
+        ({"count": -1}, "count must"),
+        ({"near": 1.5}, "near is 1.5; a score lies in -1..1"),
+        ({"least": -2}, "least is -2"),
+        ({"dropout": 1.0}, "below"),
+    ],
 )
 def test_rules_out_of_range_are_refused(change: dict[str, float], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):

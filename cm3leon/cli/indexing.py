@@ -55,6 +55,9 @@ def build(
             help="Token shards of the same pictures: write OUT/neighbours, which training reads.",
         ),
     ] = None,
+    least: Annotated[
+        float, typer.Option(min=-1, max=1, help="Words never retrieve what scores below it.")
+    ] = -1.0,
     exclude: IdList = None,
     limit: Limit = None,
     device: options.Device = "auto",
@@ -82,7 +85,7 @@ def build(
         if shards is not None:
             _write_neighbours(out / "neighbours", bank, embedder, shards, find_sources(sources))
 
-    _fill(out, sources, encoder, model, exclude, limit, device, finish, is_new=True)
+    _fill(out, sources, encoder, model, exclude, limit, device, finish, new=least)
 
 
 def add(
@@ -179,9 +182,10 @@ def _fill(
     device: str,
     finish: "Callable[[Memory, Embedder, ImageTokenizer, Any], None] | None" = None,
     *,
-    is_new: bool = False,
+    new: float | None = None,
 ) -> None:
-    """Add what the sources hold, in one process or many; the first of them finishes the memory."""
+    """Add what the sources hold, in one process or many; the first of them finishes the memory,
+    and makes it where it is not there: with `new` as its `Rules.least`."""
     from cm3leon.checkpoint import IMAGE, find
     from cm3leon.pipeline import pick_device
     from retrieval.build import add_sources, calibrate, create
@@ -205,8 +209,8 @@ def _fill(
             )  # fmt: skip
 
         if we.rank == 0:
-            if is_new and not (folder / TOP).is_file():
-                create(folder, embedder, tokenizer)
+            if new is not None and not (folder / TOP).is_file():
+                create(folder, embedder, tokenizer, new)
             gather(Memory.open(folder, embedder.id, tokenizer.hash, say), tally)
         we.wait()
         bank = Memory.open(folder, embedder.id, tokenizer.hash)

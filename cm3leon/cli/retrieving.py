@@ -91,7 +91,8 @@ def retrieve(
     embedder = open_embedder(wanted.encoder, device)
     codebook = read_config(model).image_tokenizer
     bank = Memory.open(folder, embedder.id, codebook, options.say)
-    rules = Rules(count=count, near=bank.contents.near)
+    least = bank.contents.least if picture is None else Rules().least
+    rules = Rules(count=count, near=bank.contents.near, least=least)
     (found,) = bank.search(document_vectors(embedder, [text], [picture]), rules.pool)
     chosen = select(found, rules)
     if len(chosen) < count:

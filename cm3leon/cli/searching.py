@@ -67,6 +67,7 @@ def info(memory: Folder, as_json: options.Json = False) -> None:
         "dimension": bank.contents.dimension,
         "image tokenizer": bank.contents.codebook.image_tokenizer[:12],
         "near": round(bank.contents.near, 4),
+        "least": round(bank.contents.least, 4),
     }
     for entry, segment in zip(bank.contents.segments, bank.segments, strict=True):
         table[entry.name] = (
