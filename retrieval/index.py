@@ -175,8 +175,10 @@ class Index:
         The score of a vector is the same in any batch and any index.
         """
         if self.built is None:
-            _, rows_QK = search_exactly(self.vectors_DE, queries_QE, most)
-            return score_again(self.vectors_DE, queries_QE, rows_QK, most)
+            scores_QK, rows_QK = search_exactly(self.vectors_DE, queries_QE, most)
+            if len(queries_QE) < faiss().cvar.distance_compute_blas_threshold:
+                return scores_QK, rows_QK
+            return score_again(self.vectors_DE, queries_QE, rows_QK, most)  # BLAS adds otherwise
         more = min(AGAIN * most, len(self.vectors_DE))
         if self.graph is not None:
             self.graph.efSearch = max(4 * PROBED, more)

@@ -169,7 +169,7 @@ class Segment:
                 Candidate,
                 map(bytes.decode, self.names_D[rows_K].tolist()),
                 scores_K.tolist(),
-                self.index.vectors_DE[rows_K],
+                map(self.index.vectors_DE.__getitem__, rows_K.tolist()),  # views: nothing is read
                 (parts_K & TEXT > 0).tolist(),
                 (parts_K & PICTURE > 0).tolist(),
             )

@@ -2,7 +2,8 @@
 
     PYTHONPATH=. python scripts/average_models.py MODEL OTHER OUT
 
-OUT is a checkpoint folder of its own, in fp16. Both must be of one shape and know the same tokenizers.
+OUT is a checkpoint folder of its own, in fp16. Both must be of one shape and know the same
+tokenizers.
 """
 
 import sys

@@ -26,7 +26,7 @@ QUERIES = 1000
 ADDED = 1000
 FOUND = (10, 64)  # what `index search` shows, and what the rules of retrieval choose from
 TIMES = 5  # that a picture is painted
-PROMPT = "a red fox"
+PROMPT = "sunflower, Noto emoji style"
 
 
 def add_to(app: typer.Typer) -> None:
