@@ -9,7 +9,7 @@ V = vocabulary (or the slice of it that was asked for).
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -162,6 +162,14 @@ class Step:
     cache: KVCache | None = None
 
 
+Through = Callable[[nn.Module, Tensor, Step], Tensor]
+
+
+def plainly(block: nn.Module, x_BLD: Tensor, step: Step) -> Tensor:
+    """One layer, its activations kept for a backward pass; training may make them again instead."""
+    return block(x_BLD, step)
+
+
 class Decoder(nn.Module):
     """The transformer. `forward` gives hidden states; `logits` reads them where they are needed."""
 
@@ -169,6 +177,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.attend: Attention = attend
+        self.through: Through = plainly
         self.embed = new_embedding(config.vocabulary, config.width)
         self.position: nn.Embedding | None = None
         if config.positions == "learned":
@@ -246,7 +255,7 @@ class Decoder(nn.Module):
             cache=cache,
         )
         for block in self.blocks:
-            x_BLD = block(x_BLD, step)
+            x_BLD = self.through(block, x_BLD, step)
         if cache is not None:
             cache.advance([length] * len(ids_BL) if counts is None else counts)
         return self.norm(x_BLD)

@@ -4,7 +4,6 @@ Below memory. A change writes a segment aside, under a lock, and then `confirm`s
 one rename; what a killed change left behind is dropped with the next one.
 """
 
-import fcntl
 import hashlib
 import json
 import re
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.segment import Codebook
-from tokenizer import settings
+from tokenizer import manifest, settings
 from tokenizer.errors import UserError
-from tokenizer.manifest import write_file
 
 FORMAT = 2
 TOP, VERIFIED, LOCK = "memory.json", "verified.json", ".lock"
@@ -95,7 +93,7 @@ def confirm(folder: Path, contents: Contents) -> None:
     """Confirm a new state; then drop what it does not hold."""
     body = settings.table_of(contents)
     text = json.dumps({"sha256": _digest(body), "memory": body}, indent=1) + "\n"
-    write_file(folder / TOP, text.encode())
+    manifest.write_file(folder / TOP, text.encode())
     kept = {one.name for one in contents.segments}
     for path in [*folder.glob("segment-*"), *folder.glob(".segment-*")]:
         if path.name not in kept:
@@ -107,15 +105,7 @@ def confirm(folder: Path, contents: Contents) -> None:
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
     """Be the only one that changes the memory in this folder."""
-    try:
-        lock = (folder / LOCK).open("a")
-    except OSError as error:
-        raise UserError(f"cannot change {folder}: {error.strerror}") from error
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder} is being changed by another; try again") from error
+    with manifest.locked(folder / LOCK, f"{folder} is being changed by another; try again"):
         yield
 
 

@@ -211,11 +211,15 @@ def test_caption_and_answer_print_their_texts(run: Run, tiny) -> None:
 @pytest.mark.parametrize(
     ("command", "module", "wanted"),
     [
-        ("pretrain r a.b=1 c=2 --out run", "pretrain", ("r", ["a.b=1", "c=2"], "run", False, None)),
-        ("pretrain r --out run --resume", "pretrain", ("r", [], "run", True, None)),
-        ("pretrain r --out run --init m", "pretrain", ("r", [], "run", False, "m")),
-        ("tune r --out run --init m", "pretrain", ("r", [], "run", False, "m")),
-        ("tokenizer train-image r a=1 --out run", "image_tokenizer", ("r", ["a=1"], "run", False)),
+        (
+            "pretrain r a.b=1 c=2 --out run",
+            "pretrain",
+            ("r", ["a.b=1", "c=2"], "run", "none", None),
+        ),
+        ("pretrain r --out run --resume 5", "pretrain", ("r", [], "run", "5", None)),
+        ("pretrain r --out run --init m", "pretrain", ("r", [], "run", "none", "m")),
+        ("tune r --out run --init m", "pretrain", ("r", [], "run", "none", "m")),
+        ("tokenizer train-image r a=1 --out run", "image_tokenizer", ("r", ["a=1"], "run", "none")),
         ("tokenizer train-text r --out t.model", "text_tokenizer", ("r", [], "t.model")),
         ("data encode tars --tokenizer t --out s", "encode", (["tars"], "t", "s")),
         ("data views tars --shards s --tokenizer t --out v", "views", (["tars"], "s", "t", "v")),
@@ -232,6 +236,7 @@ def test_training_commands_only_pass_on(
 
     job = ModuleType(f"train.{module}")
     monkeypatch.setattr(job, "main", record, raising=False)
+    monkeypatch.setattr(job, "check", record, raising=False)
     monkeypatch.setitem(sys.modules, job.__name__, job)
     assert run(*command.split(), model=None) == ["where it is"]
     assert told[0][: len(wanted)] == wanted

@@ -252,7 +252,7 @@ def test_what_a_killed_change_left_behind_is_dropped(memory: Memory) -> None:
 def test_a_memory_that_cannot_be_written_is_not_changed(memory: Memory) -> None:
     (memory.folder / ".lock").unlink()
     (memory.folder / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"cannot change .*: Is a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*: Is a directory"):
         memory.remove(["fox"])
     assert Memory.open(memory.folder).count == 4
 

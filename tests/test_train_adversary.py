@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from train.adversary import SMALLEST, PatchDiscriminator, adaptive_weight, discriminator_loss
+from train.world import World
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def test_the_loss_is_a_hinge() -> None:
 def test_the_weight_makes_both_gradients_as_long() -> None:
     last = torch.tensor([1.0, 2.0], requires_grad=True)
     seen, fooled = 6 * last.sum(), 0.5 * last.sum()
-    weight = adaptive_weight(seen, fooled, last)
+    weight = adaptive_weight(seen, fooled, last, World())
     assert not weight.requires_grad
     assert weight.item() == pytest.approx(12, rel=1e-3)
-    assert adaptive_weight(seen, 1e-12 * last.sum(), last).item() == pytest.approx(1e4)
+    assert adaptive_weight(seen, 1e-12 * last.sum(), last, World()).item() == pytest.approx(1e4)

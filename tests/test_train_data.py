@@ -5,12 +5,13 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3leon.pipeline import CM3Leon
@@ -21,13 +22,22 @@ from tokenizer.shard_writer import write_shards
 from tokenizer.shards import Shards
 from tokenizer.vocabulary import EOS, PAD
 from train.config import RowsConfig
-from train.data import Rows, micro_batches, rows_of_steps, unit_of
+from train.data import (
+    WINDOW,
+    Mixture,
+    Rows,
+    balanced,
+    micro_batches,
+    rows_of_steps,
+    unit_of,
+)
 from train.objective import Ids, MaskConfig, unmask
-from train.source import DECK, Deck, Shuffle, Source, grouped
+from train.source import DECK
+from train.world import World
 
 GRID, CODES = 4, 32
 PLAIN, NO_MASK = MaskConfig(), MaskConfig(spans_mean=0, field=0)
-FORMS = {"pair": 0.4, "described": 0.1, "edit": 0.2, "question": 0.2, "packed": 0.1}
+FORMS = {"pair": 0.4, "described": 0.1, "edit": 0.2, "question": 0.2}
 
 
 def pictures() -> list[tuple[dict[str, Any], list[int]]]:
@@ -72,7 +82,8 @@ def open_shards(
 def make(shards: Shards, tiny: CM3Leon) -> Callable[..., Rows]:
     def make(*, mask: MaskConfig = PLAIN, seed: int = 0, context: int = 160, **config: Any) -> Rows:
         codec = Codec(tiny.codec.vocabulary, tiny.codec.text, GRID**2, context)
-        return Rows(shards, codec, RowsConfig(**{"forms": FORMS, **config}), mask, seed)
+        given = config if "forms" in config else {"forms": FORMS, "packed": 0.1, **config}
+        return Rows(shards, codec, RowsConfig(**given), mask, seed)
 
     return make
 
@@ -93,52 +104,67 @@ def test_a_row_is_a_function_of_seed_and_number(make: Callable[..., Rows]) -> No
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_make_the_rows_of_every_step(make: Callable[..., Rows], workers: int) -> None:
     rows = make()
-    steps = list(rows_of_steps(rows, 4, range(3, 6), workers))
+    steps = list(rows_of_steps(rows, 4, range(4), range(3, 6), workers))
     assert [len(step) for step in steps] == [4, 4, 4]
     found = [row.tobytes() for step in steps for row in step]
     assert found == [rows.at(number).tobytes() for number in range(12, 24)]
 
 
-@settings(max_examples=30)
-@given(
-    shares=st.lists(st.floats(0, 1e3), min_size=1, max_size=6).filter(any),
-    number=st.integers(0, 10**6),
-)
-def test_a_deck_meets_its_shares_every_thousand_places(shares: list[float], number: int) -> None:
-    named = {str(name): share for name, share in enumerate(shares)}
-    deck = Deck(named, (0, 1))
-    dealt = [deck.at(number * DECK + slot) for slot in range(DECK)]
-    counts = Counter(name for name, _ in dealt)
-    for name, share in named.items():
-        assert abs(counts[name] - share / sum(shares) * DECK) < 1
-        ranks = [rank for each, rank in dealt if each == name]
-        assert ranks == list(range(number * counts[name], (number + 1) * counts[name]))
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_processes_share_a_step_without_gap_or_overlap(
+    make: Callable[..., Rows], size: int
+) -> None:
+    rows = make()
+    found: list[bytes] = []
+    for rank in range(size):
+        share = World(rank=rank, size=size).share(4)
+        (mine,) = rows_of_steps(rows, 4, share, range(3, 4), 0)
+        found += [row.tobytes() for row in mine]
+    assert found == [rows.at(number).tobytes() for number in range(12, 16)]
 
 
-def test_decks_are_shuffled_each_in_its_own_way() -> None:
-    deck = Deck({"a": 1.0, "b": 1.0}, (0,))
-    first, second = ([deck.at(n * DECK + slot)[0] for slot in range(DECK)] for n in (0, 1))
-    assert first != second
-    assert first != sorted(first)
+def test_blocks_are_cut_from_one_stream_of_whole_documents(make: Callable[..., Rows]) -> None:
+    rows = make(mask=NO_MASK, forms=FORMS, packed=1.0, context=45)
+    for window in range(3):
+        blocks = [rows.packed(window * WINDOW + place).ids for place in range(WINDOW)]
+        assert {len(block) for block in blocks} == {46}
+        stream = [number for block in blocks for number in block]
+        whole: list[int] = []
+        for number in count():
+            if len(whole) >= len(stream):
+                break
+            own = number < rows.window_places
+            place = window * rows.window_places + number if own else None
+            whole += rows.streamed(place, window, number).ids
+        assert whole[: len(stream)] == stream
+    # a far block is the same without those before it
+    assert make(forms=FORMS, packed=1.0, context=45).packed(WINDOW * 2 + 5) == rows.packed(
+        WINDOW * 2 + 5
+    )
 
 
-@given(count=st.integers(1, 50), epoch=st.integers(0, 10**6))
-def test_a_shuffle_covers_every_item_once_an_epoch(count: int, epoch: int) -> None:
-    shuffle = Shuffle(count, (0, 1))
-    places = range(epoch * count, (epoch + 1) * count)
-    assert sorted(shuffle.at(place) for place in places) == list(range(count))
+def test_a_stream_shows_every_document_once_an_epoch(make: Callable[..., Rows]) -> None:
+    rows = make(mask=NO_MASK, forms={"pair": 1.0}, context=160)
+    units = sum(len(group.units) for group in rows.sources["pair"].groups.values())
+    seen = [rows.streamed(place, 0, place).ids for place in range(units)]
+    assert len(set(seen)) == units
 
 
-def test_every_unit_of_a_group_comes_once_before_any_comes_twice() -> None:
-    groups = {"a": [["a0"], ["a1", "a1'"], ["a2"]], "b": [["b0"]]}
-    source = Source("pair", groups, {"a": 0.75}, (0,))
-    rng = np.random.default_rng(0)
-    drawn = [source.at(place, rng) for place in range(DECK)]
-    assert Counter(item[0] for item in drawn) == {"a": 750, "b": 250}
-    of_a = [item[:2] for item in drawn if item[0] == "a"]
-    for start in range(0, 750, 3):
-        assert sorted(of_a[start : start + 3]) == ["a0", "a1", "a2"]
-    assert {"a1", "a1'"} <= set(drawn)
+def test_a_mixture_deals_its_sources_in_their_shares(make: Callable[..., Rows]) -> None:
+    one, other = make(), make(seed=1)
+    both = Mixture({"a": one, "b": other}, {"a": 3.0, "b": 1.0}, 0)
+    dealt = Counter(both.deck.at(row)[0] for row in range(DECK))
+    assert dealt == {"a": 750, "b": 250}
+    for row in range(40):
+        name, rank = both.deck.at(row)
+        assert both.at(row).tobytes() == (one if name == "a" else other).at(rank).tobytes()
+
+
+def test_a_source_is_balanced_within_limits() -> None:
+    weights, documents = {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 900, "b": 90, "c": 10}
+    shares = balanced(weights, documents, (0.3, 3.0))
+    # a would come 0.37 times as often as it is large, b 3.7 times, c 33 times
+    assert shares == pytest.approx({"a": 1 / 3, "b": 0.27, "c": 0.03})
 
 
 def test_skin_tones_are_one_unit(make: Callable[..., Rows]) -> None:
@@ -198,7 +224,7 @@ def test_what_is_too_long_is_cut_at_the_context(
 ) -> None:
     long = [({"id": "long", "captions": ["fox " * 100]}, [0] * GRID**2)]
     codec = Codec(tiny.codec.vocabulary, tiny.codec.text, GRID**2, 60)
-    config = RowsConfig(forms={"pair": 0.5, "packed": 0.5})
+    config = RowsConfig(forms={"pair": 1.0}, packed=0.5)
     rows = Rows(open_shards(tmp_path, long, []), codec, config, MaskConfig(field=0.5), 0)
     assert {len(rows.at(row)) for row in range(50)} == {61}
 
@@ -299,7 +325,8 @@ def test_forms_that_the_shards_lack_are_refused(tmp_path: Path, tiny: CM3Leon) -
     ("config", "complaint"),
     [
         ({"forms": {"pear": 1.0}}, "unknown form 'pear'; known: pair, described"),
-        ({"forms": {"packed": 1.0, "pair": 0.0}}, "at least one kind of document beside 'packed'"),
+        ({"forms": {"pair": 0.0}}, "at least one kind of document"),
+        ({"packed": 1.1}, "packed is 1.1; a probability lies in 0..1"),
         ({"forms": {}}, "at least one kind of document"),
         ({"kinds": {"photo": -0.1}}, "the share of 'photo' is -0.1; it must be 0 or more"),
         ({"first_caption": 1.5}, "first_caption is 1.5"),
@@ -308,8 +335,3 @@ def test_forms_that_the_shards_lack_are_refused(tmp_path: Path, tiny: CM3Leon) -
 def test_impossible_shares_are_refused(config: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         replace(RowsConfig(), **config)
-
-
-def test_groups_are_in_order_of_first_sight() -> None:
-    items = [("b", 1, "x"), ("a", 1, "y"), ("b", 2, "z"), ("b", 1, "w")]
-    assert grouped(items) == {"b": [["x", "w"], ["z"]], "a": [["y"]]}

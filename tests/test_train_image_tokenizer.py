@@ -119,9 +119,9 @@ def test_a_run_out_of_time_saves_its_state_and_goes_on_to_the_same_end(tmp_path:
         assert run(recipe, batches(recipe), box, said.append, deadline=0.0) is None
     got = run(recipe, batches(recipe), box, said.append, deadline=0.0)
     assert said == [
-        "time is up after step 1 of 3; go on with --resume",
+        "stopped after step 1 of 3; go on with --resume latest",
         "resumed at step 1",
-        "time is up after step 2 of 3; go on with --resume",
+        "stopped after step 2 of 3; go on with --resume latest",
         "resumed at step 2",
     ]
     assert got is not None

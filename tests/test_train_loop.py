@@ -20,10 +20,13 @@ from tokenizer.shards import Shards
 from tokenizer.vocabulary import Vocabulary
 from train import config, state
 from train.data import Rows, rows_of_steps
-from train.loop import Job, autocast, in_bf16, micros, run, train_step
+from train.engine import new_engine
+from train.flops import Speed
+from train.loop import Job, agree, micros_of, run, train_step
 from train.objective import Ids
-from train.optimizer import new_optimizer
+from train.precision import autocast, in_bf16
 from train.report import read
+from train.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -60,18 +63,37 @@ def make(lesson: Path, tiny: CM3Leon, tmp_path: Path) -> Make:
         for block in model.blocks:  # a residual output of zero would hide what is behind it
             for weight in (block.attention.out.weight, block.mlp.down.weight):  # type: ignore[union-attr]
                 weight.data.normal_(std=0.05, generator=draw)  # type: ignore[union-attr]
+        assert recipe.shards is not None
         return Job(
             recipe=recipe,
-            model=model,
-            optimizer=new_optimizer(model, recipe.optimizer),
+            engine=new_engine(model, vocabulary, recipe, CPU, World()),
             rows=Rows(Shards.open(recipe.shards), codec, recipe.rows, recipe.mask, recipe.seed),
             vocabulary=vocabulary,
-            device=CPU,
             watch=Notes(),
             folder=tmp_path,
+            speed=Speed(model=recipe.model, device=CPU),
+            say=print,
         )
 
     return make
+
+
+used: list[torch.Tensor] = []
+
+
+def model_of(job: Job) -> Decoder:
+    model = job.engine.whole()
+    assert model is not None
+    return model
+
+
+def step(job: Job, rows: Sequence[Ids], rate: float) -> dict[str, float]:
+    """One update, as the loop makes it. The gradients that it used are kept in `used`."""
+    used.clear()
+    job.engine.optimizer.register_step_pre_hook(lambda *_: used.extend(gradients(job)))
+    micros = list(micros_of(job, rows))
+    whole, passes, _, _ = agree(job.we, micros, late=False)
+    return train_step(job, micros, whole, passes, rate)
 
 
 def rows_of(job: Job, count: int = 8) -> list[Ids]:
@@ -84,7 +106,7 @@ def by_hand(job: Job, rows: Sequence[Ids]) -> torch.Tensor:
     total, whole = torch.zeros(()), 0.0
     for row in rows:
         ids_L = torch.from_numpy(row)
-        logits_LV = job.model.logits(job.model(ids_L[None, :-1])[0])
+        logits_LV = model_of(job).logits(model_of(job)(ids_L[None, :-1])[0])
         cost_L = F.cross_entropy(logits_LV, ids_L[1:], reduction="none")
         cost_L = cost_L + job.recipe.model.z_loss * logits_LV.logsumexp(-1) ** 2
         is_sentinel_L = (sentinels.start <= ids_L[1:]) & (ids_L[1:] < sentinels.stop)
@@ -95,7 +117,7 @@ def by_hand(job: Job, rows: Sequence[Ids]) -> torch.Tensor:
 
 
 def gradients(job: Job) -> list[torch.Tensor]:
-    return [weight.grad.clone() for weight in job.model.parameters() if weight.grad is not None]
+    return [weight.grad.clone() for weight in model_of(job).parameters() if weight.grad is not None]
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 150, 100_000])
@@ -110,15 +132,16 @@ def test_a_step_is_one_batch_however_it_is_cut(
     loss = by_hand(job, rows)
     loss.backward()
     wanted = gradients(job)
-    figures = train_step(job, rows, rate=0.0)
+    model_of(job).zero_grad()
+    figures = step(job, rows, rate=0.0)
     assert figures["loss"] == pytest.approx(loss.item(), rel=1e-6)
-    got = gradients(job)
-    assert len(got) == len(list(job.model.parameters()))
+    got = list(used)
+    assert len(got) == len(list(model_of(job).parameters()))
     for one, other in zip(got, wanted, strict=True):
         assert (one - other).abs().max() < 1e-6
     norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in wanted))
     assert figures["gradient"] == pytest.approx(norm, rel=1e-5)
-    cuts = len(list(micros(job, rows)))
+    cuts = len(list(micros_of(job, rows)))
     assert cuts == 8 if micro_tokens == 1 else cuts < 8
 
 
@@ -131,14 +154,14 @@ def test_the_loss_is_divided_by_the_tokens_of_the_whole_batch(make: Make) -> Non
     predicted = [len(row) - 1 for row in rows]
     whole = (short * predicted[0] + long * predicted[1]) / sum(predicted)
     assert abs((short + long) / 2 - whole) > 1e-4
-    assert train_step(job, rows, rate=0.0)["loss"] == pytest.approx(whole, rel=1e-6)
+    assert step(job, rows, rate=0.0)["loss"] == pytest.approx(whole, rel=1e-6)
 
 
 def test_the_kinds_of_token_make_up_the_loss(make: Make) -> None:
     job = make("mask.spans_mean=2")
     rows = rows_of(job)
     targets = np.concatenate([row[1:] for row in rows])
-    figures = train_step(job, rows, rate=0.0)
+    figures = step(job, rows, rate=0.0)
     ranges = {
         "text": job.vocabulary.text_ids,
         "image": job.vocabulary.image_ids,
@@ -152,24 +175,24 @@ def test_the_kinds_of_token_make_up_the_loss(make: Make) -> None:
 
 def test_gradients_are_clipped_and_the_rate_is_what_was_asked(make: Make) -> None:
     job = make("optimizer.clip=0.01")
-    figures = train_step(job, rows_of(job), rate=0.125)
+    figures = step(job, rows_of(job), rate=0.125)
     assert figures["gradient"] > 0.1
-    clipped = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients(job)))
+    clipped = math.sqrt(sum(float(gradient.square().sum()) for gradient in used))
     assert clipped == pytest.approx(0.01, rel=1e-3)
     assert figures["rate"] == 0.125
-    assert [group["lr"] for group in job.optimizer.param_groups] == [0.125]
+    assert [group["lr"] for group in job.engine.optimizer.param_groups] == [0.125]
 
 
 def test_no_number_ends_the_run_and_spoils_no_weight(make: Make) -> None:
     job = make()
-    job.model.blocks[1].mlp.up.weight.data[0, 0] = math.nan  # type: ignore[union-attr,operator]
-    before = [weight.clone() for weight in job.model.parameters()]
+    model_of(job).blocks[1].mlp.up.weight.data[0, 0] = math.nan  # type: ignore[union-attr,operator]
+    before = [weight.clone() for weight in model_of(job).parameters()]
     with pytest.raises(
         UserError, match=r"the loss is nan .* begin a new run with a lower"
     ) as error:
-        train_step(job, rows_of(job), rate=1.0)
+        step(job, rows_of(job), rate=1.0)
     assert "\n" not in str(error.value)
-    for old, new in zip(before, job.model.parameters(), strict=True):
+    for old, new in zip(before, model_of(job).parameters(), strict=True):
         assert torch.equal(old.nan_to_num(7), new.nan_to_num(7))
 
 
@@ -191,7 +214,7 @@ def test_the_watch_is_asked_in_its_turn_and_at_the_end(make: Make) -> None:
 def test_bf16_is_close(make: Make) -> None:
     rows = rows_of(make())
     losses = {
-        precision: train_step(make(f"precision={precision}"), rows, rate=0.0)["loss"]
+        precision: step(make(f"precision={precision}"), rows, rate=0.0)["loss"]
         for precision in ("fp32", "bf16")
     }
     assert losses["bf16"] != losses["fp32"]
@@ -210,21 +233,21 @@ def test_auto_is_bf16_on_a_cpu_that_has_circuits_for_it(
 
 def test_every_weight_is_trained_and_decays(make: Make) -> None:
     job = make("optimizer.weight_decay=0.5")
-    (group,) = job.optimizer.param_groups
-    assert len(group["params"]) == len(list(job.model.parameters()))
+    (group,) = job.engine.optimizer.param_groups
+    assert len(group["params"]) == len(list(model_of(job).parameters()))
     assert (group["weight_decay"], group["betas"]) == (0.5, (0.9, 0.95))
 
 
 def test_muon_moves_the_matrices_of_blocks_and_adamw_all_else(make: Make) -> None:
     job = make("optimizer.matrices=muon", "optimizer.weight_decay=0")
-    before = {name: weight.clone() for name, weight in job.model.state_dict().items()}
-    train_step(job, rows_of(job), rate=1e-3)
-    names = dict(job.model.named_parameters())
+    before = {name: weight.clone() for name, weight in model_of(job).state_dict().items()}
+    step(job, rows_of(job), rate=1e-3)
+    names = dict(model_of(job).named_parameters())
     inside = {name for name in names if name.startswith("blocks.")}
     assert 0 < len(inside) < len(names)
     for name, weight in names.items():
         moved = (weight.detach() - before[name]).double()
-        kept = job.optimizer.state[weight]
+        kept = job.engine.optimizer.state[weight]
         if name in inside:
             assert kept.keys() == {"momentum_buffer"}
             # orthogonal, but for directions that few rows move: singular values are all alike
@@ -236,15 +259,15 @@ def test_muon_moves_the_matrices_of_blocks_and_adamw_all_else(make: Make) -> Non
 
 def test_norms_that_learn_are_moved_by_adamw(make: Make) -> None:
     job = make("optimizer.matrices=muon", "model.norm_affine=true")
-    train_step(job, rows_of(job), rate=1e-3)
-    kept = {n: job.optimizer.state[w].keys() for n, w in job.model.named_parameters()}
+    step(job, rows_of(job), rate=1e-3)
+    kept = {n: job.engine.optimizer.state[w].keys() for n, w in model_of(job).named_parameters()}
     norms = [keys for name, keys in kept.items() if name.endswith("_norm.weight")]
     assert norms
     assert all(keys == {"step", "exp_avg", "exp_avg_sq"} for keys in norms)
 
 
 def weights(job: Job) -> list[torch.Tensor]:
-    return [weight.detach() for weight in job.model.parameters()]
+    return [weight.detach() for weight in model_of(job).parameters()]
 
 
 @pytest.mark.parametrize("matrices", ["adamw", "muon"])
@@ -259,10 +282,10 @@ def test_a_run_out_of_time_saves_its_state_and_goes_on_to_the_same_end(
     assert [path.name for path in tmp_path.glob("state-*")] == ["state-00000001"]
     for done in (2, 3):
         later = make(*changes)
-        found = state.load_latest(tmp_path, print)
+        found = state.find(tmp_path, "latest", print)
         assert found is not None
-        state.unpack(found[1], later.model, later.optimizer)
-        assert run(later, found[0], deadline=0.0) == done
+        later.engine.put(found, found.step)
+        assert run(later, found.step, deadline=0.0) == done
         assert len(read(tmp_path)) == done
     for one, other in zip(weights(later), weights(whole), strict=True):
         assert torch.equal(one, other)
@@ -272,8 +295,8 @@ def test_a_run_out_of_time_saves_its_state_and_goes_on_to_the_same_end(
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_rows_made_ahead_are_the_same_rows_in_order(make: Make) -> None:
     rows, steps = make().rows, range(3, 9)
-    ahead = list(rows_of_steps(rows, 4, steps, workers=2))
+    ahead = list(rows_of_steps(rows, 4, range(4), steps, workers=2))
     assert len(ahead) == 6
-    for one, other in zip(ahead, rows_of_steps(rows, 4, steps, workers=0), strict=True):
+    for one, other in zip(ahead, rows_of_steps(rows, 4, range(4), steps, workers=0), strict=True):
         assert [row.tolist() for row in one] == [row.tolist() for row in other]
     assert ahead[0][1].tolist() == rows.at(13).tolist()

@@ -50,13 +50,13 @@ def train_step(*given):
     return real(*given)
 
 loop.train_step = train_step
-pretrain.main(sys.argv[1], [], Path(sys.argv[2]), False, None, print)
+pretrain.main(sys.argv[1], [], Path(sys.argv[2]), "none", None, print)
 """
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
     """The log of a run without its clocks."""
-    clocks = ("seconds", "tokens_per_second")
+    clocks = ("seconds", "tokens_per_second", "waited", "memory_gb")
     return [{k: v for k, v in line.items() if k not in clocks} for line in read(run)]
 
 
@@ -66,7 +66,7 @@ def whole(lesson: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(str(lesson), [], run, False, None, print) == run / "model"
+    assert main(str(lesson), [], run, "none", None, print) == run / "model"
     torch.set_num_threads(threads)
     return run
 
@@ -75,7 +75,7 @@ def whole(lesson: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(lesson: Path, tmp_path: Path) -> Start:
     """Train the lesson, with changes, in the folder `run`."""
 
-    def start(*changes: str, resume: bool = False, init: Path | None = None, **others: Any) -> Path:
+    def start(*changes: str, resume: str = "none", init: Path | None = None, **others: Any) -> Path:
         main(
             others.get("recipe", str(lesson)),
             changes,
@@ -148,17 +148,17 @@ def test_a_run_killed_half_way_goes_on_to_the_last_bit(
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 87, "lo')  # what a kill may leave
     said: list[str] = []
-    start(resume=True, say=said.append)
+    start(resume="latest", say=said.append)
     assert said[-1] == "resumed at step 80"
     assert lines(run) == lines(whole)
-    for name in ("state-00000160/state.safetensors", "model/model.safetensors"):
+    for name in ("state-00000160/share-00000-of-00001.safetensors", "model/model.safetensors"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_finished_run_is_not_run_again(whole: Path, start: Start, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     before = checkpoint.hash_of(whole / "model")
-    run = start(resume=True)
+    run = start(resume="latest")
     assert read(run) == read(whole)
     assert checkpoint.hash_of(run / "model") == before
 
@@ -168,10 +168,10 @@ def test_a_run_stopped_by_the_clock_goes_on_the_same(
 ) -> None:
     said: list[str] = []
     run = start(minutes=0.0, say=said.append)
-    assert said[-1] == "time is up after step 1 of 160; go on with --resume"
+    assert said[-1] == "stopped after step 1 of 160; go on with --resume latest"
     assert not (run / "model").exists()
-    start(minutes=0.0, resume=True, say=said.append)
-    assert said[-1].startswith("time is up after step 2 of 160")
+    start(minutes=0.0, resume="latest", say=said.append)
+    assert said[-1].startswith("stopped after step 2 of 160")
     assert lines(run) == lines(whole)[:2]
 
 
@@ -207,7 +207,7 @@ def test_the_recipe_is_kept_with_the_vocabulary_that_was_computed(
 def test_samples_and_states_are_written_as_asked(whole: Path) -> None:
     names = sorted(path.name for path in whole.iterdir())
     assert names == [
-        "log.jsonl", "model", "recipe.yaml", "sample-00000080.png", "sample-00000160.png",
+        ".lock", "log.jsonl", "model", "recipe.yaml", "sample-00000080.png", "sample-00000160.png",
         "state-00000140", "state-00000160",
     ]  # fmt: skip
     assert open_image(whole / "sample-00000160.png").width >= 16
@@ -216,20 +216,20 @@ def test_samples_and_states_are_written_as_asked(whole: Path) -> None:
 def test_a_run_is_not_begun_twice_nor_resumed_as_another(start: Start) -> None:
     run = start("steps=3")
     before = (run / "log.jsonl").read_bytes()
-    with pytest.raises(UserError, match="holds a run already; go on with --resume"):
+    with pytest.raises(UserError, match="holds a run already; go on with --resume latest"):
         start("steps=3")
     with pytest.raises(UserError, match=r"begun with schedule.peak = 0.008, now it is 0.1; resume"):
-        start("steps=3", "schedule.peak=0.1", resume=True)
+        start("steps=3", "schedule.peak=0.1", resume="latest")
     with pytest.raises(UserError, match="begun with batch = 8, now it is 4"):
-        start("steps=3", "batch=4", resume=True)
+        start("steps=3", "batch=4", resume="latest")
     assert (run / "log.jsonl").read_bytes() == before
-    start("steps=3", "save_every=1", "sample_prompts=[two foxes]", resume=True)
+    start("steps=3", "save_every=1", "sample_prompts=[two foxes]", resume="latest")
 
 
 def test_init_starts_from_weights_with_a_new_optimiser(whole: Path, start: Start) -> None:
     released = load_file(whole / "model" / "model.safetensors")
     run = start("steps=4", "model.z_loss=1e-4", init=whole / "model")
-    begun = load_file(run / "state-00000000" / "state.safetensors")
+    begun = load_file(run / "state-00000000" / "share-00000-of-00001.safetensors")
     assert begun.keys() == {f"weights.{name}" for name in released}  # and no moments
     assert all(torch.equal(begun[f"weights.{k}"], v.float()) for k, v in released.items())
     assert lines(run)[0]["loss"] < 1.5
@@ -237,7 +237,7 @@ def test_init_starts_from_weights_with_a_new_optimiser(whole: Path, start: Start
     log = lines(run)
     for path in (run / "model", run / "state-00000004"):
         shutil.rmtree(path)
-    start("steps=4", "model.z_loss=1e-4", resume=True, init=Path("gone"))
+    start("steps=4", "model.z_loss=1e-4", resume="latest", init=Path("gone"))
     assert lines(run) == log
 
 

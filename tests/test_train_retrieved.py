@@ -127,8 +127,8 @@ def test_a_row_begins_as_its_prompt_in_generation(shards: Shards, tiny: CM3Leon)
 
 def test_packed_rows_hold_retrieved_documents_too(shards: Shards, tiny: CM3Leon) -> None:
     def pictures(table_PN: NDArray[np.int32] | None) -> set[int]:
-        rows = make(shards, tiny, table_PN, forms={"packed": 1.0, "question": 1.0})
-        ids = str(list(rows.packed(np.random.default_rng(0)).ids))
+        rows = make(shards, tiny, table_PN, forms={"question": 1.0}, packed=1.0)
+        ids = str(list(rows.packed(0).ids))
         image = rows.codec.vocabulary.image_id
         wanted = [str([image(code) for code in row])[1:-1] for row in shards.codes_PN.tolist()]
         return {number for number, row in enumerate(wanted) if row in ids}
@@ -162,7 +162,7 @@ def test_a_run_reads_the_tables_of_its_shards(lesson: Path, tmp_path: Path, tiny
     def run(name: str, *changes: str) -> list[float]:
         """The losses of a run's four steps."""
         settings = ["steps=4", "sample_prompts=[]", "validation=null", *changes]
-        main(str(lesson), settings, tmp_path / name, False, None, print, "cpu")
+        main(str(lesson), settings, tmp_path / name, "none", None, print, "cpu")
         lines = (tmp_path / name / "log.jsonl").read_text("utf-8").splitlines()
         return [json.loads(line)["loss"] for line in lines]
 

@@ -20,7 +20,7 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 
 def save(run: Path, *steps: int) -> None:
     for step in steps:
-        state.save(run, step, tensors(step))
+        state.save(run, step, tensors(step).items())
 
 
 def names(run: Path) -> list[str]:
@@ -30,12 +30,11 @@ def names(run: Path) -> list[str]:
 def load(run: Path) -> tuple[int, list[str]]:
     """The step found, after checking its tensors, and what was said."""
     said: list[str] = []
-    found = state.load_latest(run, said.append)
+    found = state.find(run, "latest", said.append)
     assert found
-    step, table = found
-    assert table.keys() == tensors(step).keys()
-    assert all(torch.equal(table[name], tensor) for name, tensor in tensors(step).items())
-    return step, said
+    assert found.keys() == tensors(found.step).keys()
+    assert all(torch.equal(found[name], value) for name, value in tensors(found.step).items())
+    return found.step, said
 
 
 def test_the_newest_state_is_loaded_and_the_newest_two_are_kept(tmp_path: Path) -> None:
@@ -46,11 +45,13 @@ def test_the_newest_state_is_loaded_and_the_newest_two_are_kept(tmp_path: Path) 
 
 def test_a_run_without_states_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "state-of-the-art").mkdir()
-    assert state.load_latest(tmp_path, print) is None
-    assert state.load_latest(tmp_path / "nowhere", print) is None
+    assert state.find(tmp_path, "latest", print) is None
+    assert state.find(tmp_path / "nowhere", "latest", print) is None
 
 
-@pytest.mark.parametrize("part", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "part", ["share-00000-of-00001.safetensors", "state.json", "manifest.json"]
+)
 @pytest.mark.parametrize("harm", ["gone", "cut short", "one bit"])
 def test_a_damaged_state_is_named_and_passed_over(tmp_path: Path, part: str, harm: str) -> None:
     save(tmp_path, 4, 8)
@@ -77,7 +78,7 @@ def test_only_damaged_states_are_an_error(tmp_path: Path) -> None:
         (folder / "manifest.json").unlink()
     said: list[str] = []
     with pytest.raises(UserError, match="none of its 2 states is whole; start a new run folder"):
-        state.load_latest(tmp_path, said.append)
+        state.find(tmp_path, "latest", said.append)
     assert len(said) == 2
 
 
@@ -116,33 +117,91 @@ class Recipe:
     schedule: Schedule = SCHEDULE
 
 
+def opened(run: Path, recipe: Recipe, resume: str, free: tuple[str, ...] = ()) -> None:
+    with state.open_run(run, recipe, resume, free):
+        pass
+
+
 def test_a_run_is_begun_once_and_resumed_with_its_own_recipe(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
-    state.open_run(run, Recipe(), resume=False)
+    opened(run, Recipe(), "none")
     assert settings.load(Recipe, run / "recipe.yaml") == Recipe()
-    with pytest.raises(UserError, match="holds a run already; go on with --resume"):
-        state.open_run(run, Recipe(), resume=False)
-    state.open_run(run, Recipe(), resume=True)
-    state.open_run(run, Recipe(save_every=2), resume=True, free=("save_every",))
+    with pytest.raises(UserError, match="holds a run already; go on with --resume latest"):
+        opened(run, Recipe(), "none")
+    opened(run, Recipe(), "latest")
+    opened(run, Recipe(save_every=2), "latest", free=("save_every",))
     with pytest.raises(UserError, match="was begun with save_every = 5, now it is 2"):
-        state.open_run(run, Recipe(save_every=2), resume=True)
+        opened(run, Recipe(save_every=2), "latest")
     with pytest.raises(UserError, match=r"was begun with schedule\.peak = 1e-05, now it is 0\.1"):
-        state.open_run(run, Recipe(schedule=Schedule(peak=0.1)), resume=True, free=("steps",))
+        opened(run, Recipe(schedule=Schedule(peak=0.1)), "latest", free=("steps",))
+    with pytest.raises(UserError, match="it must be latest, none or the number of a step"):
+        opened(run, Recipe(), "last")
 
 
 def test_a_setting_that_is_newer_than_a_run_has_its_default_there(tmp_path: Path) -> None:
-    state.open_run(tmp_path / "run", Recipe(), resume=False)
+    opened(tmp_path / "run", Recipe(), "none")
     kept = tmp_path / "run" / "recipe.yaml"
     kept.write_text(kept.read_text("utf-8").replace("save_every: 5\n", ""), "utf-8")
-    state.open_run(tmp_path / "run", Recipe(), resume=True)
+    opened(tmp_path / "run", Recipe(), "latest")
     with pytest.raises(UserError, match="was begun with save_every = 5, now it is 2"):
-        state.open_run(tmp_path / "run", Recipe(save_every=2), resume=True)
+        opened(tmp_path / "run", Recipe(save_every=2), "latest")
 
 
 def test_a_run_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot make the run folder .*file"):
-        state.open_run(tmp_path / "file", Recipe(), resume=False)
+        opened(tmp_path / "file", Recipe(), "none")
+
+
+def test_two_runs_in_one_folder_are_refused_and_torn_states_swept(tmp_path: Path) -> None:
+    torn = tmp_path / ".state-00000004.new"
+    torn.mkdir()
+    with state.open_run(tmp_path, Recipe(), "none"):
+        assert not torn.exists()
+        with pytest.raises(UserError, match="another process works on the run in"):
+            opened(tmp_path, Recipe(), "latest")
+    opened(tmp_path, Recipe(), "latest")
+
+
+def test_every_nth_state_is_kept_for_good(tmp_path: Path) -> None:
+    for step in (4, 8, 12, 16, 20):
+        state.save(tmp_path, step, tensors(step).items(), keep=1, keep_every=8)
+    assert names(tmp_path) == ["state-00000008", "state-00000016", "state-00000020"]
+
+
+def test_going_back_to_a_step_sets_later_states_aside(tmp_path: Path) -> None:
+    save(tmp_path, 4, 8)
+    said: list[str] = []
+    found = state.find(tmp_path, "4", said.append)
+    assert found
+    assert found.step == 4
+    assert names(tmp_path) == ["left-state-00000008", "state-00000004"]
+    assert said == ["set aside as left-state-00000008: state-00000008"]
+    assert load(tmp_path) == (4, [])
+    with pytest.raises(UserError, match=r"has no state of step 5; there are: 4$"):
+        state.find(tmp_path, "5", said.append)
+
+
+def test_what_is_told_with_a_state_comes_back(tmp_path: Path) -> None:
+    state.save(tmp_path, 4, tensors(4).items(), told={"losses": [0.1, 1e-300]})
+    found = state.find(tmp_path, "latest", print)
+    assert found
+    assert found.told == {"losses": [0.1, 1e-300]}
+
+
+def test_a_full_disk_is_said_and_harms_no_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 4)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(UserError, match=r"cannot save the state of step 8 .*No space left"):
+        save(tmp_path, 8)
+    assert names(tmp_path) == ["state-00000004"]
+    assert load(tmp_path) == (4, [])
 
 
 def made() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -171,12 +230,12 @@ def test_a_network_and_its_optimiser_go_on_as_if_never_stopped(tmp_path: Path) -
     net, optimizer = made()
     first = train(net, optimizer, range(4))
     other = {name: tensor.clone() for name, tensor in state.pack(net, optimizer, "other.").items()}
-    state.save(tmp_path, 4, state.pack(net, optimizer) | other)
+    state.save(tmp_path, 4, (state.pack(net, optimizer) | other).items())
     for prefix in ("", "other."):
         net, optimizer = made()
-        found = state.load_latest(tmp_path, print)
+        found = state.find(tmp_path, "latest", print)
         assert found
-        state.unpack(found[1], net, optimizer, prefix)
+        state.unpack(found, net, optimizer, prefix)
         assert first + train(net, optimizer, range(4, 8)) == whole
 
 

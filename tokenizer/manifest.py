@@ -5,12 +5,13 @@ synced and renamed into place; a folder carries a `manifest.json` with the size 
 every part, so that a torn copy or a flipped bit is named when the folder is read.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -22,24 +23,35 @@ FORMAT = 1
 
 
 @contextmanager
-def new_folder(path: Path | str, *, replace: bool = False) -> Generator[Path]:
+def new_folder(
+    path: Path | str,
+    *,
+    replace: bool = False,
+    aside: Path | None = None,
+    hashes: Mapping[str, str] | None = None,
+) -> Generator[Path]:
     """Yield an empty folder beside `path`; when the block ends well, it becomes `path`.
 
     With `replace`, a folder of ours (one with a manifest) or an empty one that already stands at
     `path` is swapped out and deleted. On any exception nothing is left behind.
+    For several processes that fill one folder: `aside` names it to all of them (what is there is
+    deleted), and `hashes` are the SHA-256 of parts that the others wrote and synced.
     Raises UserError, before the block runs, where `path` cannot be made or is already taken.
     """
     shown, path = str(path), _resolved(path)
     _check_parent(shown, path)
     _check_free(shown, path, replace)
-    aside = _aside(path)
+    if aside is None:
+        aside = _aside(path)
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
     except OSError as error:
         raise UserError(f"cannot write {shown!r}: {error.strerror}") from error
     try:
         yield aside
-        _seal(aside)
+        _seal(aside, hashes or {})
         _check_free(shown, path, replace)
         _swap(aside, path)
     except BaseException:
@@ -68,6 +80,30 @@ def write_file(path: Path | str, data: bytes) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {shown!r}: {error.strerror}") from error
+
+
+def sync(path: Path) -> str:
+    """See a file onto the disk, and return its SHA-256 in hexadecimal."""
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        os.fsync(stream.fileno())
+    return digest
+
+
+@contextmanager
+def locked(lock: Path, busy: str) -> Generator[None]:
+    """Hold a lock file until the block ends, or the process. Raises UserError: `busy` where another
+    process holds it."""
+    try:
+        file = lock.open("a")
+    except OSError as error:
+        raise UserError(f"cannot write {str(lock)!r}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(busy) from error
+        yield
 
 
 def file_hash(path: Path | str) -> str:
@@ -151,7 +187,7 @@ def _aside(path: Path) -> Path:
     return path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}"
 
 
-def _seal(folder: Path) -> None:
+def _seal(folder: Path, hashes: Mapping[str, str]) -> None:
     """Sync every part to the disk and write the manifest that lists them."""
     assert not (folder / MANIFEST).exists(), f"{MANIFEST} is written by new_folder alone"
     files: dict[str, dict[str, int | str]] = {}
@@ -160,10 +196,8 @@ def _seal(folder: Path) -> None:
             _sync_folder(part)
             continue
         part.chmod(0o644)  # safetensors writes for its owner only; the folder decides who may enter
-        with open(part, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            os.fsync(stream.fileno())
         name = part.relative_to(folder).as_posix()
+        digest = hashes.get(name) or sync(part)
         files[name] = {"bytes": part.stat().st_size, "sha256": digest}
     text = json.dumps({"format": FORMAT, "files": files}, indent=2, sort_keys=True) + "\n"
     write_file(folder / MANIFEST, text.encode())

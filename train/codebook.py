@@ -6,6 +6,7 @@ Beside the gradient, at every step of `image_tokenizer`.
 # Shapes: B = batch, L = codes of one picture, H, W = feature height and width, E = code width,
 #         K = codebook entries, N = B * L
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,7 @@ class Codebook:
     def tensors(self) -> dict[str, Tensor]:
         return {"codebook.count": self.count_K, "codebook.sum": self.sum_KE}
 
-    def restore(self, table: dict[str, Tensor]) -> None:
+    def restore(self, table: Mapping[str, Tensor]) -> None:
         self.count_K.copy_(table["codebook.count"])
         self.sum_KE.copy_(table["codebook.sum"])
 

@@ -22,13 +22,15 @@ class RowsConfig:
     """What stands in a training row.
 
     `pair` is {caption} <break> {picture}, `described` the same behind an instruction, `edit` and
-    `question` the forms of the paper's Table 5; each is one whole document a row. `packed` is a
-    row of the whole context, filled with documents of the other forms and cut (section 2.3).
+    `question` the forms of the paper's Table 5. A row is one whole document, or, in a share
+    `packed` of the rows, a block of the whole context, cut from a stream of such documents (the
+    paper's, section 2.3).
     The shares of `forms` are weights, they need not add up to 1; in the other tables a share is
     one of 1, and what is not named shares the rest by how much of it there is.
     """
 
     forms: dict[str, float] = field(default_factory=lambda: {"pair": 1.0})
+    packed: float = 0.0  # share of rows that are blocks of a stream
     kinds: dict[str, float] = field(default_factory=dict)  # of pictures in pairs; {} is as found
     edits: dict[str, float] = field(default_factory=dict)  # type of edit
     questions: dict[str, float] = field(default_factory=dict)  # type of question
@@ -42,19 +44,51 @@ class RowsConfig:
             for name, share in table.items():
                 if not share >= 0:
                     raise UserError(f"the share of '{name}' is {share}; it must be 0 or more")
-        known = ("pair", "described", "edit", "question", "packed")
+        known = ("pair", "described", "edit", "question")
         for name in self.forms:
             if name not in known:
                 raise UserError(f"unknown form '{name}'; known: {', '.join(known)}")
-        if not any(share for name, share in self.forms.items() if name != "packed"):
-            raise UserError("forms must name at least one kind of document beside 'packed'")
-        if not 0 <= self.first_caption <= 1:
-            raise UserError(f"first_caption is {self.first_caption}; a probability lies in 0..1")
-        for name in ("unrelated", "seen_anew"):
+        if not any(self.forms.values()):
+            raise UserError("forms must name at least one kind of document")
+        for name in ("packed", "first_caption", "unrelated", "seen_anew"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; a probability lies in 0..1")
         if self.retrieved < 0:
             raise UserError(f"retrieved is {self.retrieved}; it must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One of several folders of token shards, and what was made for them."""
+
+    shards: str
+    weight: float = 1.0  # its share of the rows, beside the other sources' weights
+    neighbours: str | None = None
+    views: str | None = None
+    rows: RowsConfig | None = None  # its own, where the recipe's do not fit
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise UserError(f"weight is {self.weight}; it must be above 0, or leave the source out")
+        if self.views is not None and self.neighbours is None:
+            raise UserError("views need neighbours: only behind documents is a row seen anew")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How one step is spread over processes and memory; another choice trains the same model."""
+
+    zero: int = 0  # DeepSpeed's ZeRO stage; 0 is a whole copy in each process, without DeepSpeed
+    offload: Literal["none", "optimizer", "all"] = "none"  # to the CPU; `all` is the weights too
+    recompute: bool = False  # activations of a layer are made again in the backward pass
+
+    def __post_init__(self) -> None:
+        if self.zero not in (0, 1, 2, 3):
+            raise UserError(f"zero is {self.zero}; ZeRO has the stages 1, 2 and 3, and 0 is none")
+        if self.offload != "none" and self.zero == 0:
+            raise UserError(f"offload '{self.offload}' is ZeRO's; set zero to 1, 2 or 3")
+        if self.offload == "all" and self.zero != 3:
+            raise UserError("offload 'all' needs zero 3: only that has weights in parts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +116,10 @@ class PretrainRecipe:
     """One run of the decoder: what it learns from, what it is, how long."""
 
     job: Literal["pretrain"] = "pretrain"
-    shards: str  # token shards to train on
+    shards: str | None = None  # token shards to train on; or, where there are several, ...
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # ... these, by any name
+    balance: tuple[float, float] | None = None  # least and most times that a source may come more
+    # often than its documents are many (the paper's tuning: 0.3 and 3)
     validation: str | None = None  # token shards never trained on
     neighbours: str | None = None  # what `index build --neighbours` made for these shards
     views: str | None = None  # what `data views` made for these shards
@@ -93,23 +130,48 @@ class PretrainRecipe:
     mask: MaskConfig = MaskConfig()  # noqa: RUF009
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Schedule
+    engine: EngineConfig = EngineConfig()
     steps: int
-    batch: int  # rows a step
+    batch: int  # rows a step, over all processes
     micro_tokens: int = 8192  # padded ids in one forward pass; more is cut into micro-batches
     precision: Precision = "auto"
     workers: int = 0  # processes that make rows ahead, for a GPU that would wait; 0 makes none
     seed: int = 0
     save_every: int = 500
+    keep: int = 2  # newest states
+    keep_every: int | None = None  # states of every so many steps are kept for good
     validate_every: int = 500
     sample_every: int = 1000
     sample_prompts: tuple[str, ...] = ()
+    bad_step: Literal["stop", "skip"] = "stop"  # where loss or gradient is no number, or a spike
+    spike: float | None = None  # times the mean of the last losses from which a loss is a spike
+    hung_after: float = 1800  # seconds without a step after which a process is said to hang
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name in (
             "steps", "batch", "micro_tokens", "save_every", "validate_every", "sample_every",
+            "keep", "keep_every",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if (self.shards is None) == (not self.sources):
+            raise UserError("name either shards or sources: one folder of token shards, or several")
+        if self.sources and (self.neighbours or self.views):
+            raise UserError("with several sources, neighbours and views stand in each of them")
+        if self.balance and not 0 <= self.balance[0] <= 1 <= self.balance[1]:
+            raise UserError(
+                f"balance is {self.balance}; the least must be 0..1, the most 1 or more"
+            )
+        if self.spike is not None and self.spike <= 1:
+            raise UserError(f"spike is {self.spike}; it must be above 1")
+        if self.hung_after <= 0:
+            raise UserError(f"hung_after is {self.hung_after}; it must be above 0")
+        if self.engine.zero and self.optimizer.matrices == "muon":
+            raise UserError(
+                "optimizer.matrices 'muon' needs whole matrices, which ZeRO cuts; set engine.zero "
+                "to 0, or matrices to 'adamw'"
+            )
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -172,3 +234,9 @@ def with_vocabulary(recipe: PretrainRecipe, vocabulary: int) -> PretrainRecipe:
             f"token ids; leave it out"
         )
     return replace(recipe, model=replace(recipe.model, vocabulary=vocabulary))
+
+
+def check_batch(batch: int, size: int) -> None:
+    """Refuse a batch that cannot be shared by `size` processes."""
+    if batch % size:
+        raise UserError(f"batch {batch} does not divide among {size} processes; change one of them")

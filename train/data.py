@@ -10,6 +10,8 @@ the choice of caption and masks. No reader has a state, so a run resumed anywher
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,9 @@ from train.source import DECK, Deck, Source, grouped
 
 TONE = re.compile("-1F3F[B-F]")  # a skin tone in a code point
 
+
+PACKED = "packed"
+WINDOW = 8  # blocks that are cut from one run of the stream
 
 # The forms of a picture under one of its captions
 CAPTIONED = {"pair": prompts.pair, "described": prompts.described}
@@ -61,8 +66,11 @@ class Rows:
         self.kinds: dict[str, list[int]] = defaultdict(list)
         for number, p in enumerate(self.pictures):
             self.kinds[p.get("kind", "picture")].append(number)
-        self.deck = Deck(config.forms, (seed, 2))
-        self.loose = Deck({k: v for k, v in config.forms.items() if k != "packed"}, (seed, 3))
+        whole = sum(config.forms.values())
+        shares = {k: v / whole * (1 - config.packed) for k, v in config.forms.items()}
+        self.deck = Deck({**shares, PACKED: config.packed}, (seed, 2))
+        self.stream = Deck(config.forms, (seed, 3))
+        self.window = lru_cache(1)(self._window)
         wanted = {name for name, share in config.forms.items() if share > 0}
         self.sources: dict[str, Source] = {}
         if wanted & CAPTIONED.keys():
@@ -85,6 +93,15 @@ class Rows:
                     if d["task"] == form
                 )
                 self.sources[form] = Source(form, found, shares, (seed, 7 + offset))
+
+    @property
+    def documents(self) -> int:
+        """How many documents its forms draw from; a picture with captions is one."""
+        counts = {
+            "captioned" if form in CAPTIONED else form: source.count
+            for form, source in self.sources.items()
+        }
+        return sum(counts.values())
 
     def picture(self, number: int, view: int | None = None) -> Picture:
         codes_PN = self.shards.codes_PN
@@ -148,23 +165,48 @@ class Rows:
         ]
         return documents, view
 
-    def packed(self, rng: np.random.Generator) -> Encoded:
-        """Documents one after another, as many as the room wants; the last is too long for it."""
+    @cached_property
+    def window_places(self) -> int:
+        """About how many documents of the stream fill a window."""
+        tried = [len(self.streamed(place, 0, place).ids) for place in range(64)]
+        return max(1, round(WINDOW * self.room * len(tried) / sum(tried)))
+
+    def streamed(self, place: int | None, window: int, number: int) -> Encoded:
+        """The document at a place of the stream; with no place, any. `window` and `number` draw."""
+        rng = np.random.default_rng((self.seed, 10, window, number))
+        form, rank = self.stream.at(int(rng.integers(DECK)) if place is None else place)
+        return self.encoded(form, None if place is None else rank, rng)
+
+    def _window(self, number: int) -> Encoded:
+        """WINDOW blocks of documents one after another. So that no block has to know all before
+        it, a window has places of its own in the stream: a few at its end may not be reached, or a
+        few be drawn beside."""
         ids: list[int] = []
         fields: list[Span] = []
-        while len(ids) < self.room:
-            form, _ = self.loose.at(int(rng.integers(DECK)))
-            found = self.encoded(form, None, rng)
+        for step in count():
+            if len(ids) >= WINDOW * self.room:
+                return Encoded(tuple(ids), tuple(fields))
+            own = step < self.window_places
+            place = number * self.window_places + step if own else None
+            found = self.streamed(place, number, step)
             fields += [(len(ids) + a, len(ids) + b) for a, b in found.fields]
             ids += found.ids
-        return Encoded(tuple(ids), tuple(fields))
+        raise AssertionError
+
+    def packed(self, place: int) -> Encoded:
+        """Block number `place` of the stream (facts: metaseq's blocks of context + 1 ids)."""
+        window = self.window(place // WINDOW)
+        start = place % WINDOW * self.room
+        end = start + self.room
+        fields = [(a - start, b - start) for a, b in window.fields if start <= a and b <= end]
+        return Encoded(window.ids[start:end], tuple(fields))
 
     def at(self, row: int) -> Ids:
         """Row number `row` of the run, masked: at most context + 1 ids."""
         rng = np.random.default_rng((self.seed, 4, row))
         form, place = self.deck.at(row)
-        if form == "packed":
-            encoded, room = self.packed(rng), None
+        if form == PACKED:
+            encoded, room = self.packed(place), None
         else:
             encoded, room = self.encoded(form, place, rng), self.room
         return mask_row(
@@ -178,23 +220,52 @@ class Rows:
         )
 
 
-class Steps(Dataset[list[Ids]]):
-    """The rows of a step by its number."""
+class Mixture:
+    """Rows of several sources, each in its share: row -> source -> row of that source."""
 
-    def __init__(self, rows: Rows, batch: int) -> None:
-        self.rows, self.batch = rows, batch
+    def __init__(self, sources: Mapping[str, Rows], shares: Mapping[str, float], seed: int) -> None:
+        self.sources = sources
+        self.deck = Deck(shares, (seed, 11))
+
+    def at(self, row: int) -> Ids:
+        name, rank = self.deck.at(row)
+        return self.sources[name].at(rank)
+
+
+def balanced(
+    weights: Mapping[str, float], documents: Mapping[str, int], limits: tuple[float, float]
+) -> dict[str, float]:
+    """Shares by weight, none further from its share of documents than the `limits` times.
+
+    The paper's balancing of tasks (section 4.1: 0.3 and 3; facts 6.1: how it is read here).
+    """
+    of_weight, of_documents = sum(weights.values()), sum(documents.values())
+    shares: dict[str, float] = {}
+    for name, weight in weights.items():
+        found = documents[name] / of_documents
+        shares[name] = found * min(max(weight / of_weight / found, limits[0]), limits[1])
+    return shares
+
+
+class Steps(Dataset[list[Ids]]):
+    """The rows of a step by its number; `share` are the places in it that are asked for."""
+
+    def __init__(self, rows: Rows | Mixture, batch: int, share: range) -> None:
+        self.rows, self.batch, self.share = rows, batch, share
 
     def __getitem__(self, step: int) -> list[Ids]:
-        return [self.rows.at(step * self.batch + place) for place in range(self.batch)]
+        return [self.rows.at(step * self.batch + place) for place in self.share]
 
 
-def rows_of_steps(rows: Rows, batch: int, steps: range, workers: int) -> Iterator[list[Ids]]:
+def rows_of_steps(
+    rows: Rows | Mixture, batch: int, share: range, steps: range, workers: int
+) -> Iterator[list[Ids]]:
     """The rows of each step, in order; `workers` processes make the same ones ahead of time.
 
     A GPU reads as many rows a second as several CPU cores make: with no process beside the loop it
     would wait. Processes, not threads: a thread would take the interpreter from the loop.
     """
-    table = Steps(rows, batch)
+    table = Steps(rows, batch, share)
     if not workers:
         return map(table.__getitem__, steps)
     loader = DataLoader(

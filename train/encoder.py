@@ -177,7 +177,7 @@ def main(
     recipe: str,
     overrides: Sequence[str],
     out: Path,
-    resume: bool,
+    resume: str,
     say: Say,
     device: str = "auto",
     minutes: float = math.inf,
@@ -198,24 +198,26 @@ def main(
     wanted = replace(named, model=replace(named.model, pieces=text.pieces))
     tars, place = find_tars(wanted.data, "train-"), pick_device(device)
     exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
-    state.open_run(out, wanted, resume, ("save_every",))
-    metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
-    job = Job(wanted, text, Batches(metadata, pixels, wanted), place)
-    done = run(job, out, say, deadline)
+    with state.open_run(out, wanted, resume, ("save_every",)):
+        metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
+        job = Job(wanted, text, Batches(metadata, pixels, wanted), place)
+        done = run(job, out, say, deadline, resume)
     if done < wanted.steps:
-        say(f"time is up after step {done} of {wanted.steps}; go on with --resume")
+        say(f"time is up after step {done} of {wanted.steps}; go on with --resume latest")
         return out
     SmallEmbedder(job.net.to("cpu"), text).save(out / "encoder", replace=True)
     return out / "encoder"
 
 
-def run(job: Job, folder: Path, say: Say, deadline: float = math.inf) -> int:
-    """Train from the newest state in `folder`, or from the start; return the steps done."""
+def run(
+    job: Job, folder: Path, say: Say, deadline: float = math.inf, resume: str = "latest"
+) -> int:
+    """Train from a state in `folder`, or from the start; return the steps done."""
     recipe = job.recipe
     done = 0
-    if found := state.load_latest(folder, say):
-        done, table = found
-        state.unpack(table, job.net, job.optimizer)
+    if found := state.find(folder, resume, say):
+        done = found.step
+        state.unpack(found, job.net, job.optimizer)
         say(f"resumed at step {done}")
     with Report(folder, start=done, steps=recipe.steps) as report:
         while done < recipe.steps:
@@ -224,7 +226,7 @@ def run(job: Job, folder: Path, say: Say, deadline: float = math.inf) -> int:
             report.step(done, **figures)
             late = time.monotonic() >= deadline
             if done % recipe.save_every == 0 or done == recipe.steps or late:
-                state.save(folder, done, state.pack(job.net, job.optimizer))
+                state.save(folder, done, state.pack(job.net, job.optimizer).items())
             if late:
                 break
     return done

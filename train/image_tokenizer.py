@@ -9,7 +9,7 @@ as bytes; which pictures stand in which batch is a function of (seed, step) alon
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,12 +31,14 @@ from train.adversary import SMALLEST, PatchDiscriminator, adaptive_weight, discr
 from train.codebook import Codebook, CodebookConfig
 from train.config import Precision
 from train.corpus import load_pixels
-from train.loop import autocast
+from train.precision import autocast
 from train.report import Report
 from train.schedule import Schedule
-from train.state import Say
+from train.state import ALONE, Say
+from train.world import World, quiet, world
 
 CPU = torch.device("cpu")
+FREE = ("save_every", "sample_every", "keep", "keep_every", "hung_after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +74,16 @@ class ImageTokenizerRecipe:
     precision: Precision = "fp32"  # of the network; on a GPU its convolutions then take TF32
     save_every: int = 500
     sample_every: int = 1000
+    keep: int = 2  # newest states
+    keep_every: int | None = None  # states of every so many steps are kept for good
+    hung_after: float = 1800  # seconds without a step after which a process is said to hang
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "batch", "save_every", "sample_every", "keep", "keep_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if self.hung_after <= 0:
+            raise UserError(f"hung_after is {self.hung_after}; it must be above 0")
         if self.loss.adversarial and self.model.size < SMALLEST:
             raise UserError(
                 f"the adversarial term judges patches of pictures from {SMALLEST} pixels; got "
@@ -93,10 +100,12 @@ class Batches:
         kinds: list[str],
         recipe: ImageTokenizerRecipe,
         device: torch.device = CPU,
+        we: World = ALONE,
     ) -> None:
         if not kinds:
             raise UserError("there are no pictures to train on")
         self.pixels, self.recipe, self.device = pixels, recipe, device
+        self.share_of = we.share(recipe.batch)
         numbers = np.arange(len(kinds))
         shares = recipe.shares or {k: float(kinds.count(k)) for k in sorted(set(kinds))}
         missing = [k for k in shares if k not in kinds]
@@ -106,12 +115,15 @@ class Batches:
         self.share = np.array(list(shares.values())) / sum(shares.values())
 
     def at(self, step: int) -> Tensor:
-        """Pixels [B, 3, size, size] in -1..1 of step `step`; half of them mirrored."""
+        """Pixels [B, 3, size, size] in -1..1 of step `step`, of them this process's share; half of
+        all are mirrored."""
         rng = np.random.default_rng((self.recipe.seed, step))
         group = rng.choice(len(self.groups), self.recipe.batch, p=self.share)
         rows = [self.groups[g][rng.integers(len(self.groups[g]))] for g in group]
-        x_B3HW = torch.from_numpy(self.pixels[rows]).to(self.device).float() / 127.5 - 1
-        mirrored = torch.from_numpy(rng.random(self.recipe.batch) < 0.5).to(self.device)
+        half = rng.random(self.recipe.batch) < 0.5
+        mine = slice(self.share_of.start, self.share_of.stop)
+        x_B3HW = torch.from_numpy(self.pixels[rows[mine]]).to(self.device).float() / 127.5 - 1
+        mirrored = torch.from_numpy(half[mine]).to(self.device)
         x_B3HW[mirrored] = x_B3HW[mirrored].flip(-1)
         return x_B3HW.contiguous(memory_format=torch.channels_last)
 
@@ -145,9 +157,11 @@ class Terms:
 class Job:
     """Networks, optimisers and codebook of one run; `step` is one step of it."""
 
-    def __init__(self, recipe: ImageTokenizerRecipe, batches: Batches, say: Say) -> None:
+    def __init__(
+        self, recipe: ImageTokenizerRecipe, batches: Batches, say: Say, we: World = ALONE
+    ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.batches = recipe, batches
+        self.recipe, self.batches, self.we = recipe, batches, we
         device = batches.device
         self.net = VQGAN(recipe.model).to(device)
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -167,7 +181,7 @@ class Job:
             table |= state.pack(self.judge, self.judge_optimizer, "judge.")
         return table
 
-    def restore(self, table: dict[str, Tensor]) -> None:
+    def restore(self, table: Mapping[str, Tensor]) -> None:
         state.unpack(table, self.net, self.optimizer)
         self.codebook.restore(table)
         if self.judge:
@@ -189,30 +203,35 @@ class Job:
         if judge:
             fooled = -judge(y_B3HW).mean()
             last = self.net.decoder.conv_out.weight
-            weight = adaptive_weight(seen, fooled, last)
+            weight = adaptive_weight(seen, fooled, last, self.we)
             loss = loss + self.recipe.loss.adversarial * weight * fooled
         self.optimizer.zero_grad()
         loss.backward()
+        self.we.mean_(weight.grad for weight in self.net.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
-        reseeded = self.codebook.update(z_BEHW.detach(), out.codes_BL, step)
+        z_BEHW, codes_BL = (self.we.gathered(one) for one in (z_BEHW.detach(), out.codes_BL))
+        reseeded = self.codebook.update(z_BEHW, codes_BL, step)
         error_B = (to_bytes(x_B3HW) - to_bytes(y_B3HW)).square().mean((1, 2, 3))
+        judged = self.judge_step(judge, x_B3HW, y_B3HW.detach()) if judge else 0.0
+        means = self.we.table([loss.item(), psnr(error_B).mean().item(), judged]).mean(0).tolist()
         figures = {
-            "loss": loss.item(),
-            "psnr": psnr(error_B).mean().item(),
+            "loss": means[0],
+            "psnr": means[1],
             "used": (self.codebook.count_K > 1e-3).float().mean().item(),
             "reseeded": float(reseeded),
             "gradient": norm.item(),
             "rate": rate,
         }
         if judge:
-            figures["judge"] = self.judge_step(judge, x_B3HW, y_B3HW.detach())
+            figures["judge"] = means[2]
         return figures
 
     def judge_step(self, judge: PatchDiscriminator, real_B3HW: Tensor, fake_B3HW: Tensor) -> float:
         loss = discriminator_loss(judge(real_B3HW), judge(fake_B3HW))
         self.judge_optimizer.zero_grad()
         loss.backward()
+        self.we.mean_(weight.grad for weight in judge.parameters())
         self.judge_optimizer.step()
         return loss.item()
 
@@ -231,29 +250,44 @@ def main(
     recipe: str,
     overrides: Sequence[str],
     out: Path,
-    resume: bool,
+    resume: str,
     say: Say,
     device: str = "auto",
     minutes: float = math.inf,
-) -> Path:
-    """`cm3leon tokenizer train-image`: train, and return the folder `out/image_tokenizer`.
+) -> Path | None:
+    """`cm3leon tokenizer train-image`: train, and return the folder `out/image_tokenizer`; None in
+    all processes but the first.
 
-    After `minutes` the run stops with its state saved, and `out` is returned in its place.
+    After `minutes`, or when asked to stop by SIGTERM, the run ends with its state saved, and `out`
+    is returned in its place. Among processes the batch is shared and gradients are averaged; only
+    the judge's batch norms look at one process's pictures alone, as taming's do.
     """
     deadline = time.monotonic() + 60 * minutes
     wanted = config.load(ImageTokenizerRecipe, recipe, overrides)
-    place = pick_device(device)
-    tars = find_tars(wanted.data, "train-")
-    exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
-    state.open_run(out, wanted, resume, ("save_every", "sample_every"))
-    metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
-    kinds = [str(picture.get("kind", "picture")) for picture in metadata]
-    trained = run(wanted, Batches(pixels, kinds, wanted, place), out, say, deadline)
-    if trained is None:
-        return out
-    folder = out / "image_tokenizer"
-    trained.to("cpu").save(folder, half=True, replace=True)
-    return folder
+    with world(wanted.hung_after) as we:
+        say = say if we.first else quiet
+        place = we.device(pick_device(device))
+        config.check_batch(wanted.batch, we.size)
+        tars = find_tars(wanted.data, "train-")
+        exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
+        with state.open_run(out, wanted, resume, FREE, we):
+            if we.first:  # who makes the cache; the others find it
+                load_pixels(tars, wanted.model.size, exclude, out, say=say)
+            we.wait()
+            metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
+            kinds = [str(picture.get("kind", "picture")) for picture in metadata]
+            batches = Batches(pixels, kinds, wanted, place, we)
+            trained = run(wanted, batches, out, say, deadline, resume, we)
+            if trained is None or not we.first:
+                return out if we.first else None
+            folder = out / "image_tokenizer"
+            trained.to("cpu").save(folder, half=True, replace=True)
+            return folder
+
+
+def check(recipe: str, overrides: Sequence[str], size: int) -> None:
+    """Refuse, before any process starts, what `size` of them would refuse."""
+    config.check_batch(config.load(ImageTokenizerRecipe, recipe, overrides).batch, size)
 
 
 def run(
@@ -262,31 +296,42 @@ def run(
     folder: Path,
     say: Say,
     deadline: float = math.inf,
+    resume: str = "latest",
+    we: World = ALONE,
 ) -> ImageTokenizer | None:
-    """Train from the newest state in `folder` (or from the start) to the end of the recipe.
+    """Train from a state in `folder` (or from the start) to the end of the recipe.
 
-    None where the clock (`time.monotonic`) passed `deadline` before; the state is then saved.
+    None where the clock (`time.monotonic`) passed `deadline` before, or somebody asked to stop; the
+    state is then saved.
     """
-    job = Job(recipe, batches, say)
-    found = state.load_latest(folder, say)
+    job = Job(recipe, batches, say, we)
     start = 0
-    if found:
-        start, table = found
-        job.restore(table)
+    if found := state.find(folder, resume, say, we):
+        start = found.step
+        job.restore(found)
         say(f"resumed at step {start}")
-    with Report(folder, start=start, steps=recipe.steps) as report:
+    with Report(folder, start=start, steps=recipe.steps, on=we.first) as report:
         for step in range(start, recipe.steps):
+            we.note(step, "computing")
             figures = job.step(step)
             report.step(step + 1, **figures)
-            if (step + 1) % recipe.sample_every == 0:
+            if (step + 1) % recipe.sample_every == 0 and we.first:
                 save_samples(job, folder / f"sample-{step + 1:08d}.png")
-            late = time.monotonic() >= deadline
+            late = bool(we.table([we.must_stop() or time.monotonic() >= deadline]).any())
             if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps or late:
-                state.save(folder, step + 1, job.tensors())
+                we.note(step + 1, "saving")
+                save(job, folder, step + 1)
             if late and step + 1 < recipe.steps:
-                say(f"time is up after step {step + 1} of {recipe.steps}; go on with --resume")
+                say(f"stopped after step {step + 1} of {recipe.steps}; go on with --resume latest")
                 return None
     return ImageTokenizer(job.net)
+
+
+def save(job: Job, folder: Path, done: int) -> None:
+    """The state after `done` steps, by all processes together."""
+    keep, keep_every = job.recipe.keep, job.recipe.keep_every
+    tensors = job.tensors().items()
+    state.save(folder, done, tensors, keep=keep, keep_every=keep_every, we=job.we)
 
 
 @torch.no_grad()

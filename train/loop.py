@@ -1,28 +1,38 @@
 """The decoder's training loop, to be read aloud.
 
-Rows come from `data`, already masked; the loss is `objective`'s; state and report stand beside.
+Rows come from `data`, already masked; the engine moves the weights; state and report stand beside.
 """
 
-# Shapes: B = rows, L = ids a row, T = tokens that are predicted, D = width, V = vocabulary
+# Shapes: B = rows, L = ids a row, K = kinds of token
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cm3leon.model import Decoder
 from tokenizer.errors import UserError
-from tokenizer.vocabulary import Vocabulary
+from tokenizer.vocabulary import PAD, Vocabulary
 from train import state
-from train.config import Precision, PretrainRecipe
-from train.data import Rows, micro_batches, rows_of_steps
-from train.objective import KINDS, Ids, Loss, masked_cross_entropy, targets_and_weights
+from train.config import PretrainRecipe
+from train.data import Mixture, Rows, micro_batches, rows_of_steps
+from train.engine import Engine
+from train.flops import Speed
+from train.objective import KINDS, Ids, targets_and_weights
 from train.report import Report
+from train.state import Say
+from train.world import World
+
+REMEMBERED = 100  # losses that a spike is measured against
+FEW = 10  # of them at least
+MOST_SKIPPED = 10  # steps in a row
 
 
 class Watch(Protocol):
@@ -38,104 +48,159 @@ class Job:
     """What one run of the loop needs."""
 
     recipe: PretrainRecipe
-    model: Decoder
-    optimizer: torch.optim.Optimizer
-    rows: Rows
+    engine: Engine
+    rows: Rows | Mixture
     vocabulary: Vocabulary
-    device: torch.device
     watch: Watch
     folder: Path
+    speed: Speed
+    say: Say
+    we: World = field(default_factory=World)
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
 def run(job: Job, start: int, deadline: float = math.inf) -> int:
-    """Train from step `start` to the recipe's last, or until the clock (`time.monotonic`) is past
-    `deadline`; returns how many steps are done. Every line here happens at every step."""
-    recipe = job.recipe
-    done = start
-    ahead = rows_of_steps(job.rows, recipe.batch, range(start, recipe.steps), recipe.workers)
-    with Report(job.folder, start=start, steps=recipe.steps) as report:
+    """Train from step `start` to the recipe's last, until the clock (`time.monotonic`) is past
+    `deadline`, or until somebody asks to stop; returns how many steps are done, the state saved.
+    Every line here happens at every step, in all processes."""
+    recipe, we = job.recipe, job.we
+    done, skipped = start, 0
+    share = we.share(recipe.batch)
+    steps = range(start, recipe.steps)
+    ahead = rows_of_steps(job.rows, recipe.batch, share, steps, recipe.workers)
+    with Report(job.folder, start=start, steps=recipe.steps, on=we.first) as report:
         while done < recipe.steps:
+            we.note(done, "making rows")
             began = time.monotonic()
-            rate = recipe.schedule.rate(done, recipe.steps)
-            rows = next(ahead)
-            figures = train_step(job, rows, rate)
-            figures["tokens_per_second"] = sum(map(len, rows)) / (time.monotonic() - began)
+            micros = list(micros_of(job, next(ahead)))
+            ready = time.monotonic()
+            late = job.we.must_stop() or time.monotonic() >= deadline
+            whole, passes, tokens, halt = agree(we, micros, late)
+            we.note(done, "computing")
+            figures = train_step(
+                job, micros, whole, passes, recipe.schedule.rate(done, recipe.steps)
+            )
+            took = time.monotonic() - began
+            figures |= job.speed.figures(tokens, recipe.batch, took)
+            figures |= {"waited": (ready - began) / took, "rows": (done + 1) * recipe.batch}
+            skipped = skipped + 1 if "skipped" in figures else 0
+            if skipped > MOST_SKIPPED:
+                raise UserError(f"{skipped} steps in a row were skipped: {ADVICE}")
             done += 1
             last = done == recipe.steps
-            late = time.monotonic() >= deadline
-            if done % recipe.validate_every == 0 or last:
-                figures |= job.watch.validate(job.model)
+            look = done % recipe.validate_every == 0 or last
+            draw = done % recipe.sample_every == 0 or last
+            if look or draw:
+                we.note(done, "looking at held-out pictures")
+                model = job.engine.whole()
+                if look and model:
+                    figures |= job.watch.validate(model)
+                if draw and model:
+                    job.watch.draw(model, job.folder / f"sample-{done:08d}.png")
             report.step(done, **figures)
-            if done % recipe.sample_every == 0 or last:
-                job.watch.draw(job.model, job.folder / f"sample-{done:08d}.png")
-            if done % recipe.save_every == 0 or last or late:
-                state.save(job.folder, done, state.pack(job.model, job.optimizer))
-            if late:
+            if done % recipe.save_every == 0 or last or halt:
+                we.note(done, "saving")
+                save(job, done)
+            if halt:
                 break
     return done
 
 
-def train_step(job: Job, rows: Sequence[Ids], rate: float) -> dict[str, float]:
-    """One update from the rows of one step; the loss is divided by the whole batch's tokens."""
-    for group in job.optimizer.param_groups:
-        group["lr"] = rate
-    whole = float(sum(weights.sum() for _, _, weights in micros(job, rows)))
-    kinds_K2 = torch.zeros(len(KINDS), 2)
-    total = 0.0
-    job.optimizer.zero_grad(set_to_none=True)
-    for ids_BL, targets_BL, weights_BL in micros(job, rows):
-        loss = micro_loss(job, ids_BL, targets_BL, weights_BL)
-        (loss.total / whole).backward()
-        total += loss.total.item() / whole
-        kinds_K2 += loss.kinds_K2.cpu()
-    clip = job.recipe.optimizer.clip
-    norm = torch.nn.utils.clip_grad_norm_(job.model.parameters(), clip).item()
-    if not (math.isfinite(total) and math.isfinite(norm)):
-        raise UserError(
-            f"the loss is {total} and the gradient {norm}: there is no going on from here; begin a "
-            f"new run with a lower schedule.peak, or a longer schedule.warmup"
-        )
-    job.optimizer.step()
-    figures = {"loss": total, "gradient": norm, "rate": rate}
-    for name, (nats, weight) in zip(KINDS, kinds_K2.tolist(), strict=True):
-        if weight:
-            figures[name] = nats / weight
-    return figures
+def save(job: Job, done: int) -> None:
+    """The state after `done` steps, by all processes together."""
+    recipe = job.recipe
+    state.save(
+        job.folder,
+        done,
+        job.engine.tensors(),
+        keep=recipe.keep,
+        keep_every=recipe.keep_every,
+        told={"losses": list(job.losses), "rows": done * recipe.batch},
+        we=job.we,
+    )
 
 
-def micros(job: Job, rows: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Inputs, targets and weights of each micro-batch, all [B, L], on the host."""
+Micro = tuple[Tensor, Tensor, Tensor]  # inputs, targets and weights, all [B, L], on the host
+
+
+def micros_of(job: Job, rows: Sequence[Ids]) -> Iterator[Micro]:
+    """The micro-batches of some rows."""
     for ids_BL in micro_batches(rows, job.recipe.micro_tokens):
         targets_BL, weights_BL = targets_and_weights(ids_BL, job.vocabulary, job.recipe.mask)
         arrays = (ids_BL[:, :-1].copy(), targets_BL.copy(), weights_BL)
         yield tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[misc]
 
 
-def micro_loss(job: Job, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor) -> Loss:
-    """The loss of one micro-batch; the head is asked only where something is to be predicted."""
-    counted_BL = weights_BL > 0
-    with autocast(job.recipe.precision, job.device):
-        hidden_BLD = job.model(ids_BL.to(job.device))
-        logits_TV = job.model.logits(hidden_BLD[counted_BL.to(job.device)])
-    return masked_cross_entropy(
-        logits_TV,
-        targets_BL[counted_BL].to(job.device),
-        weights_BL[counted_BL].to(job.device),
-        job.vocabulary,
-        job.recipe.model.z_loss,
-    )
+def agree(we: World, micros: Sequence[Micro], late: bool) -> tuple[float, int, int, bool]:
+    """Over all processes: the weight of the step, the most micro-batches that one has, the ids that
+    are read, and whether this step is to be the last for now."""
+    weight = float(sum(weights.sum().double() for _, _, weights in micros))
+    tokens = sum(int((ids != PAD).sum()) for ids, _, _ in micros)
+    table = we.table([weight, len(micros), tokens, late])
+    weight, _, tokens, late = table.sum(0).tolist()
+    return weight, int(table[:, 1].max()), int(tokens), late > 0
 
 
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The products of a forward pass in bf16 or fp32, whichever `in_bf16` says."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device))
+def train_step(
+    job: Job, micros: Sequence[Micro], whole: float, passes: int, rate: float
+) -> dict[str, float]:
+    """One update; the loss is divided by the weight of the whole step, `whole`.
+
+    All processes make as many `passes`, for they sum gradients together. Where the step is bad (its
+    loss or gradient is no number, or the loss is a spike) the weights stay as they are.
+    """
+    kinds_K2 = torch.zeros(len(KINDS), 2, dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
+    mean, spike, sums = 0.0, False, torch.zeros(0)
+    for number in range(passes):
+        last = number == passes - 1
+        batch = micros[number] if number < len(micros) else nothing()
+        loss = job.engine.loss(*batch, last)
+        total += loss.total.detach().cpu()
+        kinds_K2 += loss.kinds_K2.cpu()
+        if last:  # judged before the weights can move
+            sums = job.we.table([float(total), *kinds_K2.flatten().tolist()]).sum(0)
+            mean = float(sums[0]) / whole
+            spike = is_spike(mean, job)
+        job.engine.backward(loss.total * (math.nan if spike else 1 / whole))
+    norm = job.engine.step(rate)
+    figures = {"loss": mean, "gradient": norm, "rate": rate}
+    if math.isfinite(norm):
+        job.losses.append(mean)
+    else:
+        figures["skipped"] = 1.0
+        pass_over(job, mean, norm, spike)
+    for name, (nats, weight) in zip(KINDS, sums[1:].view(-1, 2).tolist(), strict=True):
+        if weight:
+            figures[name] = nats / weight
+    return figures
 
 
-def in_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether to multiply in bf16; `auto` does where the device has circuits for it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cpu":
-        can = torch.cpu.get_capabilities()
-        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+def nothing() -> Micro:
+    """A micro-batch without a target, for a process that has no more."""
+    ids_BL = torch.full((1, 1), PAD)
+    return ids_BL, ids_BL, torch.zeros(1, 1)
+
+
+def is_spike(loss: float, job: Job) -> bool:
+    """Whether a loss stands out of the last ones further than the recipe allows."""
+    if job.recipe.spike is None or len(job.losses) < FEW:
+        return False
+    return loss > job.recipe.spike * float(np.mean(job.losses))
+
+
+ADVICE = (
+    "there is no going on from here; begin a new run with a lower schedule.peak or a longer "
+    "schedule.warmup, or go back with --resume STEP"
+)
+
+
+def pass_over(job: Job, loss: float, norm: float, spike: bool) -> None:
+    """Say that a step is skipped, or stop there, as the recipe wishes."""
+    found = f"the loss is {loss:.6g} and the gradient {norm:.6g}"
+    if spike:
+        usual = float(np.mean(job.losses))
+        found = f"the loss is {loss:.6g}, a spike: the last were {usual:.6g} in the mean"
+    if job.recipe.bad_step == "stop":
+        raise UserError(f"{found}: {ADVICE}")
+    job.say(f"step skipped: {found}")

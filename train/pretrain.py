@@ -7,60 +7,90 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from cm3leon import checkpoint, prompts
+from cm3leon import checkpoint
 from cm3leon.attention import attend, attend_by_products
-from cm3leon.likelihood import bits_per_image_token, bits_per_text_token
 from cm3leon.model import Decoder, ModelConfig
 from cm3leon.pipeline import CM3Leon, pick_device
-from cm3leon.sampling import Sampling
 from retrieval.neighbours import read_neighbours
 from tokenizer.codec import Codec
-from tokenizer.document import Picture
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
-from tokenizer.pixels import sheet
 from tokenizer.shards import Shards
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train import config, loop, state
-from train.config import PretrainRecipe
-from train.data import Rows
-from train.optimizer import new_optimizer
+from train.config import PretrainRecipe, SourceConfig
+from train.data import Mixture, Rows, balanced
+from train.engine import new_engine, no_deepspeed
+from train.flops import Speed, parameters
+from train.precision import in_bf16
 from train.state import Say
 from train.views import read_views
+from train.watch import Watch
+from train.world import World, quiet, world
 
-HELD_OUT = 256  # most pictures of the validation shards that a run looks at
-FREE = ("save_every", "validate_every", "sample_every", "sample_prompts", "workers")
+SOURCE_SEEDS = 1_000_003  # between the seeds of two sources
+FREE = (  # settings that may differ when a run is resumed: they change no number, or only its bits
+    "save_every", "keep", "keep_every", "validate_every", "sample_every", "sample_prompts",
+    "workers", "engine", "micro_tokens", "bad_step", "spike", "hung_after", "tensorboard",
+)  # fmt: skip
 
 
 def main(
     recipe: str,
     overrides: Sequence[str],
     out: Path,
-    resume: bool,
+    resume: str,
     init: str | None,
     say: Say,
     device: str = "auto",
     minutes: float = math.inf,
-) -> Path:
-    """Train, and return the checkpoint folder `out/model`.
+) -> Path | None:
+    """Train, and return the checkpoint folder `out/model`; None in all processes but the first.
 
-    After `minutes` the run stops with its state saved, and `out` is returned in its place.
-    With `resume` the newest state in `out` is continued, exactly; with `init` the weights start
-    as those of another model, with a new optimiser. Raises UserError for whatever does not fit
-    together, before the first step and before anything is written.
+    After `minutes`, or when asked to stop by SIGTERM, the run ends with its state saved, and `out`
+    is returned in its place. `resume`: `none`, `latest` or a step; a run goes on exactly, under any
+    number of processes. With `init` the weights start as those of another model, with a new
+    optimiser. Raises UserError for whatever does not fit together, before the first step and
+    before anything is written.
     """
     deadline = time.monotonic() + 60 * minutes
     named = config.load_pretrain(recipe, overrides)
-    place = pick_device(device)
+    with world(named.hung_after) as we:
+        made = train(named, out, resume, init, say if we.first else quiet, device, deadline, we)
+    return made if we.first else None
+
+
+def check(recipe: str, overrides: Sequence[str], size: int) -> None:
+    """Refuse, before any process starts, what `size` of them would refuse."""
+    named = config.load_pretrain(recipe, overrides)
+    config.check_batch(named.batch, size)
+    if named.engine.zero and find_spec("deepspeed") is None:
+        raise no_deepspeed()
+
+
+def train(
+    named: PretrainRecipe,
+    out: Path,
+    resume: str,
+    init: str | None,
+    say: Say,
+    device: str,
+    deadline: float,
+    we: World,
+) -> Path:
+    """`main` in one of the processes `we`."""
+    place = we.device(pick_device(device))
     image_tokenizer = ImageTokenizer.load(Path(named.image_tokenizer))
     text_tokenizer = TextTokenizer.load(Path(named.text_tokenizer))
     vocabulary = Vocabulary(image_codes=image_tokenizer.codes, text_pieces=text_tokenizer.pieces)
     wanted = config.with_vocabulary(named, vocabulary.size)
+    config.check_batch(wanted.batch, we.size)
     codec = Codec(vocabulary, text_tokenizer, image_tokenizer.picture_codes, wanted.model.context)
     rows = open_rows(wanted, codec, image_tokenizer)
     torch.manual_seed(wanted.seed)
@@ -68,42 +98,67 @@ def main(
     if init is not None and not state.states(out):  # a state is further than where it started
         start_from(model, init, codec, image_tokenizer, say)
     model.to(place).attend = attend_by_products if place.type == "cpu" else attend
-    job = loop.Job(
-        recipe=wanted,
-        model=model,
-        optimizer=new_optimizer(model, wanted.optimizer),
-        rows=rows,
-        vocabulary=vocabulary,
-        device=place,
-        watch=Watch(wanted, codec, image_tokenizer),
-        folder=out,
-    )
-    state.open_run(out, wanted, resume, FREE)
-    kind = "bf16" if loop.in_bf16(wanted.precision, place) else "fp32"
-    say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters on {place} in {kind}")
-    found = state.load_latest(out, say)
-    start = 0
-    if found:
-        start, table = found
-        state.unpack(table, model, job.optimizer)
-        say(f"resumed at step {start}")
-    elif init is not None:  # so that resuming does not need the other model
-        state.save(out, 0, state.pack(model, job.optimizer))
-    done = loop.run(job, start, deadline)
-    if done < wanted.steps:
-        say(f"time is up after step {done} of {wanted.steps}; go on with --resume")
-        return out
-    folder = out / "model"
-    checkpoint.save(folder, model.to("cpu"), codec, image_tokenizer, half=True, replace=True)
-    return folder
+    watch = Watch(wanted, codec, image_tokenizer)
+    with state.open_run(out, wanted, resume, FREE, we):
+        engine = new_engine(model, vocabulary, wanted, place, we)
+        job = loop.Job(
+            recipe=wanted,
+            engine=engine,
+            rows=rows,
+            vocabulary=vocabulary,
+            watch=watch,
+            folder=out,
+            speed=Speed(model=wanted.model, device=place, devices=we.size),
+            say=say,
+            we=we,
+        )
+        kind = "bf16" if in_bf16(wanted.precision, place) else "fp32"
+        on = f"{place} in {kind}" if we.size == 1 else f"{we.size} x {place.type} in {kind}"
+        say(f"{parameters(wanted.model) / 1e6:.1f}M parameters on {on}")
+        start = 0
+        if found := state.find(out, resume, say, we):
+            start = found.step
+            engine.put(found, start)
+            job.losses.extend(found.told.get("losses", ()))
+            say(f"resumed at step {start}")
+        elif init is not None:  # so that resuming does not need the other model
+            loop.save(job, 0)
+        done = loop.run(job, start, deadline)
+        if done < wanted.steps:
+            say(f"stopped after step {done} of {wanted.steps}; go on with --resume latest")
+            return out
+        we.note(done, "exporting")
+        folder = out / "model"
+        if whole := engine.whole():
+            whole.to("cpu")
+            checkpoint.save(folder, whole, codec, image_tokenizer, half=True, replace=True)
+        we.wait()
+        return folder
 
 
-def open_rows(recipe: PretrainRecipe, codec: Codec, image_tokenizer: ImageTokenizer) -> Rows:
+def open_rows(
+    recipe: PretrainRecipe, codec: Codec, image_tokenizer: ImageTokenizer
+) -> Rows | Mixture:
     """The rows of a run, from its shards and what was made for them."""
-    shards = Shards.open(recipe.shards, image_tokenizer.hash, codec.text.hash)
-    near = read_neighbours(recipe.neighbours, shards) if recipe.neighbours else None
-    views = read_views(recipe.views, shards) if recipe.views else None
-    return Rows(shards, codec, recipe.rows, recipe.mask, recipe.seed, near, views)
+
+    def rows_of(source: SourceConfig, seed: int) -> Rows:
+        shards = Shards.open(source.shards, image_tokenizer.hash, codec.text.hash)
+        near = read_neighbours(source.neighbours, shards) if source.neighbours else None
+        views = read_views(source.views, shards) if source.views else None
+        return Rows(shards, codec, source.rows or recipe.rows, recipe.mask, seed, near, views)
+
+    if recipe.shards is not None:
+        alone = SourceConfig(shards=recipe.shards, neighbours=recipe.neighbours, views=recipe.views)
+        return rows_of(alone, recipe.seed)
+    found = {
+        name: rows_of(source, recipe.seed + SOURCE_SEEDS * number)
+        for number, (name, source) in enumerate(sorted(recipe.sources.items()))
+    }
+    shares = {name: source.weight for name, source in recipe.sources.items()}
+    if recipe.balance:
+        counts = {name: rows.documents for name, rows in found.items()}
+        shares = balanced(shares, counts, recipe.balance)
+    return Mixture(found, shares, recipe.seed)
 
 
 def start_from(
@@ -124,67 +179,3 @@ def start_from(
         if old != new:
             raise UserError(f"init: {init} knows another {name}; name the one in its own folder")
     model.load_state_dict(other.model.state_dict())
-
-
-class Watch:
-    """Held-out bits and sample pictures of a run. Raises UserError for prompts that do not fit."""
-
-    def __init__(
-        self, recipe: PretrainRecipe, codec: Codec, image_tokenizer: ImageTokenizer
-    ) -> None:
-        self.codec, self.image_tokenizer = codec, image_tokenizer
-        self.prompts = recipe.sample_prompts
-        for prompt in self.prompts:
-            codec.open(prompts.paint(prompt)[0])
-        self.pictures: list[tuple[int, ...]] = []  # codes
-        self.before: list[tuple[int, ...]] = []  # ids that such a picture follows: its caption
-        self.texts: list[list[int]] = []  # ids of that caption
-        self.around: list[tuple[int, ...]] = []  # ids that it follows: the picture
-        if recipe.validation is not None:
-            self.hold_out(Shards.open(recipe.validation, image_tokenizer.hash, codec.text.hash))
-            if not self.texts:
-                raise UserError(
-                    f"validation: {recipe.validation} has no picture with a caption that fits"
-                )
-
-    def hold_out(self, shards: Shards) -> None:
-        """Take pictures evenly from all shards, each with its first caption, where both fit."""
-        context = self.codec.context
-        assert context is not None
-        # without a context: what is too long is left out here, where others refuse it
-        codec = Codec(self.codec.vocabulary, self.codec.text, self.codec.picture_codes)
-        for number in range(0, shards.pictures, -(-shards.pictures // HELD_OUT)):
-            metadata, codes = shards.picture(number)
-            if not metadata.get("captions"):
-                continue
-            caption, picture = metadata["captions"][0], Picture(codes)
-            whole = codec.encode(prompts.pair(caption, picture))
-            text = [whole.ids[place] for span in whole.fields for place in range(*span)]
-            around = codec.infill(prompts.describe(picture, asked=False))
-            if len(around) + len(text) <= context:
-                self.pictures.append(codes)
-                self.before.append(codec.open(prompts.paint(caption)[0]))
-                self.texts.append(text)
-                self.around.append(around)
-
-    def validate(self, model: Decoder) -> dict[str, float]:
-        """Bits per image token given the caption, and per text token given the picture."""
-        if not self.texts:
-            return {}
-        vocabulary = self.codec.vocabulary
-        return {
-            "held_out_image_bits": bits_per_image_token(
-                model, vocabulary, self.before, self.pictures
-            ),
-            "held_out_text_bits": bits_per_text_token(model, vocabulary, self.around, self.texts),
-        }
-
-    def draw(self, model: Decoder, path: Path) -> None:
-        """One picture a sample prompt, side by side, at seed 0."""
-        if not self.prompts:
-            return
-        painter = CM3Leon(model, self.codec, self.image_tokenizer)
-        drawn = [
-            painter.text_to_image(prompt, seed=0, sampling=Sampling())[0] for prompt in self.prompts
-        ]
-        sheet(drawn, min(8, len(drawn)), list(self.prompts)).save(path)

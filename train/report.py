@@ -14,16 +14,19 @@ LOG = "log.jsonl"
 
 
 class Report:
-    """Writes the log of one run; lines past the step resumed from are dropped first."""
+    """Writes the log of one run; lines past the step resumed from are dropped first. Off in all
+    processes but the first."""
 
-    def __init__(self, run: Path, *, start: int, steps: int) -> None:
-        self.start, self.steps = start, steps
+    def __init__(self, run: Path, *, start: int, steps: int, on: bool = True) -> None:
+        self.start, self.steps, self.on = start, steps, on
         self.began = time.monotonic()
+        self.loud = sys.stderr.isatty()
+        if not on:
+            return
         path = run / LOG
         kept = [line for line in read(run) if line["step"] <= start] if path.exists() else []
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.file = path.open("a")
-        self.loud = sys.stderr.isatty()
 
     def __enter__(self) -> "Report":
         return self
@@ -34,10 +37,13 @@ class Report:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.file.close()
+        if self.on:
+            self.file.close()
 
     def step(self, step: int, **figures: float) -> None:
         """Log what step number `step` (from 1) found; floats keep every bit of theirs."""
+        if not self.on:
+            return
         figures["seconds"] = round(time.monotonic() - self.began, 2)
         self.file.write(json.dumps({"step": step, **figures}) + "\n")
         self.file.flush()

@@ -98,6 +98,7 @@ class Source:
         if not any(whole.values()):
             raise UserError(f"the shares {dict(shares)} of '{form}' leave nothing to draw")
         self.deck = Deck(whole, (*seed, 0))
+        self.count = sum(len(unit) for units in groups.values() for unit in units)
         self.groups = {
             name: Group(units, Shuffle(len(units), (*seed, 1, number)))
             for number, (name, units) in enumerate(sorted(groups.items()))

@@ -1,52 +1,85 @@
 """What a run resumes from: step-numbered folders of safetensors under a manifest, never a pickle.
 
-A state holds weights and both optimiser moments in fp32 by parameter name, and the step. There is
-nothing else to hold: every random draw of training is a function of the seed and of the step.
+A state holds weights and both optimiser moments in fp32 by parameter name, each process's share of
+them in a file of its own, and the step. Almost nothing else is to be held: every random draw of
+training is a function of the seed and of the step. So a run goes on under any number of processes.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenizer import settings
 from tokenizer.errors import UserError
-from tokenizer.manifest import new_folder, verify, write_file
+from tokenizer.manifest import locked, new_folder, sync, verify, write_file
+from train.world import World
 
 PREFIX = "state-"
 RECIPE = "recipe.yaml"  # resolved, beside the states
+LOCK = ".lock"
+ALONE = World()
 Say = Callable[[str], None]
 
 
-def open_run(run: Path, recipe: object, resume: bool, free: Collection[str] = ()) -> None:
-    """Make a run's folder with its resolved recipe, or check that the one there is this very run.
+@contextmanager
+def open_run(
+    run: Path, recipe: object, resume: str, free: Collection[str] = (), we: World = ALONE
+) -> Generator[None]:
+    """Make a run's folder with its resolved recipe, or check that the one there is this very run;
+    hold it until the block ends.
 
-    Settings named in `free` may differ. Raises UserError when there is a run already and no
-    `resume`, or when another recipe began it.
+    resume: `none` for a new run, `latest`, or a step. Settings named in `free` may differ. Raises
+    UserError when there is a run already and it is not to be resumed, when another recipe began
+    it, or when another process works on it.
     """
-    kept = run / RECIPE
-    if not kept.exists():
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {run}: {error.strerror}") from error
-        write_file(kept, settings.dump(recipe).encode())
+    if not we.first:  # the first process looks, and ends the others where it finds a fault
+        we.wait()
+        if not (run / RECIPE).exists():
+            raise UserError(f"the folder {run} must be one that all machines see; name another")
+        yield
         return
-    if not resume:
-        raise UserError(f"{run} holds a run already; go on with --resume, or name a new folder")
-    begun = settings.build(type(recipe), settings.read(kept))  # a newer setting has its default
+    if resume not in ("none", "latest") and not resume.isdigit():
+        raise UserError(f"--resume is '{resume}'; it must be latest, none or the number of a step")
+    kept = run / RECIPE
+    fresh = not kept.exists()
+    if not fresh:
+        if resume == "none":
+            raise UserError(
+                f"{run} holds a run already; go on with --resume latest, or name a new folder"
+            )
+        _check_same(run, recipe, free)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {run}: {error.strerror}") from error
+    busy = f"another process works on the run in {run}; wait for it, or name a new folder"
+    with locked(run / LOCK, busy):
+        for torn in run.glob(f".{PREFIX}*.new"):  # its writer was killed
+            shutil.rmtree(torn, ignore_errors=True)
+        if fresh:
+            write_file(kept, settings.dump(recipe).encode())
+        we.wait()
+        yield
+
+
+def _check_same(run: Path, recipe: object, free: Collection[str]) -> None:
+    begun = settings.build(type(recipe), settings.read(run / RECIPE))  # newer settings: defaults
     before, now = (dict(_leaves(settings.table_of(one))) for one in (begun, recipe))
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if name.partition(".")[0] not in free and old != new:
             raise UserError(
                 f"{run} was begun with {name} = {old}, now it is {new}; resume with the settings "
-                f"in {kept}, or name a new folder"
+                f"in {run / RECIPE}, or name a new folder"
             )
 
 
@@ -59,18 +92,74 @@ def _leaves(table: Mapping[str, object], where: str = "") -> Iterator[tuple[str,
             yield f"{where}{name}", value
 
 
-def save(run: Path, step: int, tensors: Mapping[str, Tensor], *, keep: int = 2) -> Path:
-    """Write the state after `step` steps, then drop all but the newest `keep` states."""
+def save(
+    run: Path,
+    step: int,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    keep: int = 2,
+    keep_every: int | None = None,
+    told: Mapping[str, Any] | None = None,
+    we: World = ALONE,
+) -> Path:
+    """Write the state after `step` steps, then drop old ones: the newest `keep` stay, and those of
+    every `keep_every`-th step.
+
+    `tensors` come whole in all processes, which ask for them together; each keeps and writes its
+    share. `told` is kept with the step, as JSON. Raises UserError where the disk is full.
+    """
     folder = run / f"{PREFIX}{step:08d}"
-    shutil.rmtree(folder, ignore_errors=True)  # only a damaged one, passed over, can stand there
-    with new_folder(folder) as aside:
-        whole = {k: v.detach().contiguous() for k, v in tensors.items()}
-        save_file(whole, aside / "state.safetensors")
-        (aside / "state.json").write_text(json.dumps({"format": 1, "step": step}) + "\n")
+    aside = run / f".{folder.name}.new"
+    name = f"share-{we.rank:05d}-of-{we.size:05d}.safetensors"
+    mine = _share(tensors, we)
+    try:
+        if not we.first:
+            we.wait()
+            _write_share(aside / name, mine)
+            we.wait()
+            we.wait()
+            return folder
+        hashes: dict[str, str] = {}
+        shutil.rmtree(folder, ignore_errors=True)  # only a damaged one, passed over, can be there
+        with new_folder(folder, aside=aside, hashes=hashes) as aside:
+            we.wait()
+            _write_share(aside / name, mine)
+            (aside / "state.json").write_text(
+                json.dumps({"format": 1, "step": step, "told": told or {}}) + "\n"
+            )
+            we.wait()
+            for note in aside.glob("*.sha256"):
+                hashes[note.stem] = note.read_text()
+                note.unlink()
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot save the state of step {step} in {run}: {error}; mend that, then go on from "
+            f"the one before with --resume latest"
+        ) from error
     # A newer state can only be a damaged one: counted, it would push this one out.
-    for old in [s for s in states(run) if s.name <= folder.name][:-keep]:
-        shutil.rmtree(old)
+    older = [s for s in states(run) if s.name <= folder.name]
+    for old in older[:-keep]:
+        if keep_every is None or step_of(old) % keep_every:
+            shutil.rmtree(old)
+    we.wait()
     return folder
+
+
+def _share(tensors: Iterable[tuple[str, Tensor]], we: World) -> dict[str, Tensor]:
+    """What this process writes: each tensor goes to whoever has least so far."""
+    loads = [0] * we.size
+    mine: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        writer = loads.index(min(loads))
+        loads[writer] += tensor.nbytes
+        if writer == we.rank:
+            mine[name] = tensor.detach().cpu().contiguous()
+    return mine
+
+
+def _write_share(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, path)
+    path.with_name(f"{path.name}.sha256").write_text(sync(path))
 
 
 def states(run: Path) -> list[Path]:
@@ -78,11 +167,58 @@ def states(run: Path) -> list[Path]:
     return sorted(p for p in run.glob(PREFIX + "*") if p.name[len(PREFIX) :].isdigit())
 
 
-def load_latest(run: Path, say: Say) -> tuple[int, dict[str, Tensor]] | None:
-    """The newest whole state of a run as (step, tensors); damaged ones are named and passed over.
+def step_of(folder: Path) -> int:
+    """The step after which a state was saved, from its name."""
+    return int(folder.name.removeprefix(PREFIX))
 
-    None where the run has no state at all. Raises UserError when there are only damaged ones.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class State(Mapping[str, Tensor]):
+    """A whole state on disk; a tensor is read when it is asked for."""
+
+    folder: Path
+    step: int
+    told: dict[str, Any]
+    places: dict[str, Path] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.places[name], "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def read(folder: Path) -> State:
+    """A state; whether it is whole is `verify`'s to say."""
+    about = json.loads((folder / "state.json").read_text())
+    places: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            places |= dict.fromkeys(file.keys(), path)
+    return State(folder=folder, step=about["step"], told=about.get("told", {}), places=places)
+
+
+def find(run: Path, resume: str, say: Say, we: World = ALONE) -> State | None:
+    """The state to go on from: the newest whole one, or that of a step; None where a run has none.
+
+    Damaged ones are named and passed over. Raises UserError when there are only damaged ones, or
+    not the one that was asked for.
     """
+    step = -1
+    if we.first:
+        found = (
+            _newest(run, say) if resume in ("none", "latest") else _of_step(run, int(resume), say)
+        )
+        step = -1 if found is None else step_of(found)
+    step = int(we.table([step])[0, 0])
+    return None if step < 0 else read(run / f"{PREFIX}{step:08d}")
+
+
+def _newest(run: Path, say: Say) -> Path | None:
     found = states(run)
     for folder in reversed(found):
         try:
@@ -90,11 +226,25 @@ def load_latest(run: Path, say: Say) -> tuple[int, dict[str, Tensor]] | None:
         except UserError as error:
             say(f"damaged state passed over: {error}")
             continue
-        step = json.loads((folder / "state.json").read_text())["step"]
-        return step, load_file(folder / "state.safetensors")
+        return folder
     if found:
         raise UserError(f"{run}: none of its {len(found)} states is whole; start a new run folder")
     return None
+
+
+def _of_step(run: Path, step: int, say: Say) -> Path:
+    """The state of a step; later ones are set aside, so that none of them is taken for newer."""
+    found = {step_of(folder): folder for folder in states(run)}
+    if step not in found:
+        known = ", ".join(map(str, found)) or "none"
+        raise UserError(f"{run} has no state of step {step}; there are: {known}")
+    verify(found[step])
+    for later in (folder for other, folder in found.items() if other > step):
+        place = later.with_name(f"left-{later.name}")
+        shutil.rmtree(place, ignore_errors=True)
+        later.rename(place)
+        say(f"set aside as {place.name}: {later.name}")
+    return found[step]
 
 
 def pack(net: nn.Module, optimizer: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
@@ -114,13 +264,13 @@ def unpack(
 ) -> None:
     """Put back what `pack` took out, strictly."""
     start = f"{prefix}weights."
-    net.load_state_dict({k[len(start) :]: v for k, v in table.items() if k.startswith(start)})
+    net.load_state_dict({k[len(start) :]: table[k] for k in table if k.startswith(start)})
     start = f"{prefix}optimizer."
     moments: dict[str, dict[str, Tensor]] = {}
-    for k, v in table.items():
+    for k in table:
         if k.startswith(start):
             key, name = k[len(start) :].split(".", 1)
-            moments.setdefault(name, {})[key] = v
+            moments.setdefault(name, {})[key] = table[k]
     for name, parameter in net.named_parameters():
         if name in moments:
             optimizer.state[parameter] = {

@@ -7,12 +7,14 @@ interrupted.
 
 import io
 import sys
+import traceback
 
 import typer
 from typer.exceptions import TyperException
 
 from cm3leon.cli import benching, evaluating, indexing, inspect, painting, reading, training
 from tokenizer.errors import UserError
+from train.board import told
 
 app = typer.Typer(
     name="cm3leon",
@@ -39,11 +41,17 @@ def main(argv: list[str] | None = None) -> int:
         return _failed(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except Exception:
+        if not told("crash", traceback.format_exc()):
+            raise
+        return 70  # what went wrong is shown by whoever launched this process
     if status == 130:
         print("interrupted", file=sys.stderr)
     return status or 0
 
 
 def _failed(reason: str, status: int) -> int:
+    if told("error", " ".join(reason.split())):
+        return status
     print(f"error: {' '.join(reason.split())}", file=sys.stderr)
     return status

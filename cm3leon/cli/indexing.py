@@ -162,7 +162,7 @@ def train_encoder(
     changes: Changes = None,
     *,
     out: Run,
-    resume: Resume = False,
+    resume: Resume = "none",
     device: options.Device = "auto",
     minutes: Minutes = math.inf,
 ) -> None:

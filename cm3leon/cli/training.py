@@ -2,12 +2,13 @@
 pretrain, tune."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cm3leon.cli import options
+from cm3leon.cli import launching, options
 from cm3leon.cli.inspect import inspect
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's shipped name, or a YAML file.")]
@@ -15,11 +16,15 @@ Changes = Annotated[
     list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Settings to change.")
 ]
 Run = Annotated[Path, typer.Option(help="The folder of the run.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
+Resume = Annotated[
+    str, typer.Option(metavar="latest|STEP|none", help="Go on with the run in --out from there.")
+]
 Minutes = Annotated[
     float,
     typer.Option(
-        min=0, show_default=False, help="Stop after so many, state saved; go on with --resume."
+        min=0,
+        show_default=False,
+        help="Stop after so many, state saved; go on with --resume latest.",
     ),
 ]
 IdList = Annotated[Path | None, typer.Option(help="A file with one picture id a line.")]
@@ -47,15 +52,32 @@ def pretrain(
     changes: Changes = None,
     *,
     out: Run,
-    resume: Resume = False,
+    resume: Resume = "none",
     init: Annotated[str | None, typer.Option(help="A model whose weights to start from.")] = None,
     device: options.Device = "auto",
     minutes: Minutes = math.inf,
+    processes: launching.Processes = None,
+    hostfile: launching.Hostfile = None,
+    nodes: launching.Nodes = 1,
+    node_rank: launching.NodeRank = 0,
+    master_addr: launching.MasterAddr = None,
+    master_port: launching.MasterPort = None,
+    dry_run: launching.DryRun = False,
 ) -> None:
-    """Train a decoder from token shards."""
-    from train.pretrain import main
+    """Train a decoder from token shards, in one process or many."""
+    from train.pretrain import check, main
 
-    typer.echo(main(recipe, changes or [], out, resume, init, options.say, device, minutes))
+    given = changes or []
+    worker = ["pretrain", recipe, "--out", out, "--resume", resume, "--init", init]
+    worker += ["--device", device, "--minutes", minutes]
+    alone = device == "cpu" and processes is None
+    where = {"processes": 1 if alone else processes, "hostfile": hostfile, "nodes": nodes}
+    where |= {"node_rank": node_rank, "master_addr": master_addr, "master_port": master_port}
+    if launching.launched([*worker, *given], out, where, dry_run, partial(check, recipe, given)):
+        return
+    made = main(recipe, given, out, resume, init, options.say, device, minutes)
+    if made is not None:
+        typer.echo(made)
 
 
 def tune(
@@ -64,14 +86,34 @@ def tune(
     *,
     out: Run,
     init: Annotated[str, typer.Option(help="The model to tune.")] = "default",
-    resume: Resume = False,
+    resume: Resume = "none",
     device: options.Device = "auto",
     minutes: Minutes = math.inf,
+    processes: launching.Processes = None,
+    hostfile: launching.Hostfile = None,
+    nodes: launching.Nodes = 1,
+    node_rank: launching.NodeRank = 0,
+    master_addr: launching.MasterAddr = None,
+    master_port: launching.MasterPort = None,
+    dry_run: launching.DryRun = False,
 ) -> None:
     """Train a finished model further, on a recipe of its own."""
-    from train.pretrain import main
-
-    typer.echo(main(recipe, changes or [], out, resume, init, options.say, device, minutes))
+    pretrain(
+        recipe,
+        changes,
+        out=out,
+        resume=resume,
+        init=init,
+        device=device,
+        minutes=minutes,
+        processes=processes,
+        hostfile=hostfile,
+        nodes=nodes,
+        node_rank=node_rank,
+        master_addr=master_addr,
+        master_port=master_port,
+        dry_run=dry_run,
+    )
 
 
 def train_image(
@@ -79,14 +121,31 @@ def train_image(
     changes: Changes = None,
     *,
     out: Run,
-    resume: Resume = False,
+    resume: Resume = "none",
     device: options.Device = "auto",
     minutes: Minutes = math.inf,
+    processes: launching.Processes = None,
+    hostfile: launching.Hostfile = None,
+    nodes: launching.Nodes = 1,
+    node_rank: launching.NodeRank = 0,
+    master_addr: launching.MasterAddr = None,
+    master_port: launching.MasterPort = None,
+    dry_run: launching.DryRun = False,
 ) -> None:
-    """Train an image tokenizer from pictures."""
-    from train.image_tokenizer import main
+    """Train an image tokenizer from pictures, in one process or many."""
+    from train.image_tokenizer import check, main
 
-    typer.echo(main(recipe, changes or [], out, resume, options.say, device, minutes))
+    given = changes or []
+    worker = ["tokenizer", "train-image", recipe, "--out", out, "--resume", resume]
+    worker += ["--device", device, "--minutes", minutes]
+    alone = device == "cpu" and processes is None
+    where = {"processes": 1 if alone else processes, "hostfile": hostfile, "nodes": nodes}
+    where |= {"node_rank": node_rank, "master_addr": master_addr, "master_port": master_port}
+    if launching.launched([*worker, *given], out, where, dry_run, partial(check, recipe, given)):
+        return
+    made = main(recipe, given, out, resume, options.say, device, minutes)
+    if made is not None:
+        typer.echo(made)
 
 
 def train_text(

@@ -42,4 +42,4 @@ if [ ! -f "$TEXT" ]; then
 fi
 cm3leon pretrain emoji-128 "shards=$SHARDS" "image_tokenizer=$IMAGE" "text_tokenizer=$TEXT" \
     ${VAL:+"validation=$RUNS/shards-val"} "${changes[@]}" "$@" \
-    --out "$RUNS/emoji-128" --resume --device "$DEVICE" --minutes "$(minutes_left)"
+    --out "$RUNS/emoji-128" --resume latest --device "$DEVICE" --minutes "$(minutes_left)"

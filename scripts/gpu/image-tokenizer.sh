@@ -16,4 +16,4 @@ if [ "$TINY" = 1 ]; then
 fi
 cm3leon tokenizer train-image emoji-128-image "data=$(unpacked "$PACK")" \
     ${FEATURES:+"loss.features=$FEATURES"} "${changes[@]}" "$@" \
-    --out "$RUNS/image" --resume --device "$DEVICE" --minutes "$(minutes_left)"
+    --out "$RUNS/image" --resume latest --device "$DEVICE" --minutes "$(minutes_left)"

@@ -1,0 +1,211 @@
+"""The processes of one run, seen from one of them: who it is, sums over all, when to stop.
+
+`torch.distributed.run` starts them (`launch` does it for a user); without it there is one. The loop
+asks here and never cares how many there are. What all must know is summed over a group on the host
+(gloo), so that a device's queue is left alone. A process that hangs is named by the others: each
+notes in the run's store how far it has come, and a thread that sees no progress looks at the notes.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from train.board import Board
+
+PATIENCE = timedelta(days=30)  # of the groups themselves: the watch is to speak first
+HANG_STATUS = 75  # exit status of a process that found another hanging
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One process among `size`; with one, every call is free and changes nothing."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    store: Any = None
+    board: Board | None = None
+    asked_to_stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that reports, draws and seals."""
+        return self.rank == 0
+
+    def device(self, kind: torch.device) -> torch.device:
+        """This process's own device of a kind."""
+        if kind.type != "cuda" or self.size == 1:
+            return kind
+        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def table(self, row: Sequence[float]) -> torch.Tensor:
+        """One row of numbers from each process: float64 [size, len(row)], the same in all."""
+        row_R = torch.tensor([row], dtype=torch.float64)
+        if self.size == 1:
+            return row_R
+        rows = [torch.empty_like(row_R[0]) for _ in range(self.size)]
+        distributed.all_gather(rows, row_R[0])
+        return torch.stack(rows)
+
+    def mean_(self, tensors: Iterable[torch.Tensor | None]) -> None:
+        """Make each tensor, in place, its mean over all processes."""
+        for tensor in tensors if self.size > 1 else ():
+            if tensor is not None:
+                distributed.all_reduce(tensor)
+                tensor /= self.size
+
+    def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all processes, joined along the first axis in their order."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def share(self, count: int) -> range:
+        """This process's part of `count` things, which must divide evenly."""
+        each = count // self.size
+        assert each * self.size == count, f"{count} things for {self.size} processes"
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def must_stop(self) -> bool:
+        """Whether somebody asked this process to save and end: a signal, or a note on the board."""
+        if self.first and self.board is not None and self.board.stop_wanted():
+            self.asked_to_stop.set()
+        return self.asked_to_stop.is_set()
+
+    def note(self, step: int, phase: str) -> None:
+        """Tell the others how far this process has come."""
+        if self.store is not None:
+            self.store.set(f"at-{self.rank}", f"step {step}, {phase}")
+
+
+def quiet(line: str) -> None:
+    """What all processes but the first say."""
+
+
+@contextmanager
+def world(hung_after: float) -> Generator[World]:
+    """The processes that `torch.distributed.run` started, joined; without it, this one alone.
+
+    SIGTERM then asks for an orderly end. Where no process gets further for `hung_after` seconds,
+    this one names the hanging one and dies.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = threading.Event()
+    with _told_to_stop(asked):
+        if size == 1:
+            yield World(asked_to_stop=asked)
+            return
+        rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store: Any
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+        distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=PATIENCE
+        )
+        we = World(
+            rank=rank,
+            size=size,
+            local_rank=local_rank,
+            store=PrefixStore("cm3leon", store),
+            board=Board.of_environment(),
+            asked_to_stop=asked,
+        )
+        we.note(0, "starting")
+        watch = threading.Thread(target=_watch, args=(we, store.clone(), hung_after), daemon=True)
+        watch.start()
+        try:
+            yield we
+        finally:
+            distributed.destroy_process_group()
+
+
+@contextmanager
+def _told_to_stop(asked: threading.Event) -> Generator[None]:
+    """SIGTERM sets the event; outside the main thread, where no signal comes, nothing does."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(kw_only=True)
+class Sighting:
+    """The last note of a process, and when this one first saw it (its own clock, seconds)."""
+
+    told: str
+    seen: float
+
+
+def look(store: Any, name: str, size: int, known: list[Sighting]) -> list[Sighting]:
+    """What every process noted last under a name; what has not changed keeps its time."""
+    now = time.monotonic()
+    told = [store.get(f"{name}-{rank}").decode() for rank in range(size)]
+    if not known:
+        return [Sighting(told=text, seen=now) for text in told]
+    return [
+        old if old.told == text else Sighting(told=text, seen=now)
+        for old, text in zip(known, told, strict=True)
+    ]
+
+
+def _watch(we: World, store: Any, hung_after: float) -> None:
+    """Die, naming the process that is behind, once nobody has come further for too long."""
+    notes = PrefixStore("cm3leon", store)
+    steps: list[Sighting] = []
+    lives: list[Sighting] = []
+    for life in count():
+        try:
+            notes.set(f"alive-{we.rank}", str(life))
+            steps, lives = look(notes, "at", we.size, steps), look(notes, "alive", we.size, lives)
+        except RuntimeError:
+            return  # the store is gone: the run has ended, or its master has died and is named
+        if time.monotonic() - max(one.seen for one in steps) >= hung_after:
+            line = hang_line(steps, lives, hung_after)
+            if we.board is not None:
+                we.board.tell(we.rank, "error", line)
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            os._exit(HANG_STATUS)
+        time.sleep(min(5.0, hung_after / 4))
+
+
+def hang_line(steps: Sequence[Sighting], lives: Sequence[Sighting], hung_after: float) -> str:
+    """Which process hangs: one that shows no life, else the one whose last note is the oldest."""
+    latest = max(one.seen for one in lives)
+    still = [rank for rank, one in enumerate(lives) if one.seen < latest - hung_after / 2]
+    behind = still[0] if still else min(range(len(steps)), key=lambda rank: steps[rank].seen)
+    alone = "it shows no sign of life" if still else "the others wait for it"
+    return (
+        f"process {behind} of {len(steps)} hangs: no step for {hung_after:g} s, it was last at "
+        f"'{steps[behind].told}', {alone}; look at its machine, then go on with --resume latest"
+    )
