@@ -211,7 +211,7 @@ def test_rows_fit_and_packed_rows_fill_the_context(
         ids = rows.at(row)
         form, _ = rows.deck.at(row)
         lengths.setdefault(form, set()).add(len(ids))
-        assert ids[0] == EOS
+        assert ids[0] == EOS or form == "packed"  # a block begins where the last one ended
         assert PAD not in ids
     assert lengths["packed"] == {context + 1}
     assert max(max(found) for found in lengths.values()) == context + 1
