@@ -177,10 +177,12 @@ def the_board(out: Path, head: bool) -> Generator[Board]:
         board.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {board.folder}: {error.strerror}") from error
-    with asking_to_stop(board):
-        yield board
-    if head:
-        shutil.rmtree(board.folder, ignore_errors=True)
+    try:
+        with asking_to_stop(board):
+            yield board
+    finally:
+        if head:
+            shutil.rmtree(board.folder, ignore_errors=True)
 
 
 @contextmanager
