@@ -147,7 +147,8 @@ def launch(worker: Sequence[str], out: Path, cluster: Cluster, say: Say) -> int:
 
 def end_with_input() -> None:
     """End as if interrupted when whoever started this by ssh is gone: then the input ends."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -205,7 +206,7 @@ def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board) -> int:
     from torch.distributed import run as agent
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it ourselves
+    logging.disable(logging.CRITICAL)  # the agent's words; we say what matters ourselves
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // cluster.each)))
     os.environ |= {
@@ -213,8 +214,10 @@ def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board) -> int:
         "TORCHELASTIC_SIGNALS_TO_HANDLE": NOT_OURS,
         VARIABLE: str(board.folder),
     }
+    given = agent.parse_args(list(arguments))
+    given.signals_to_handle = NOT_OURS  # newer releases set the variable from this
     try:
-        agent.run(agent.parse_args(list(arguments)))
+        agent.run(given)
     except ChildFailedError as error:
         killed = {rank: -one.exitcode for rank, one in error.failures.items() if one.exitcode < 0}
         killed = {rank: number for rank, number in killed.items() if number != signal.SIGTERM}
