@@ -43,7 +43,8 @@ def find_slices(
     if layout == EDITS:
         if images is not None:
             raise UserError(f"{EDITS}: its pictures lie beside its prompts; leave out --images")
-        return [one for name in names for one in _edit_slices(Path(name), size)]
+        roots = [Path(name) for name in dict.fromkeys(names)]
+        return [one for root in roots for one in _edit_slices(root, size)]
     if images is None:
         raise UserError(f"{layout} does not tell where its pictures lie; give --images FOLDER")
     if not images.is_dir():

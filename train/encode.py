@@ -168,6 +168,8 @@ def _write_part(folder: Path, source: Source, work: Work) -> None:
         if first is not None:
             documents = documents_of(entries, ids, tally)
             write_shards(aside / SHARDS, chain([first], coded), documents, **_about(work))
+        else:
+            tally.outside += sum(len(entry.documents) for entry in entries)
         told = {**vars(tally), "ignored": dict(tally.ignored)}
         (aside / TALLY).write_text(json.dumps(told), "utf-8")
 
