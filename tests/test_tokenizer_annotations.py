@@ -290,7 +290,13 @@ def test_files_of_another_layout_are_refused(
 
 
 def test_odd_files_are_skipped_as_those_of_tars_are(tmp_path: Path, images: Path) -> None:
-    odd = {"folder": "is", "null\0byte": "is no file name", "x" * 300: "cannot be read", "": "out"}
+    odd = {
+        "folder": "is",
+        "lone \ud800": "is damaged",
+        "null\0byte": "is no file name",
+        "x" * 300: "cannot be read",
+        "": "out",
+    }
     (images / "folder").mkdir()
     table = coco()
     table["images"] = [{"id": name[:9], "file_name": name} for name in odd]

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3leon.__main__ import main
+from cm3leon.forms import STRUCTURES
 from cm3leon.pipeline import CM3Leon
 from tokenizer.codec import Codec
 from tokenizer.document import Picture
+from tokenizer.layouts import LAYOUTS
 from tokenizer.shard_writer import write_shards
 from tokenizer.shards import TASKS, Shards
 from tokenizer.tars import Tally
@@ -68,10 +70,12 @@ ROWS = {
 }
 
 
-def read(tmp_path: Path, lines: list[Any], ids: set[str] = IDS) -> tuple[list[Any], Tally]:
+def read(
+    tmp_path: Path, lines: list[Any], ids: set[str] = IDS, size: int = 16
+) -> tuple[list[Any], Tally]:
     path, tally = tmp_path / "documents.jsonl", Tally()
     path.write_text("\n".join(map(json.dumps, lines)))
-    return list(read_documents(path, ids, tally, 16)), tally
+    return list(read_documents(path, ids, tally, size)), tally
 
 
 @pytest.fixture
@@ -133,6 +137,7 @@ def test_they_are_shown_one_a_line(shards: Shards, capsys: pytest.CaptureFixture
         ({"task": "ocr", "picture": "fox", "text": "\ud800"}, "damaged"),
         ({**GOOD[0], "instructions": []}, "its instructions are []; a list that is not empty"),
         ({**GOOD[2], "structure": "edges"}, "its structure is 'edges'; known: canny, segm"),
+        ({**GOOD[2], "structure": ["canny"]}, "its structure is ['canny']; known"),
         ({**GOOD[3], "objects": [{"name": "x"}]}, "its objects are not {name, box: "),
         ({**GOOD[3], "objects": [{"name": "x", "box": [0, 0, 17, 9]}]},
          "its box [0, 0, 17, 9] is not x1 < x2, y1 < y2 within 16 x 16"),
@@ -153,6 +158,16 @@ def test_what_could_not_be_worded_is_skipped_with_its_reason(
     ((what, told),) = tally.skipped
     assert what == "documents.jsonl line 1"
     assert why in told
+
+
+def test_the_page_of_them_says_what_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8")
+    lines = [json.loads(line) for line in page.splitlines() if line.startswith('    {"task"')]
+    found, tally = read(tmp_path, lines, {"25", "25-canny", "7"}, 256)
+    assert [one["task"] for one in found] == ["structure", "grounded", "scienceqa", "conversation"]
+    assert not tally.skipped
+    for name in (*TASKS, *STRUCTURES, *LAYOUTS):
+        assert f"`{name}`" in page
 
 
 def test_documents_of_pictures_that_are_not_there_are_counted(tmp_path: Path) -> None:

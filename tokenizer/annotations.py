@@ -220,16 +220,17 @@ def _shown(turns: Sequence[object]) -> int:
 def _turns(turns: Sequence[object]) -> list[tuple[str, str]]:
     """(question, answer) of every two turns, without the placeholder. Raises UserError."""
     said: list[str] = []
+    shown = 0
     for number, turn in enumerate(turns):
         speaker = ("human", "gpt")[number % 2]
         match turn:
             case {"from": str(who), "value": str(value)} if who == speaker:
                 for placeholder in PLACEHOLDERS:
+                    shown += value.count(placeholder)
                     value = value.replace(placeholder, "")
                 said.append(words(value, f"turn {number + 1}"))
             case _:
                 raise UserError(f"its turn {number + 1} has no 'from' {speaker!r} and 'value'")
-    shown = _shown(turns)
     if shown != 1:
         raise UserError(f"it shows {shown} pictures; one placeholder {PLACEHOLDERS[0]} is wanted")
     if not said or len(said) % 2:

@@ -65,6 +65,7 @@ def samples_of(images: Path, entries: Sequence[Entry], tally: Tally) -> Iterator
         for one in entry.pictures:
             shown = printable(one.id)
             try:
+                words(one.id, "id")
                 data = _read(images, one.files)
             except UserError as error:
                 tally.skip(shown, error)

@@ -73,7 +73,7 @@ def _value(key: str, table: Mapping[str, Any], size: int) -> Any:
             return kept
         case "turns":
             return [_turn(one) for one in _list(value, key)]
-        case "structure" if value not in STRUCTURES:
+        case "structure" if value not in list(STRUCTURES):
             raise UserError(f"its structure is {value!r}; known: {', '.join(STRUCTURES)}")
         case "answer" if isinstance(value, int) and isinstance(table.get("options"), list):
             options = table["options"]
