@@ -1,8 +1,8 @@
 """Further forms that a model is tuned on: Table 5 beyond captions, edits and questions.
 
 Beside `prompts.py`, which words what the commands ask for; before the codec. Each function lays out
-one whole training document, its pictures last in their segment as in all of Table 5. What a task
-asks for stands in a Field, so a prompt is the same document with a Hole for a Field, or without its
+one whole training document; the picture that it is about stands last, as in all of Table 5. What a
+task asks for is a Field, so a prompt is the same document with a Hole for a Field, or without its
 last picture. Templates: CM3Leon table 5, boxes figure 15. `conversation` is ours, not the paper's.
 """
 
