@@ -32,17 +32,17 @@ StreamForm = Literal["trained", "meta"]
 
 def pair(caption: str, picture: Picture) -> Document:
     """A caption and its picture: the commonest training document."""
-    return (_field(caption), picture)
+    return (field(caption), picture)
 
 
 def described(caption: str, picture: Picture) -> Document:
     """A caption that was asked for."""
-    return (DESCRIBE, _field(caption), picture)
+    return (DESCRIBE, field(caption), picture)
 
 
 def edit(instruction: str, source: Picture, target: Picture) -> Document:
     """A picture, what to change, and the picture after that."""
-    return (EDIT, source, _field(instruction), target)
+    return (EDIT, source, field(instruction), target)
 
 
 def question(asked: str, answer: str, picture: Picture, form: int = 0) -> Document:
@@ -56,7 +56,7 @@ def paint(
     """Text to picture: with the caption, and without it. `examples`: retrieved documents will
     stand before both."""
     nothing: Document = () if form == "meta" and examples else (Hole(),)
-    return (_field(caption),), nothing
+    return (field(caption),), nothing
 
 
 def change(
@@ -64,7 +64,7 @@ def change(
 ) -> tuple[Document, Document, Document]:
     """Editing: with instruction and source, with the source only, with neither."""
     blank: Document = (EDIT, source) if form == "meta" else (EDIT, source, Hole())
-    return (EDIT, source, _field(instruction)), blank, (Hole(),)
+    return (EDIT, source, field(instruction)), blank, (Hole(),)
 
 
 def describe(picture: Picture, *, asked: bool = True) -> Document:
@@ -108,7 +108,7 @@ def complete(picture: Picture, wanted: Sequence[bool], caption: str | None = Non
         known.append(tuple(None if wanted[i] else _code(picture, i) for i in range(start, end)))
         done = end
     codes += picture.codes[done:]
-    words = Hole() if caption is None else _field(caption)
+    words = Hole() if caption is None else field(caption)
     return Region((words, Picture(tuple(codes))), tuple(known))
 
 
@@ -120,8 +120,9 @@ def needed(text: str, name: str = "prompt") -> str:
     return stripped
 
 
-def _field(text: str) -> Field:
-    return Field(f" {needed(text)}")
+def field(text: str, name: str = "prompt") -> Field:
+    """A text that a task may ask for, with the space before it; refuses what is empty."""
+    return Field(f" {needed(text, name)}")
 
 
 def _asked(asked: str, answer: str | None, form: int) -> tuple[Part, ...]:

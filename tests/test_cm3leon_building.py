@@ -68,7 +68,7 @@ def test_what_is_odd_is_counted_and_named_and_the_rest_is_kept(
     lines = [line for line in lines if "documents, " not in line]
     assert lines[:-2] == [
         "7 pictures read, 0 left out by id, 5 damaged things skipped",
-        "3 files of other kinds ignored (2 .exe, 1 .pkl)",
+        "3 of other kinds ignored (2 .exe, 1 .pkl)",
         "skipped a/x: the picture: is not a picture in a format read here",
         "skipped BARE: no .json or .txt stands beside it",
         "skipped cow: a picture of an earlier source has its id 'p0'",

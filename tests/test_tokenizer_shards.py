@@ -9,7 +9,7 @@ import pytest
 
 from tokenizer.errors import UserError
 from tokenizer.shard_writer import growing_array, write_shards
-from tokenizer.shards import Shards
+from tokenizer.shards import TASKS, Shards
 
 PICTURES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"id": "fox", "captions": ["a fox", "ein Fuchs \U0001f98a"], "kind": "emoji"}, (0, 1, 2, 3)),
@@ -111,7 +111,10 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
             "document 0 (edit): no picture has the id 'cat'",
         ),
         ({"task": "question", "picture": "fox"}, "document 0 (question) lacks its 'question'"),
-        ({"task": "song"}, "document 0 has the task 'song'; known: pair, edit, question"),
+        (
+            {"task": "song"},
+            f"document 0 has the task 'song'; known: {', '.join(TASKS)}",
+        ),
     ],
 )
 def test_bad_documents_are_refused_at_writing(

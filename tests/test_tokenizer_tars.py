@@ -68,7 +68,7 @@ def test_executables_and_pickles_are_ignored_and_counted(tmp_path: Path) -> None
     assert [picture for _, _, picture in found] == [b"A"]
     told: list[str] = []
     tally.tell(told.append)
-    assert told[1:] == ["4 files of other kinds ignored (2 .pkl, 1 .exe, 1 without ending)"]
+    assert told[1:] == ["4 of other kinds ignored (2 .pkl, 1 .exe, 1 without ending)"]
 
 
 def test_endings_without_end_are_counted_together(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_long_tally_is_told_shortly() -> None:
     tally.tell(told.append, most=2)
     assert told == [
         "1,234 pictures read, 0 left out by id, 5 damaged things skipped",
-        "2 edits and questions left out: a picture of theirs is not there",
+        "2 documents left out: a picture of theirs is not there",
         "3 were there before",
         "4 have no caption",
         "skipped thing 0: odd",

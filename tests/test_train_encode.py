@@ -65,9 +65,9 @@ def test_a_corpus_becomes_shards(
         f"{tars[0]}: 2 pictures encoded",
         f"{tars[1]}: 2 pictures encoded",
         "4 pictures read, 0 left out by id, 6 damaged things skipped",
-        "1 edits and questions left out: a picture of theirs is not there",
+        "1 documents left out: a picture of theirs is not there",
     ]
-    assert told[4] == "1 files of other kinds ignored (1 .md)"
+    assert told[4] == "1 of other kinds ignored (1 .md)"
     skipped = [
         "t-0/bad",
         "edits.jsonl.gz line 4",
@@ -94,7 +94,7 @@ def test_nothing_that_touches_a_held_out_picture_goes_in(
     lines = list(text_lines(tars, edits, questions, held, say=quiet))
     assert not [line for line in lines if "white" in line or "bright" in line]
     shards = encoded(tars, out, keep=held, replace=True, **given)
-    assert shards.counts == {"pictures": 1, "pair": 1, "edit": 0, "question": 1}
+    assert shards.counts == {"pictures": 1, "pair": 1, "question": 1}
     assert [shards.document(n)["picture"] for n in range(2)] == ["white", "white"]
 
 

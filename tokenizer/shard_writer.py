@@ -119,7 +119,7 @@ def _check_codes(name: str, row: Sequence[int], length: int, codes: int) -> None
 def _write_documents(
     folder: Path, documents: Iterable[dict[str, Any]], ids: set[str]
 ) -> dict[str, int]:
-    counts = Counter(dict.fromkeys(TASKS, 0))
+    counts: Counter[str] = Counter()
     with ExitStack() as stack:
         write_line = stack.enter_context(_growing_lines(folder, "documents"))
         tasks = growing_array(folder / "documents.tasks.npy", (), np.uint8)
@@ -129,7 +129,7 @@ def _write_documents(
             write_line(document)
             write_task(np.asarray(TASK_NAMES.index(task)))
             counts[task] += 1
-    return dict(counts)
+    return {task: counts[task] for task in TASKS if counts[task]}
 
 
 def _check_document(number: int, document: dict[str, Any], ids: set[str]) -> str:

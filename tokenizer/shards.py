@@ -25,11 +25,19 @@ from tokenizer.errors import UserError
 
 FORMAT = 1
 
-# task -> the keys that name pictures, and the other keys that its documents need
+# task -> the keys that name pictures, and the other keys that its documents need. Folders hold the
+# number of a task: new ones are added at the end.
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pair": (("picture",), ()),
     "edit": (("source", "target"), ("instructions",)),
     "question": (("picture",), ("question", "answer")),
+    "structure": (("condition", "picture"), ("structure", "caption")),
+    "grounded": (("picture",), ("caption", "objects")),
+    "ocr": (("picture",), ("text",)),
+    "paragraph": (("picture",), ("caption",)),
+    "narrative": (("picture",), ("caption",)),
+    "scienceqa": (("picture",), ("question", "options", "answer")),
+    "conversation": (("picture",), ("turns",)),
 }
 TASK_NAMES = tuple(TASKS)
 
@@ -49,7 +57,7 @@ class Shards:
     codes: int
     """Codebook entries."""
     counts: dict[str, int]
-    """Pictures, and documents of each task."""
+    """Pictures, and documents of each task that there is."""
     codes_PN: NDArray[np.uint16]
 
     @classmethod

@@ -39,13 +39,13 @@ class Tally:
     excluded: int = 0
     """Pictures left out by id."""
     outside: int = 0
-    """Edits and questions left out because a picture of theirs is not there."""
+    """Documents left out because a picture of theirs is not there."""
     known: int = 0
     """Pictures that a memory held before."""
     mute: int = 0
     """Pictures read that have no caption."""
     ignored: Counter[str] = field(default_factory=Counter[str])
-    """Files of other kinds, by ending: never opened."""
+    """Files of other kinds, by ending: never opened. Also what a data set holds beside pictures."""
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """(what, why) of everything damaged."""
 
@@ -71,14 +71,14 @@ class Tally:
             f"{len(self.skipped):,} damaged things skipped"
         )
         if self.outside:
-            say(f"{self.outside:,} edits and questions left out: a picture of theirs is not there")
+            say(f"{self.outside:,} documents left out: a picture of theirs is not there")
         if self.known:
             say(f"{self.known:,} were there before")
         if self.mute:
             say(f"{self.mute:,} have no caption")
         if self.ignored:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.ignored.most_common())
-            say(f"{self.ignored.total():,} files of other kinds ignored ({kinds})")
+            say(f"{self.ignored.total():,} of other kinds ignored ({kinds})")
         for what, why in self.skipped[:most]:
             say(f"skipped {what}: {why}")
         if len(self.skipped) > most:

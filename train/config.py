@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from cm3leon.model import ModelConfig
 from tokenizer import settings
 from tokenizer.errors import UserError
+from train.forms import FORMS
 from train.objective import MaskConfig
 from train.schedule import Schedule
 
@@ -21,10 +22,10 @@ UNKNOWN = 1  # a vocabulary that the tokenizers are yet to tell
 class RowsConfig:
     """What stands in a training row.
 
-    `pair` is {caption} <break> {picture}, `described` the same behind an instruction, `edit` and
-    `question` the forms of the paper's Table 5. A row is one whole document, or, in a share
-    `packed` of the rows, a block of the whole context, cut from a stream of such documents (the
-    paper's, section 2.3).
+    `pair` is {caption} <break> {picture}, `described` the same behind an instruction, the others
+    are those of `train/forms.py`, after the paper's Table 5. A row is one whole document, or, in a
+    share `packed` of the rows, a block of the whole context, cut from a stream of such documents
+    (the paper's, section 2.3).
     The shares of `forms` are weights, they need not add up to 1; in the other tables a share is
     one of 1, and what is not named shares the rest by how much of it there is.
     """
@@ -44,7 +45,7 @@ class RowsConfig:
             for name, share in table.items():
                 if not share >= 0:
                     raise UserError(f"the share of '{name}' is {share}; it must be 0 or more")
-        known = ("pair", "described", "edit", "question")
+        known = ("pair", "described", *FORMS)
         for name in self.forms:
             if name not in known:
                 raise UserError(f"unknown form '{name}'; known: {', '.join(known)}")

@@ -127,7 +127,7 @@ def chosen(
 
 def read_edits(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[dict[str, Any]]:
     """The edit documents of a file whose both pictures are among `ids`."""
-    for where, row in _rows(path, tally):
+    for where, row in rows_of(path, tally):
         match row:
             case {
                 "source": str(source),
@@ -146,7 +146,7 @@ def read_edits(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[dict[
 
 def read_questions(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[dict[str, Any]]:
     """The question documents of a file whose picture is among `ids`."""
-    for where, row in _rows(path, tally):
+    for where, row in rows_of(path, tally):
         match row:
             case {"id": str(picture), "question": str(question), "answer": str(answer)} if (
                 question.strip() and answer.strip()
@@ -161,7 +161,7 @@ def read_questions(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[d
                 tally.skip(where, "not a question: id, question and answer are wanted")
 
 
-def _rows(path: Path | None, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows_of(path: Path | None, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) for every line of a file of JSON lines, gzipped where its name says so."""
     if path is None:
         return

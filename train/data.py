@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from cm3leon import prompts
 from tokenizer.codec import Codec, Encoded
 from tokenizer.document import Document, Picture
-from tokenizer.shards import Shards
+from tokenizer.shards import TASKS, Shards
 from tokenizer.vocabulary import PAD
 from train.config import RowsConfig
+from train.forms import FORMS
 from train.objective import Ids, MaskConfig, Span, mask_row
 from train.source import DECK, Deck, Source, grouped
 
@@ -83,16 +84,15 @@ class Rows:
                 if form in wanted:
                     self.sources[form] = Source(form, pairs, config.kinds, (seed, 5 + offset))
         documents = list(shards.every_document())
-        for offset, (form, shares) in enumerate(
-            (("edit", config.edits), ("question", config.questions))
-        ):
+        typed = {"edit": config.edits, "question": config.questions}
+        for offset, form in enumerate(FORMS):
             if form in wanted:
                 found = grouped(
                     (d.get("type", form), number, d)
                     for number, d in enumerate(documents)
                     if d["task"] == form
                 )
-                self.sources[form] = Source(form, found, shares, (seed, 7 + offset))
+                self.sources[form] = Source(form, found, typed.get(form, {}), (seed, 7 + offset))
 
     @property
     def documents(self) -> int:
@@ -114,19 +114,11 @@ class Rows:
         """The document of a form at its place, behind those retrieved for it; `rng` chooses among
         captions, wordings, neighbours and views."""
         item = self.sources[form].at(place, rng)
-        if form == "edit":
-            source, target = (self.number[item[k]] for k in ("source", "target"))
-            wordings = item["instructions"]
-            wording = wordings[int(rng.integers(len(wordings)))]
-            document = prompts.edit(wording, self.picture(source), self.picture(target))
-            return self.codec.encode(document, self.retrieved((source, target), rng)[0])
-        if form == "question":
-            own = self.number[item["picture"]]
-            wording = int(rng.integers(len(prompts.QUESTION_FORMS)))
-            document = prompts.question(
-                item["question"], item["answer"], self.picture(own), wording
-            )
-            return self.codec.encode(document, self.retrieved((own,), rng)[0])
+        if form in FORMS:
+            own = [self.number[item[key]] for key in TASKS[form][0]]
+            shown = [self.picture(number) for number in own]
+            document = FORMS[form](item, shown, lambda count: int(rng.integers(count)))
+            return self.codec.encode(document, self.retrieved(own, rng)[0])
         captions: Sequence[str] = self.pictures[item]["captions"]
         first = rng.random() < self.config.first_caption
         caption = captions[0 if first else int(rng.integers(len(captions)))]

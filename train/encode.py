@@ -1,10 +1,12 @@
-"""`cm3leon data encode`: sources of captioned pictures and an image tokenizer -> token shards.
+"""`cm3leon data encode`: sources of pictures and an image tokenizer -> token shards.
 
-Each source becomes a part, token shards of its pictures alone, in the folder OUT.parts; what a
-killed run has finished is not done again. `python -m torch.distributed.run --nproc-per-node N
---module cm3leon data encode ...` shares the work: process r of N takes every N-th source, then the
-first gathers the parts in the order of the sources and adds the documents. However it was shared or
-interrupted, the shards are the same. All processes must see one OUT, and the same sources.
+A source is a place of captioned pictures (`tokenizer/sources.py`) or a slice of a published data
+set (`tokenizer/layouts.py`), whose documents come with its pictures. Each becomes a part, token
+shards by itself, in the folder OUT.parts; what a killed run has finished is not done again.
+`python -m torch.distributed.run --nproc-per-node N --module cm3leon data encode ...` shares the
+work: process r of N takes every N-th source, then the first gathers the parts in the order of the
+sources and adds the documents. However it was shared or interrupted, the shards are the same. All
+processes must see one OUT, and the same sources.
 """
 
 # Shapes: B = batch, 3 = red, green, blue, H = height, W = width, L = codes of a picture
@@ -15,7 +17,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,16 +29,19 @@ import torch
 
 from cm3leon.pipeline import pick_device
 from retrieval.parts import Crew, crew
+from tokenizer.entries import Slice, documents_of, samples_of
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
+from tokenizer.layouts import find_slices
 from tokenizer.manifest import MANIFEST, check_writable, new_folder, verify
 from tokenizer.pixels import to_pixels
 from tokenizer.shard_writer import write_shards
 from tokenizer.shards import Shards
 from tokenizer.sources import COMMAND, URLS, find_sources, read_source
-from tokenizer.tars import Tally, decode, read_ids
+from tokenizer.tars import Sample, Tally, decode, read_ids
 from tokenizer.text import TextTokenizer
 from train.corpus import chosen, read_edits, read_questions
+from train.documents import read_documents
 from train.state import Say
 
 SHARDS, TALLY = "shards", "tally.json"
@@ -46,6 +51,7 @@ MOST_BAD = 0.1  # share of damaged things at which a corpus is not what it shoul
 FEW = 100  # but of so many at least
 
 Coded = tuple[dict[str, Any], list[int]]  # metadata and codes of a picture
+Source = str | Slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +70,20 @@ class Work:
         """Stands for `exclude` and `keep`."""
         return _digest([sorted(self.exclude), None if self.keep is None else sorted(self.keep)])
 
-    def key(self, source: str) -> str:
+    def key(self, source: Source) -> str:
         """The name of a source's part: another one where anything that it depends on changed."""
-        told = [source, _stamp(source), self.image_tokenizer.hash, self.choice]
+        told = [str(source), _stamp(source), self.image_tokenizer.hash, self.choice]
         return f"part-{_digest(told)[:16]}"
 
 
 def encode(
-    sources: Sequence[str],
+    sources: Sequence[Source],
     edits: Path | None,
     questions: Path | None,
     work: Work,
     out: Path,
     *,
+    documents: Path | None = None,
     we: Crew = Crew(),  # noqa: B008
     most_bad: float = MOST_BAD,
     text_tokenizer_hash: str | None = None,
@@ -86,13 +93,13 @@ def encode(
     """Write the token shards of some sources to the folder `out`; return the counts, none where
     another process gathers them.
 
-    Documents: a pair for every picture with a caption; the edits whose both pictures, and the
-    questions whose picture, came into the folder. Raises UserError for a source that is not there,
-    and where more than a share `most_bad` of one source, or of all, is damaged. Finished parts
-    stay.
+    Documents: a pair for every picture with a caption; those of slices, and of the files `edits`,
+    `questions` and `documents`, whose pictures all came into the folder. Raises UserError for a
+    source that is not there, and where more than a share `most_bad` of one source, or of all, is
+    damaged. Finished parts stay.
     """
     assert work.image_tokenizer.hash, "save the image tokenizer first: shards carry its hash"
-    for path in (edits, questions):
+    for path in (edits, questions, documents):
         if path and not path.is_file():
             raise UserError(f"{path}: no such file")
     if not replace:
@@ -104,7 +111,7 @@ def encode(
             _write_part(folder, source, work)
         tally = _read_tally(folder)
         say(f"{source}: {tally.pictures:,} pictures encoded")
-        _check_share(source, tally, most_bad, say)
+        _check_share(str(source), tally, most_bad, say)
     we.wait()
     if we.rank:
         return {}
@@ -112,7 +119,13 @@ def encode(
     for folder in folders:
         tally.add(_read_tally(folder))
     _check_share("all sources", tally, most_bad, say)
-    counts = _gather(folders, tally, edits, questions, work, out, text_tokenizer_hash, replace)
+
+    def told(ids: Set[str]) -> Iterator[dict[str, Any]]:
+        yield from read_edits(edits, ids, tally)
+        yield from read_questions(questions, ids, tally)
+        yield from read_documents(documents, ids, tally, work.image_tokenizer.size)
+
+    counts = _gather(folders, tally, told, work, out, text_tokenizer_hash, replace)
     tally.tell(say)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -121,10 +134,12 @@ def encode(
     return counts
 
 
-def _make_room(parts: Path, sources: Sequence[str]) -> Path:
+def _make_room(parts: Path, sources: Sequence[Source]) -> Path:
     """The folder of parts. Raises UserError where it cannot be, or holds what is not ours."""
     for source in sources:
-        if os.path.isdir(source) and Path(source).resolve() in parts.resolve().parents:
+        if isinstance(source, Slice) or not os.path.isdir(source):
+            continue
+        if Path(source).resolve() in parts.resolve().parents:
             raise UserError(f"{parts} would lie among the pictures of {source}; name another --out")
     try:
         parts.mkdir(exist_ok=True)
@@ -136,47 +151,62 @@ def _make_room(parts: Path, sources: Sequence[str]) -> Path:
     return parts
 
 
-def _write_part(folder: Path, source: str, work: Work) -> None:
-    """The pictures of one source as token shards, none where it has none, and what was skipped."""
+def _write_part(folder: Path, source: Source, work: Work) -> None:
+    """The pictures and documents of one source as token shards, none where it has no pictures, and
+    what was skipped."""
     tally = Tally()
-    coded = _coded(source, work, tally)
+    entries = source.entries() if isinstance(source, Slice) else ()
+    samples = (
+        samples_of(source.images, entries, tally)
+        if isinstance(source, Slice)
+        else read_source(source, tally)
+    )
+    ids: set[str] = set()
+    coded = _coded(samples, work, tally, ids)
     with new_folder(folder) as aside:
         first = next(coded, None)
         if first is not None:
-            write_shards(aside / SHARDS, chain([first], coded), (), **_about(work))
+            documents = documents_of(entries, ids, tally)
+            write_shards(aside / SHARDS, chain([first], coded), documents, **_about(work))
+        else:
+            tally.outside += sum(len(entry.documents) for entry in entries)
         told = {**vars(tally), "ignored": dict(tally.ignored)}
         (aside / TALLY).write_text(json.dumps(told), "utf-8")
 
 
-def _coded(source: str, work: Work, tally: Tally) -> Iterator[Coded]:
-    samples = chosen(read_source(source, tally), work.exclude, work.keep, tally)
-    decoded = decode(samples, tally, work.image_tokenizer.size)
+def _coded(samples: Iterator[Sample], work: Work, tally: Tally, ids: set[str]) -> Iterator[Coded]:
+    """The pictures that may come, as codes; their ids are added to `ids`."""
+    wanted = chosen(samples, work.exclude, work.keep, tally)
+    decoded = decode(wanted, tally, work.image_tokenizer.size)
     while group := list(islice(decoded, work.batch)):
         pixels_B3HW = torch.stack([to_pixels(image) for _, image in group]).to(work.device)
         codes_BL = work.image_tokenizer.encode(pixels_B3HW).tolist()
         for (metadata, _), codes_L in zip(group, codes_BL, strict=True):
+            ids.add(metadata["id"])
             yield metadata, codes_L
 
 
 def _gather(
     folders: Sequence[Path],
     tally: Tally,
-    edits: Path | None,
-    questions: Path | None,
+    told: Callable[[Set[str]], Iterator[dict[str, Any]]],
     work: Work,
     out: Path,
     text_tokenizer_hash: str | None,
     replace: bool,
 ) -> dict[str, int]:
-    """All parts, in order, and the documents of their pictures as one folder; what is skipped now
-    is added to `tally`. Of two pictures with one id the first comes."""
+    """All parts, in order, the documents of their pictures and those that are `told` of these, as
+    one folder; what is skipped now is added to `tally`. Of two pictures with one id the first
+    comes."""
     captioned: dict[str, bool] = {}
+    parts = [
+        Shards.open(folder / SHARDS, work.image_tokenizer.hash)
+        for folder in folders
+        if (folder / SHARDS).is_dir()
+    ]
 
     def pictures() -> Iterator[Coded]:
-        for folder in folders:
-            if not (folder / SHARDS).is_dir():
-                continue
-            part = Shards.open(folder / SHARDS, work.image_tokenizer.hash)
+        for part in parts:
             for metadata, codes_L in zip(part.every_picture(), part.codes_PN, strict=True):
                 name = metadata["id"]
                 if name in captioned:
@@ -189,8 +219,9 @@ def _gather(
         for picture_id, has_caption in captioned.items():
             if has_caption:
                 yield {"task": "pair", "picture": picture_id}
-        yield from read_edits(edits, captioned.keys(), tally)
-        yield from read_questions(questions, captioned.keys(), tally)
+        for part in parts:
+            yield from part.every_document()
+        yield from told(captioned.keys())
 
     return write_shards(
         out,
@@ -230,9 +261,11 @@ def _read_tally(folder: Path) -> Tally:
     return Tally(ignored=Counter(table.pop("ignored")), skipped=skipped, **table)
 
 
-def _stamp(source: str) -> list[Any]:
+def _stamp(source: Source) -> Any:
     """What tells whether a source that lies here is still the same, on any machine: of a tar its
     size, beginning and end, of a folder the names and sizes of its files."""
+    if isinstance(source, Slice):
+        return source.stamp()
     if source.startswith((*URLS, COMMAND)):
         return []
     path = Path(source)
@@ -261,6 +294,9 @@ def main(
     *,
     edits: Path | None = None,
     questions: Path | None = None,
+    documents: Path | None = None,
+    layout: str | None = None,
+    images: Path | None = None,
     exclude: Path | None = None,
     keep: Path | None = None,
     text_tokenizer: Path | None = None,
@@ -269,9 +305,12 @@ def main(
     say: Say,
 ) -> Path:
     """Encode every picture once and write the folder `out`; `exclude` and `keep` are files with
-    one picture id a line. Shards made for a `text_tokenizer` are refused with others.
+    one picture id a line. Shards made for a `text_tokenizer` are refused with others. With a
+    `layout` the sources are files of a data set of that layout, its pictures in `images`.
     Returns `out`."""
-    found = find_sources(sources)
+    if layout is None and images is not None:
+        raise UserError("--images goes with --as, which tells what layout the sources have")
+    found = find_slices(layout, sources, images) if layout else find_sources(sources)
     text_hash = TextTokenizer.load(text_tokenizer).hash if text_tokenizer else None
     with crew() as we:
         place = pick_device(device)
@@ -287,6 +326,7 @@ def main(
             questions,
             work,
             out,
+            documents=documents,
             we=we,
             most_bad=most_bad,
             text_tokenizer_hash=text_hash,

@@ -112,18 +112,17 @@ def _document(shards: "Shards", table: dict[str, Any]) -> tuple["Document", list
     pictures."""
     from cm3leon import prompts
     from tokenizer.document import Picture
+    from tokenizer.shards import TASKS
+    from train.forms import FORMS, first
 
-    names: list[str] = [table[key] for key in ("picture", "source", "target") if key in table]
+    task = table["task"]
+    names: list[str] = [table[key] for key in TASKS[task][0]]
     rows = [shards.picture(shards.number_of(name)) for name in names]
     pictures = [Picture(codes) for _, codes in rows]
-    match table["task"]:
-        case "edit":
-            return prompts.edit(table["instructions"][0], *pictures), names
-        case "question":
-            return prompts.question(table["question"], table["answer"], pictures[0]), names
-        case _:
-            captions: list[str] = rows[0][0].get("captions") or []
-            return prompts.pair(captions[0], pictures[0]) if captions else (pictures[0],), names
+    if task in FORMS:
+        return FORMS[task](table, pictures, first), names
+    captions: list[str] = rows[0][0].get("captions") or []
+    return prompts.pair(captions[0], pictures[0]) if captions else (pictures[0],), names
 
 
 def _as_text(document: "Document", names: list[str]) -> str:
@@ -137,7 +136,7 @@ def _as_text(document: "Document", names: list[str]) -> str:
             texts.append(f"[{next(left)}]")
         else:
             words = (part.text if isinstance(part, Field) else str(part) for part in segment)
-            texts.append("".join(words).strip())
+            texts.append("".join(words).strip().replace("\n", "\\n"))  # one document, one line
     return " <break> ".join(texts)
 
 

@@ -4,7 +4,7 @@ pretrain, tune."""
 import math
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ Minutes = Annotated[
         help="Stop after so many, state saved; go on with --resume latest.",
     ),
 ]
+Layout = Literal["coco", "vqa", "instruct-pix2pix", "llava"]
 IdList = Annotated[Path | None, typer.Option(help="A file with one picture id a line.")]
 
 
@@ -170,6 +171,16 @@ def encode(
     out: Annotated[Path, typer.Option(help="The folder of token shards to write.")],
     edits: Annotated[Path | None, typer.Option(help="JSON lines of edits.")] = None,
     questions: Annotated[Path | None, typer.Option(help="JSON lines of questions.")] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="JSON lines of documents of any task, named by 'task'.")
+    ] = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option("--as", help="SOURCES are files of a data set in this published layout."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the pictures, for --as.")
+    ] = None,
     exclude: IdList = None,
     keep: IdList = None,
     text_tokenizer: Annotated[
@@ -181,6 +192,10 @@ def encode(
     device: options.Device = "auto",
 ) -> None:
     """Turn pictures into token shards; a killed run goes on where it stopped.
+
+    Data sets as they are published, with --as: coco (captions_train2017.json), vqa (the questions
+    and the annotations of VQA v2, both as SOURCES), llava (a list or JSON lines of conversations),
+    each with --images; instruct-pix2pix (folders of prompt.json and SEED_0.jpg, SEED_1.jpg).
 
     Many processes share the work: python -m torch.distributed.run --nproc-per-node N --module
     cm3leon data encode ...
@@ -194,6 +209,9 @@ def encode(
             out,
             edits=edits,
             questions=questions,
+            documents=documents,
+            layout=layout,
+            images=images,
             exclude=exclude,
             keep=keep,
             text_tokenizer=text_tokenizer,
