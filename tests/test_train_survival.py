@@ -119,35 +119,39 @@ def test_five_kills_change_no_bit(start: Start, tmp_path: Path) -> None:
 
 
 def test_other_numbers_of_processes_and_stages_go_on_alike(start: Start, tmp_path: Path) -> None:
-    """1 -> 2 -> 1 processes, then ZeRO 1 -> 3, each part killed after its state; 20 steps after
-    each resume and all others lie within 1e-5 of an undisturbed run on one process."""
-    # at the rate of the lesson itself, differences of 1e-7 grow a hundredfold every ten steps
-    settings = ("steps=120", "save_every=20", "keep=9", "precision=fp32", "schedule.peak=2e-3")
-    finish(start("whole", *settings))
+    """1 -> 2 -> 1 processes, then ZeRO 1 -> 3, each part killed after its state. Over the 20 steps
+    after each resume the losses are within 1e-5 of those of one process from the same state."""
+    # at the lesson's own rate, training itself lets a difference of 1e-7 grow to 1e-3 in 20 steps
+    settings = ("steps=120", "save_every=20", "keep=9", "precision=fp32", "schedule.peak=1e-3")
+
+    def part(run: str, done: int, *words: str) -> None:
+        process = start(run, *settings, *words)
+        saved = tmp_path / run / f"state-{done:08d}"
+        until(saved.exists, process)
+        kill(process)
+        shutil.rmtree(tmp_path / run / f"state-{done + 20:08d}", ignore_errors=True)
+
+    part("moved", 20)
     parts = [
-        (),
         ("--processes", "2"),
         (),
         ("--processes", "2", "engine.zero=1"),
         ("--processes", "2", "engine.zero=3"),
     ]
     for number, words in enumerate(parts, start=1):
-        process = start("moved", *settings, *words)
-        saved = tmp_path / "moved" / f"state-{20 * number:08d}"
-        until(saved.exists, process)
-        kill(process)
-        shutil.rmtree(tmp_path / "moved" / f"state-{20 * (number + 1):08d}", ignore_errors=True)
-    finish(start("moved", *settings, "--processes", "2", "engine.zero=2"))
-    whole, moved = losses(tmp_path / "whole"), losses(tmp_path / "moved")
-    assert len(whole) == len(moved) == 120
-    worst = [
-        max(abs(a - b) / a for a, b in zip(whole[at : at + 20], moved[at : at + 20], strict=True))
-        for at in range(0, 120, 20)
-    ]
-    print("largest relative difference of each part:", *(f"{part:.1e}" for part in worst))
-    assert max(worst) < 1e-5
-    tokens = [[line["rows"] for line in read(tmp_path / name)] for name in ("whole", "moved")]
-    assert tokens[0] == tokens[1]
+        done = 20 * number
+        shutil.copytree(tmp_path / "moved", tmp_path / f"alone-{done}")
+        part("moved", done + 20, *words)
+        part(f"alone-{done}", done + 20)
+        found, wanted = (
+            read(tmp_path / run)[done : done + 20] for run in ("moved", f"alone-{done}")
+        )
+        assert [line["rows"] for line in found] == [8 * (done + k) for k in range(1, 21)]
+        worst = max(
+            abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(found, wanted, strict=True)
+        )
+        print(f"steps {done + 1} to {done + 20} {' '.join(words) or 'alone'}: {worst:.1e}")
+        assert worst < 1e-5
 
 
 def test_twenty_kills_while_saving_leave_a_good_state(start: Start, tmp_path: Path) -> None:
