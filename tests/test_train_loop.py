@@ -196,6 +196,35 @@ def test_no_number_ends_the_run_and_spoils_no_weight(make: Make) -> None:
         assert torch.equal(old.nan_to_num(7), new.nan_to_num(7))
 
 
+def test_a_bad_step_is_skipped_where_the_recipe_says_so(make: Make) -> None:
+    said: list[str] = []
+    job = replace(make("bad_step=skip", "spike=2"), say=said.append)
+    before = [weight.clone() for weight in model_of(job).parameters()]
+    job.losses.extend([1.0] * 10)  # what it sees now, about 6.7, is far above
+    figures = step(job, rows_of(job), rate=1.0)
+    assert figures["skipped"] == 1
+    (line,) = said
+    assert line.startswith("step skipped: the loss is ")
+    assert line.endswith("a spike: the last were 1 in the mean")
+    for old, new in zip(before, model_of(job).parameters(), strict=True):
+        assert torch.equal(old, new)
+    assert list(job.losses) == [1.0] * 10  # a spike is no measure of the next one
+    job.losses.clear()
+    job.losses.extend([6.0] * 10)
+    assert "skipped" not in step(job, rows_of(job), rate=1e-3)
+    with pytest.raises(UserError, match="a spike: the last were 1 in the mean: there is no going"):
+        stopping = make("spike=2")
+        stopping.losses.extend([1.0] * 10)
+        step(stopping, rows_of(stopping), rate=1.0)
+
+
+def test_a_run_does_not_skip_for_ever(make: Make) -> None:
+    job = make("bad_step=skip", "steps=40")
+    model_of(job).blocks[1].mlp.up.weight.data[0, 0] = math.nan  # type: ignore[union-attr,operator]
+    with pytest.raises(UserError, match="11 steps in a row were skipped"):
+        run(job, 0)
+
+
 def test_the_watch_is_asked_in_its_turn_and_at_the_end(make: Make) -> None:
     job = make("steps=5", "validate_every=2", "sample_every=4", "save_every=100")
     run(job, 0)

@@ -2,11 +2,17 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from train.report import LOG, Report, read
+from tokenizer.errors import UserError
+from train import report
+from train.report import LOG, Report, check_tensorboard, read
+
+ROOT = Path(__file__).parent.parent
 
 
 def write(run: Path, start: int, end: int, steps: int = 10) -> None:
@@ -68,3 +74,34 @@ def test_progress_goes_to_stderr_fifty_times(
     assert 50 <= len(lines) <= 53
     assert lines[0].startswith("step 4/205 loss 0.25 seconds 0")
     assert lines[-1].startswith("step 205/205")
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    """In a process of its own: the package warns of itself while it is imported."""
+    write_and_read = """
+import sys
+from pathlib import Path
+from train.report import Report
+for start, end in ((0, 5), (3, 4)):
+    with Report(Path(sys.argv[1]), start=start, steps=5, tensorboard=True) as report:
+        for step in range(start, end):
+            report.step(step + 1, loss=1.0 / (step + 1))
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+found = EventAccumulator(sys.argv[1] + "/tensorboard")
+found.Reload()
+print([(one.step, round(one.value, 6)) for one in found.Scalars("loss")])
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", write_and_read, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.stdout == "[(1, 1.0), (2, 0.5), (3, 0.333333), (4, 0.25)]\n", done.stderr
+
+
+def test_tensorboard_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "find_spec", lambda _: None)
+    check_tensorboard(wanted=False)
+    with pytest.raises(UserError, match="tensorboard=true needs the package tensorboard"):
+        check_tensorboard(wanted=True)

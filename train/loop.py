@@ -68,7 +68,10 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
     share = we.share(recipe.batch)
     steps = range(start, recipe.steps)
     ahead = rows_of_steps(job.rows, recipe.batch, share, steps, recipe.workers)
-    with Report(job.folder, start=start, steps=recipe.steps, on=we.first) as report:
+    curves = recipe.tensorboard
+    with Report(
+        job.folder, start=start, steps=recipe.steps, on=we.first, tensorboard=curves
+    ) as report:
         while done < recipe.steps:
             we.note(done, "making rows")
             began = time.monotonic()

@@ -29,6 +29,7 @@ from train.data import Mixture, Rows, balanced
 from train.engine import new_engine, no_deepspeed
 from train.flops import Speed, parameters
 from train.precision import in_bf16
+from train.report import check_tensorboard
 from train.state import Say
 from train.views import read_views
 from train.watch import Watch
@@ -91,6 +92,7 @@ def train(
     vocabulary = Vocabulary(image_codes=image_tokenizer.codes, text_pieces=text_tokenizer.pieces)
     wanted = config.with_vocabulary(named, vocabulary.size)
     config.check_batch(wanted.batch, we.size)
+    check_tensorboard(wanted.tensorboard)
     codec = Codec(vocabulary, text_tokenizer, image_tokenizer.picture_codes, wanted.model.context)
     rows = open_rows(wanted, codec, image_tokenizer)
     torch.manual_seed(wanted.seed)

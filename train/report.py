@@ -1,13 +1,16 @@
-"""One JSON line a step into the run's `log.jsonl`, and one moving line on stderr."""
+"""One JSON line a step into the run's `log.jsonl`, one moving line on stderr, and TensorBoard's
+curves where they are wanted."""
 
 import json
 import math
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tokenizer.errors import UserError
 from tokenizer.manifest import write_file
 
 LOG = "log.jsonl"
@@ -17,7 +20,9 @@ class Report:
     """Writes the log of one run; lines past the step resumed from are dropped first. Off in all
     processes but the first."""
 
-    def __init__(self, run: Path, *, start: int, steps: int, on: bool = True) -> None:
+    def __init__(
+        self, run: Path, *, start: int, steps: int, on: bool = True, tensorboard: bool = False
+    ) -> None:
         self.start, self.steps, self.on = start, steps, on
         self.began = time.monotonic()
         self.loud = sys.stderr.isatty()
@@ -27,6 +32,11 @@ class Report:
         kept = [line for line in read(run) if line["step"] <= start] if path.exists() else []
         write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.file = path.open("a")
+        self.writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(run / "tensorboard", purge_step=start + 1)
 
     def __enter__(self) -> "Report":
         return self
@@ -39,6 +49,8 @@ class Report:
     ) -> None:
         if self.on:
             self.file.close()
+            if self.writer:
+                self.writer.close()
 
     def step(self, step: int, **figures: float) -> None:
         """Log what step number `step` (from 1) found; floats keep every bit of theirs."""
@@ -47,6 +59,8 @@ class Report:
         figures["seconds"] = round(time.monotonic() - self.began, 2)
         self.file.write(json.dumps({"step": step, **figures}) + "\n")
         self.file.flush()
+        for name, value in figures.items() if self.writer else ():
+            self.writer.add_scalar(name, value, step)
         every = 1 if self.loud else max(1, self.steps // 50)
         if step % every == 0 or step == self.steps:
             self.show(step, figures)
@@ -57,6 +71,15 @@ class Report:
         end = "\r" if self.loud and step < self.steps else "\n"
         line = f"step {step}/{self.steps} {names} left {left / 60:.1f} min"
         print(f"{line:<100}"[:160], end=end, file=sys.stderr, flush=True)
+
+
+def check_tensorboard(wanted: bool) -> None:
+    """Raise UserError where curves are wanted and the package is not there."""
+    if wanted and find_spec("tensorboard") is None:
+        raise UserError(
+            "tensorboard=true needs the package tensorboard; install it with pip install "
+            "'cm3leon[train]', or leave the setting out: log.jsonl has the same numbers"
+        )
 
 
 def read(run: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
 """Commands that make models: data encode, views and pack, tokenizer train-image and train-text,
-pretrain, tune."""
+pretrain, tune, export."""
 
 import math
 from functools import partial
@@ -35,6 +35,7 @@ def add_to(app: typer.Typer) -> None:
     """Name this file's commands, in two groups of their own where they are many."""
     app.command()(pretrain)
     app.command()(tune)
+    app.command()(export)
     tokenizer = typer.Typer(help="Train a tokenizer.", rich_markup_mode=None)
     tokenizer.command("train-image")(train_image)
     tokenizer.command("train-text")(train_text)
@@ -115,6 +116,18 @@ def tune(
         master_port=master_port,
         dry_run=dry_run,
     )
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a decoder's run.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    step: Annotated[str, typer.Option(metavar="latest|STEP", help="Which state.")] = "latest",
+    full: Annotated[bool, typer.Option("--full", help="Keep fp32; else fp16.")] = False,
+) -> None:
+    """Make a model of a run's state."""
+    from train.export import main
+
+    typer.echo(main(run, out, step=step, full=full, say=options.say))
 
 
 def train_image(
