@@ -212,10 +212,11 @@ def test_a_bad_step_is_skipped_where_the_recipe_says_so(make: Make) -> None:
     job.losses.clear()
     job.losses.extend([6.0] * 10)
     assert "skipped" not in step(job, rows_of(job), rate=1e-3)
+    stopping = make("spike=2")
+    stopping.losses.extend([1.0] * 10)
+    rows = rows_of(stopping)
     with pytest.raises(UserError, match="a spike: the last were 1 in the mean: there is no going"):
-        stopping = make("spike=2")
-        stopping.losses.extend([1.0] * 10)
-        step(stopping, rows_of(stopping), rate=1.0)
+        step(stopping, rows, rate=1.0)
 
 
 def test_a_run_does_not_skip_for_ever(make: Make) -> None:
