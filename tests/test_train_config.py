@@ -19,18 +19,21 @@ from train.schedule import Schedule
 
 PLACES = {
     "pretrain": ("shards=s", "image_tokenizer=i", "text_tokenizer=t.model"),
+    "tune": ("shards=s",),
     "image-tokenizer": ("data=tars",),
     "text-tokenizer": ("data=tars",),
     "encoder": ("data=tars", "text_tokenizer=t.model", "features=f.safetensors"),
 }
 KINDS: dict[str, Any] = {
     "pretrain": PretrainRecipe,
+    "tune": PretrainRecipe,
     "image-tokenizer": ImageTokenizerRecipe,
     "text-tokenizer": TextTokenizerRecipe,
     "encoder": EncoderRecipe,
 }
 COMMANDS = {
     "pretrain": "cm3leon pretrain",
+    "tune": "cm3leon tune",
     "image-tokenizer": "cm3leon tokenizer train-image",
     "text-tokenizer": "cm3leon tokenizer train-text",
     "encoder": "cm3leon index train-encoder",
@@ -38,12 +41,14 @@ COMMANDS = {
 
 
 def job_of(name: str) -> str:
-    return str(settings.read(config.shipped()[name])["job"])
+    return "tune" if name == "tune" else str(settings.read(config.shipped()[name])["job"])
 
 
 def load(name: str, *changes: str) -> Any:
     """A recipe with the places that every run must name, and changes."""
     job = job_of(name)
+    if job == "tune":  # what it leaves out is the model's that it tunes
+        return config.load_pretrain(name, [*PLACES[job], *changes], "default")
     if job == "pretrain":
         return config.load_pretrain(name, [*PLACES[job], *changes])
     if job == "encoder":
@@ -54,7 +59,7 @@ def load(name: str, *changes: str) -> Any:
 @pytest.mark.parametrize("name", sorted(config.shipped()))
 def test_every_shipped_recipe_builds_and_reads_back(name: str) -> None:
     recipe = load(name)
-    assert settings.build(KINDS[recipe.job], settings.table_of(recipe)) == recipe
+    assert settings.build(KINDS[job_of(name)], settings.table_of(recipe)) == recipe
     assert load(name, f"job={recipe.job}") == recipe
 
 
@@ -74,18 +79,19 @@ def test_every_shipped_recipe_opens_with_its_command_and_what_to_expect(name: st
         for part in setting.split("."):
             found = found[part]
         assert found == value
-    assert {place.partition("=")[0] for place in PLACES[recipe.job]} <= {k for k, _ in given}
+    assert {place.partition("=")[0] for place in PLACES[job_of(name)]} <= {k for k, _ in given}
 
 
 @pytest.mark.parametrize("name", sorted(config.shipped()))
 def test_a_place_that_is_not_named_is_asked_for(name: str) -> None:
     job = job_of(name)
     first = PLACES[job][0].partition("=")[0]
-    complaint = "name either shards or sources" if job == "pretrain" else f"missing .* '{first}'"
+    complaint, loader = f"missing .* '{first}'", partial(config.load, KINDS[job])
+    if KINDS[job] is PretrainRecipe:
+        complaint = "name either shards or sources"
+        loader = partial(config.load_pretrain, init="default" if job == "tune" else None)
     with pytest.raises(UserError, match=complaint):
-        (config.load_pretrain if job == "pretrain" else partial(config.load, KINDS[job]))(
-            name, PLACES[job][1:]
-        )
+        loader(name, PLACES[job][1:])
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,18 @@ def test_a_stream_shows_every_document_once_an_epoch(make: Callable[..., Rows]) 
     assert len(set(seen)) == units
 
 
+def test_without_forms_rows_are_of_all_that_there_is(tmp_path: Path, tiny: CM3Leon) -> None:
+    found = [*DOCUMENTS, *({"task": "pair", "picture": "fox"} for _ in range(8))]
+    shards = open_shards(tmp_path, pictures(), found)
+    rows = Rows(shards, tiny.codec, RowsConfig(forms={}), NO_MASK, 0)
+    dealt = Counter(rows.deck.at(row)[0] for row in range(DECK))
+    assert dealt == {"pair": 500, "edit": 375, "question": 125}
+    (tmp_path / "bare").mkdir()
+    bare = open_shards(tmp_path / "bare", pictures(), [])
+    with pytest.raises(UserError, match="holds no documents, only pictures"):
+        Rows(bare, tiny.codec, RowsConfig(forms={}), NO_MASK, 0)
+
+
 def test_a_mixture_deals_its_sources_in_their_shares(make: Callable[..., Rows]) -> None:
     one, other = make(), make(seed=1)
     both = Mixture({"a": one, "b": other}, {"a": 3.0, "b": 1.0}, 0)
@@ -327,7 +339,6 @@ def test_forms_that_the_shards_lack_are_refused(tmp_path: Path, tiny: CM3Leon) -
         ({"forms": {"pear": 1.0}}, "unknown form 'pear'; known: pair, described"),
         ({"forms": {"pair": 0.0}}, "at least one kind of document"),
         ({"packed": 1.1}, "packed is 1.1; a probability lies in 0..1"),
-        ({"forms": {}}, "at least one kind of document"),
         ({"kinds": {"photo": -0.1}}, "the share of 'photo' is -0.1; it must be 0 or more"),
         ({"first_caption": 1.5}, "first_caption is 1.5"),
     ],

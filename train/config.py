@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from cm3leon import checkpoint
 from cm3leon.model import ModelConfig
 from tokenizer import settings
 from tokenizer.errors import UserError
@@ -26,8 +27,9 @@ class RowsConfig:
     are those of `train/forms.py`, after the paper's Table 5. A row is one whole document, or, in a
     share `packed` of the rows, a block of the whole context, cut from a stream of such documents
     (the paper's, section 2.3).
-    The shares of `forms` are weights, they need not add up to 1; in the other tables a share is
-    one of 1, and what is not named shares the rest by how much of it there is.
+    The shares of `forms` are weights, they need not add up to 1; {} is all that the shards hold,
+    each by how many documents there are. In the other tables a share is one of 1, and what is not
+    named shares the rest by how much of it there is.
     """
 
     forms: dict[str, float] = field(default_factory=lambda: {"pair": 1.0})
@@ -49,7 +51,7 @@ class RowsConfig:
         for name in self.forms:
             if name not in known:
                 raise UserError(f"unknown form '{name}'; known: {', '.join(known)}")
-        if not any(self.forms.values()):
+        if self.forms and not any(self.forms.values()):
             raise UserError("forms must name at least one kind of document")
         for name in ("packed", "first_caption", "unrelated", "seen_anew"):
             if not 0 <= getattr(self, name) <= 1:
@@ -219,9 +221,18 @@ def load(cls: type[T], recipe: str, overrides: Sequence[str]) -> T:
     return settings.build(cls, read(cls, recipe, overrides))
 
 
-def load_pretrain(recipe: str, overrides: Sequence[str]) -> PretrainRecipe:
-    """A decoder's recipe; where it does not state `model.vocabulary`, that is UNKNOWN for now."""
+def load_pretrain(recipe: str, overrides: Sequence[str], init: str | None = None) -> PretrainRecipe:
+    """A decoder's recipe; where it does not state `model.vocabulary`, that is UNKNOWN for now.
+
+    What it leaves out of `model`, `image_tokenizer` and `text_tokenizer` altogether is that of the
+    model `init`, so that a recipe for tuning fits any size.
+    """
     table = read(PretrainRecipe, recipe, overrides)
+    if init is not None and not {"model", "image_tokenizer", "text_tokenizer"} <= table.keys():
+        folder = checkpoint.find(init)
+        table.setdefault("model", settings.table_of(checkpoint.read_config(folder).model))
+        table.setdefault("image_tokenizer", str(folder / checkpoint.IMAGE))
+        table.setdefault("text_tokenizer", str(folder / checkpoint.TEXT))
     if isinstance(model := table.get("model"), dict):
         model.setdefault("vocabulary", UNKNOWN)
     return settings.build(PretrainRecipe, table)

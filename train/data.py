@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from cm3leon import prompts
 from tokenizer.codec import Codec, Encoded
 from tokenizer.document import Document, Picture
+from tokenizer.errors import UserError
 from tokenizer.shards import TASKS, Shards
 from tokenizer.vocabulary import PAD
 from train.config import RowsConfig
@@ -67,12 +68,16 @@ class Rows:
         self.kinds: dict[str, list[int]] = defaultdict(list)
         for number, p in enumerate(self.pictures):
             self.kinds[p.get("kind", "picture")].append(number)
-        whole = sum(config.forms.values())
-        shares = {k: v / whole * (1 - config.packed) for k, v in config.forms.items()}
+        as_found = {task: float(n) for task, n in shards.counts.items() if task != "pictures"}
+        forms = config.forms or as_found
+        whole = sum(forms.values())
+        if not whole:
+            raise UserError(f"{shards.folder} holds no documents, only pictures")
+        shares = {k: v / whole * (1 - config.packed) for k, v in forms.items()}
         self.deck = Deck({**shares, PACKED: config.packed}, (seed, 2))
-        self.stream = Deck(config.forms, (seed, 3))
+        self.stream = Deck(forms, (seed, 3))
         self.window = lru_cache(1)(self._window)
-        wanted = {name for name, share in config.forms.items() if share > 0}
+        wanted = {name for name, share in forms.items() if share > 0}
         self.sources: dict[str, Source] = {}
         if wanted & CAPTIONED.keys():
             pairs = grouped(

@@ -61,15 +61,15 @@ def main(
     before anything is written.
     """
     deadline = time.monotonic() + 60 * minutes
-    named = config.load_pretrain(recipe, overrides)
+    named = config.load_pretrain(recipe, overrides, init)
     with world(named.hung_after) as we:
         made = train(named, out, resume, init, say if we.first else quiet, device, deadline, we)
     return made if we.first else None
 
 
-def check(recipe: str, overrides: Sequence[str], size: int) -> None:
+def check(recipe: str, overrides: Sequence[str], init: str | None, size: int) -> None:
     """Refuse, before any process starts, what `size` of them would refuse."""
-    named = config.load_pretrain(recipe, overrides)
+    named = config.load_pretrain(recipe, overrides, init)
     config.check_batch(named.batch, size)
     if named.engine.zero and find_spec("deepspeed") is None:
         raise no_deepspeed()

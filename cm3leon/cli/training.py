@@ -75,7 +75,9 @@ def pretrain(
     alone = device == "cpu" and processes is None
     where = {"processes": 1 if alone else processes, "hostfile": hostfile, "nodes": nodes}
     where |= {"node_rank": node_rank, "master_addr": master_addr, "master_port": master_port}
-    if launching.launched([*worker, *given], out, where, dry_run, partial(check, recipe, given)):
+    if launching.launched(
+        [*worker, *given], out, where, dry_run, partial(check, recipe, given, init)
+    ):
         return
     made = main(recipe, given, out, resume, init, options.say, device, minutes)
     if made is not None:
