@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cm3leon.cli import options
+from cm3leon.cli.emoji import emoji
 from cm3leon.cli.inspect import inspect
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's shipped name, or a YAML file.")]
@@ -39,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
     data.command()(views)
     data.command()(inspect)
     data.command()(pack)
+    data.command()(emoji)
     app.add_typer(data, name="data")
 
 
