@@ -124,6 +124,9 @@ def test_packages_are_read_without_following_links(tmp_path: Path) -> None:
     path = tgz(tmp_path / "x-1.tgz", {"package/a.json": b"[1]"}, "package/link")
     assert list(read_members(path, lambda _: True)) == [("package/a.json", b"[1]")]
     assert read_texts(path, ["a.json"]) == [[1]]
+    links: dict[str, str] = {}
+    assert len(list(read_members(path, lambda _: True, links=links))) == 1
+    assert links == {"package/link": ".//etc/passwd"}  # a name that no member has
     with pytest.raises(UserError, match=r"'package/a\.json' has 3 bytes; at most 2 are read"):
         list(read_members(path, lambda _: True, 2))
     for name in ("b.json", "link"):

@@ -1,7 +1,8 @@
 """The rules of the emoji corpus: names, splits, drawings, edits and questions, each alone."""
 
 import io
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from types import ModuleType
 from typing import Any
 
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tokenizer.errors import UserError
-from train import emoji_pictures
+from train import emoji_parts, emoji_pictures
 from train.emoji_clipart import about_art, is_wide, name_of, read_art
 from train.emoji_edits import Edit, make_edits, visible
 from train.emoji_held_out import HELD_OUT, is_held_out
 from train.emoji_names import TONES, Names, family, normal, read_names, slug, split_of, squash
+from train.emoji_parts import painter
 from train.emoji_pictures import Drawing, Picture, crop, fit, inside, paint
 from train.emoji_questions import make_questions
 
@@ -221,10 +223,51 @@ def test_pictures_stand_in_the_middle_of_white() -> None:
 
 
 def test_what_cannot_be_drawn_says_why() -> None:
-    assert str(paint(Drawing(about={}, data=b"no picture"))).startswith("cannot be drawn: ")
+    assert paint(Drawing(about={}, data=b"none")) == "cannot be drawn: no picture"
     file = io.BytesIO()
     Image.new("RGB", (9, 9), "teal").save(file, "PNG")
     assert paint(Drawing(about={}, data=file.getvalue())) == "blank"
+
+
+def box(*size: int) -> bytes:
+    """A PNG of a teal box on nothing."""
+    image = Image.new("RGBA", size, (0, 0, 0, 0))
+    image.paste((0, 128, 128, 255), (2, 2, size[0] - 2, size[1] - 2))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_spare_picture_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise ValueError("SVG has an invalid size")
+
+    spare = box(20, 30)
+    wanted = paint(Drawing(about={}, data=spare, cropped=True))
+    assert isinstance(wanted, Picture)
+    monkeypatch.setattr(emoji_pictures, "rasterise", refuse)
+    refused = Drawing(about={}, data="<svg/>", spare=spare, cropped=True)
+    assert paint(refused) == wanted
+    assert paint(replace(refused, spare=b"")) == "cannot be drawn: SVG has an invalid size"
+    monkeypatch.setattr(emoji_pictures, "rasterise", lambda *_: box(4, 4))
+    assert paint(refused) == wanted  # nothing is seen of the first
+
+
+def test_many_processes_paint_what_one_does() -> None:
+    drawings = [Drawing(about={}, data=data) for data in (box(9, 9), b"none", box(9, 30))]
+    with painter(1) as alone, painter(2) as together:
+        pictures = list(alone(drawings))
+        assert list(together(drawings)) == pictures
+    assert [isinstance(picture, Picture) for picture in pictures] == [True, False, True]
+
+
+def test_a_killed_painter_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emoji_parts, "paint", os._exit)
+    with (
+        pytest.raises(UserError, match="a process that paints was killed"),
+        painter(2) as paint_all,
+    ):
+        list(paint_all([3]))  # type: ignore[list-item]
 
 
 def test_svg_is_drawn() -> None:
@@ -251,3 +294,12 @@ def test_a_missing_rasteriser_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_is_known_of_no_names() -> None:
     assert Names().find_respelt("fox") is None
+
+
+def test_a_picture_is_scaled_as_pillow_would_but_for_rounding() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 90, 4), dtype=np.uint8)
+    for image in (Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2).copy())):
+        whole = np.asarray(fit(image)).astype(int)
+        size = (38, 128) if image.height > image.width else (128, 38)
+        plain = image.resize(size, Image.Resampling.LANCZOS)
+        assert np.abs(np.asarray(fit(plain)).astype(int) - whole).max() <= 3

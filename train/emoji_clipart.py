@@ -58,15 +58,16 @@ def clipart_drawings(path: Path, spare: Path, names: Names) -> Iterator[Drawing]
     arts = sorted((art for art in read if art), key=lambda art: f"{art.path}.svg")
     titles = Counter(art.title for art in arts)
     known = vocabulary(arts, names)
-    wanted = {f"{SPARE_ROOT}{art.path}.png" for art in arts}
-    spares = dict(read_members(spare, wanted.__contains__))
+    links: dict[str, str] = {}  # many drawings lie in two folders
+    spares = dict(read_members(spare, lambda name: name.startswith(SPARE_ROOT), links=links))
     for art in arts:
         label = "" if UNWANTED.match(art.path) else name_of(art, titles[art.title], known)
         if label:
+            name = f"{SPARE_ROOT}{art.path}.png"
             yield Drawing(
                 about=about_art(art, label),
                 data=art.svg,
-                spare=spares.get(f"{SPARE_ROOT}{art.path}.png", b""),
+                spare=spares.get(links.get(name, name), b""),
                 wide=is_wide(art.svg),
                 cropped=True,
             )

@@ -9,6 +9,7 @@ member and never unpacked.
 import hashlib
 import io
 import json
+import posixpath
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -270,11 +271,15 @@ def download(url: str, size: int) -> bytes:
 
 
 def read_members(
-    path: Path, wanted: Callable[[str], bool], at_most: int = MOST_BYTES
+    path: Path,
+    wanted: Callable[[str], bool],
+    at_most: int = MOST_BYTES,
+    links: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every plain file in a package whose name is `wanted`, in its order.
 
-    Links and devices are not followed. Raises UserError for a file above `at_most` bytes, and for a
+    Links and devices are not followed; into `links` goes the name that each link means within the
+    package. Raises UserError for a file above `at_most` bytes, and for a
     package that cannot be read.
     """
     is_deb = path.suffix == ".deb"
@@ -284,6 +289,9 @@ def read_members(
             tarfile.open(fileobj=file, mode="r|xz" if is_deb else "r|gz") as archive,
         ):
             for member in archive:
+                if links is not None and member.issym() and wanted(member.name):
+                    place = posixpath.join(posixpath.dirname(member.name), member.linkname)
+                    links[member.name] = f"./{posixpath.normpath(place)}"
                 if not member.isreg() or member.issparse() or not wanted(member.name):
                     continue
                 if member.size > at_most:

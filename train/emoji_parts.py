@@ -8,8 +8,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizer.errors import UserError
 from tokenizer.manifest import MANIFEST, new_folder, verify
 from tokenizer.tars import Say
 from train.emoji_packages import PACKAGES
@@ -44,9 +48,18 @@ def painter(jobs: int | None) -> Generator[Painter]:
     if jobs == 1:
         yield lambda drawings: map(paint, drawings)
         return
-    # Fresh processes: a copy of this one would be a copy of its threads' locks too.
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield lambda drawings: pool.imap(paint, drawings, chunksize=16)
+    # Fresh processes: a copy of this one would be a copy of its threads' locks too. An interrupt
+    # is for this one to hear, which then ends the others.
+    fresh = multiprocessing.get_context("spawn")
+    deaf = (signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ProcessPoolExecutor(jobs, fresh, signal.signal, deaf) as pool:
+            yield lambda drawings: pool.map(paint, drawings, chunksize=16)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that paints was killed, perhaps for want of memory; run again with fewer "
+            "--jobs: what is finished is kept"
+        ) from error
 
 
 def part_name(style: str, packages: Sequence[str], rasteriser: str) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from tokenizer.errors import UserError
 
@@ -57,10 +57,11 @@ def paint(drawing: Drawing) -> Picture | str:
     """The picture of a drawing, or why there is none."""
     try:
         image = _square(drawing)
+    except UnidentifiedImageError:  # whose words differ each time
+        return "cannot be drawn: no picture"
     # PIL and resvg raise nearly anything at a damaged drawing; all of it means the same.
     except Exception as error:
         return " ".join(f"cannot be drawn: {error}".split())[:100]
-    # An RGB picture has a pair of extremes for each colour.
     if image is None or all(high - low < FLAT for low, high in _extremes(image)):
         return "blank"
     file = io.BytesIO()
@@ -141,7 +142,16 @@ def _scaled(image: Image.Image, side: int) -> Image.Image:
     """Its longer side made `side` pixels."""
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    # Which way goes first changes the rounding, and is not the same in every Pillow: say it. To
+    # shrink what is much higher than wide, the height first leaves the least to do.
+    height_first = scale < 1 and image.height > 2 * image.width
+    halfway = (image.width, height) if height_first else (width, image.height)
+    mode = image.mode
+    if mode == "RGBA":  # colours weighed by how much is seen of them, once for both ways
+        image = image.convert("RGBa")
+    for size in (halfway, (width, height)):
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return image.convert(mode)
 
 
 def _extremes(image: Image.Image) -> list[tuple[int, int]]:
