@@ -142,6 +142,8 @@ def _scaled(image: Image.Image, side: int) -> Image.Image:
     """Its longer side made `side` pixels."""
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
+    if (width, height) == image.size:
+        return image  # weighing colours and back would round them for nothing
     # Which way goes first changes the rounding, and is not the same in every Pillow: say it. To
     # shrink what is much higher than wide, the height first leaves the least to do.
     height_first = scale < 1 and image.height > 2 * image.width
