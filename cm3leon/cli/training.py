@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from cm3leon.cli import launching, options
+from cm3leon.cli.emoji import emoji
 from cm3leon.cli.inspect import inspect
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's shipped name, or a YAML file.")]
@@ -46,6 +47,7 @@ def add_to(app: typer.Typer) -> None:
     data.command()(views)
     data.command()(inspect)
     data.command()(pack)
+    data.command()(emoji)
     app.add_typer(data, name="data")
 
 
