@@ -153,6 +153,10 @@ class ZeroEngine:
     ) -> None:
         deepspeed = _deepspeed(device)
         self.net, self.recipe, self.device, self.we = net, recipe, device, we
+        exact: dict[str, Tensor] = {}
+        if in_bf16(recipe.precision, device):  # DeepSpeed would make its fp32 weights of bf16 ones
+            named = net.model.named_parameters()
+            exact = {f"weights.{name}": weight.detach().cpu().clone() for name, weight in named}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of others' making
             self.engine, self.optimizer, *_ = deepspeed.initialize(
@@ -161,6 +165,8 @@ class ZeroEngine:
                 config=deepspeed_settings(recipe, device, we.size),
             )
         self.utils = deepspeed.utils
+        if exact:
+            self.put(exact, 0)
 
     def loss(self, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor, last: bool) -> Loss:
         self.engine.set_gradient_accumulation_boundary(last)

@@ -117,14 +117,7 @@ def train(
         kind = "bf16" if in_bf16(wanted.precision, place) else "fp32"
         on = f"{place} in {kind}" if we.size == 1 else f"{we.size} x {place.type} in {kind}"
         say(f"{parameters(wanted.model) / 1e6:.1f}M parameters on {on}")
-        start = 0
-        if found := state.find(out, resume, say, we):
-            start = found.step
-            engine.put(found, start)
-            job.losses.extend(found.told.get("losses", ()))
-            say(f"resumed at step {start}")
-        elif init is not None:  # so that resuming does not need the other model
-            loop.save(job, 0)
+        start = go_on(job, resume, new=init is not None)
         done = loop.run(job, start, deadline)
         if done < wanted.steps:
             say(f"stopped after step {done} of {wanted.steps}; go on with --resume latest")
@@ -136,6 +129,22 @@ def train(
             checkpoint.save(folder, whole, codec, image_tokenizer, half=True, replace=True)
         we.wait()
         return folder
+
+
+def go_on(job: loop.Job, resume: str, *, new: bool) -> int:
+    """Take over the state that is asked for, where the run has one; the steps that are done.
+
+    The weights of a `new` start from another model are saved, so that resuming does not need it.
+    """
+    found = state.find(job.folder, resume, job.say, job.we)
+    if found is None:
+        if new:
+            loop.save(job, 0)
+        return 0
+    job.engine.put(found, found.step)
+    job.losses.extend(found.told.get("losses", ()))
+    job.say(f"resumed at step {found.step}")
+    return found.step
 
 
 def open_rows(
