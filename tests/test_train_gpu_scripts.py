@@ -81,6 +81,22 @@ def run(script: str, packed: Path, *changes: str, **more: str) -> str:
 
 
 @pytest.mark.slow
+def test_the_speed_of_variants_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pack.tar").touch()
+    last = run("speed.sh", tmp_path / "pack.tar", STEPS="7", SIZES="350m")
+    assert last.startswith("350m-zero3 ")
+    logs = sorted(path.stem for path in (tmp_path / "runs" / "speed").glob("*.jsonl"))
+    assert logs == [
+        "350m-compile", "350m-plain", "350m-recompute", "350m-zero1", "350m-zero2", "350m-zero3",
+    ]  # fmt: skip
+    assert len(read_lines(tmp_path / "runs" / "speed" / "350m-plain.jsonl")) == 7
+
+
+def read_lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines()
+
+
+@pytest.mark.slow
 def test_the_scripts_make_a_model_from_a_pack(packed: Path) -> None:
     runs = packed.parent / "runs"
     made = run("image-tokenizer.sh", packed)

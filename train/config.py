@@ -84,6 +84,8 @@ class EngineConfig:
     zero: int = 0  # DeepSpeed's ZeRO stage; 0 is a whole copy in each process, without DeepSpeed
     offload: Literal["none", "optimizer", "all"] = "none"  # to the CPU; `all` is the weights too
     recompute: bool = False  # activations of a layer are made again in the backward pass
+    attention: Literal["torch", "xformers"] = "torch"  # xformers needs a GPU
+    compile: bool = False  # each layer by torch.compile: minutes at the start, faster on a GPU
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):

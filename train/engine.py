@@ -10,6 +10,7 @@ over all processes, so that no mean of means creeps in.
 
 # Shapes: B = rows, L = ids a row, T = tokens that are predicted, V = vocabulary
 
+import atexit
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -41,6 +42,8 @@ class LossOf(nn.Module):
     def __init__(self, model: Decoder, vocabulary: Vocabulary, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.model, self.vocabulary, self.recipe = model, vocabulary, recipe
+        for block in model.blocks if recipe.engine.compile else ():
+            block.compile()
         if recipe.engine.recompute:
             # ZeRO 3 lets go of a weight after its use; only the reentrant form asks for it again
             reentrant = recipe.engine.zero == 3
@@ -152,6 +155,8 @@ class ZeroEngine:
         self, net: LossOf, recipe: PretrainRecipe, device: torch.device, we: World
     ) -> None:
         deepspeed = _deepspeed(device)
+        if not distributed.is_initialized():
+            _be_a_group(device)
         self.net, self.recipe, self.device, self.we = net, recipe, device, we
         exact: dict[str, Tensor] = {}
         if in_bf16(recipe.precision, device):  # DeepSpeed would make its fp32 weights of bf16 ones
@@ -260,7 +265,7 @@ class ZeroEngine:
             parts = self.optimizer.parallel_partitioned_bit16_groups[number]
             for rank, part in enumerate(parts):
                 whole = torch.empty_like(flat) if rank != self.we.rank else flat.detach().clone()
-                torch.distributed.broadcast(whole, rank)
+                distributed.broadcast(whole, rank)
                 part.data.copy_(whole)
 
 
@@ -288,6 +293,15 @@ def deepspeed_settings(recipe: PretrainRecipe, device: torch.device, size: int) 
         "zero_force_ds_cpu_optimizer": False,  # its own Adam is compiled for minutes
         "zero_allow_untested_optimizer": True,
     }
+
+
+def _be_a_group(device: torch.device) -> None:
+    """DeepSpeed asks for a group of processes even where there is one."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    alone: Any = distributed
+    distributed.init_process_group(backend, store=alone.HashStore(), rank=0, world_size=1)
+    atexit.register(distributed.destroy_process_group)
 
 
 def _deepspeed(device: torch.device) -> Any:

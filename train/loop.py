@@ -152,17 +152,15 @@ def train_step(
     All processes make as many `passes`, for they sum gradients together. Where the step is bad (its
     loss or gradient is no number, or the loss is a spike) the weights stay as they are.
     """
-    kinds_K2 = torch.zeros(len(KINDS), 2, dtype=torch.float64)
-    total = torch.zeros((), dtype=torch.float64)
+    found: Tensor | int = 0  # the loss, and nats and weight of each kind; on the device till last
     mean, spike, sums = 0.0, False, torch.zeros(0)
     for number in range(passes):
         last = number == passes - 1
         batch = micros[number] if number < len(micros) else nothing()
         loss = job.engine.loss(*batch, last)
-        total += loss.total.detach().cpu()
-        kinds_K2 += loss.kinds_K2.cpu()
+        found = found + torch.cat([loss.total.detach()[None], loss.kinds_K2.flatten()]).double()
         if last:  # judged before the weights can move
-            sums = job.we.table([float(total), *kinds_K2.flatten().tolist()]).sum(0)
+            sums = job.we.table(found.tolist()).sum(0)
             mean = float(sums[0]) / whole
             spike = is_spike(mean, job)
         job.engine.backward(loss.total * (math.nan if spike else 1 / whole))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from cm3leon import checkpoint
-from cm3leon.attention import attend, attend_by_products
+from cm3leon.attention import Attention, attend_by_products, best_attention
 from cm3leon.model import Decoder, ModelConfig
 from cm3leon.pipeline import CM3Leon, pick_device
 from retrieval.neighbours import read_neighbours
@@ -99,7 +99,7 @@ def train(
     model = Decoder(wanted.model)
     if init is not None and not state.states(out):  # a state is further than where it started
         start_from(model, init, codec, image_tokenizer, say)
-    model.to(place).attend = attend_by_products if place.type == "cpu" else attend
+    model.to(place).attend = attention_of(wanted, place)
     watch = Watch(wanted, codec, image_tokenizer)
     with state.open_run(out, wanted, resume, FREE, we):
         engine = new_engine(model, vocabulary, wanted, place, we)
@@ -129,6 +129,13 @@ def train(
             checkpoint.save(folder, whole, codec, image_tokenizer, half=True, replace=True)
         we.wait()
         return folder
+
+
+def attention_of(recipe: PretrainRecipe, device: torch.device) -> Attention:
+    """How training attends: on a CPU by products, unless another way is asked for."""
+    if device.type == "cpu" and recipe.engine.attention == "torch":
+        return attend_by_products
+    return best_attention(device, recipe.engine.attention)
 
 
 def go_on(job: loop.Job, resume: str, *, new: bool) -> int:
