@@ -334,3 +334,18 @@ def test_the_log_of_many_processes_is_one(start: Start, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "state-00000005" / "state.json").read_text())["step"] == 5
     with pytest.raises(UserError, match="has no state of step 3"):
         state.find(tmp_path / "run", "3", print)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_bad_steps_are_skipped_in_every_stage(start: Start, tmp_path: Path, zero: int) -> None:
+    """At a rate of nothing the losses stay about the same, and half of them are above the mean."""
+    words = ("steps=30", "schedule.peak=1e-9", "spike=1.0000001", "bad_step=skip")
+    _, told = finish(start("alone", *words))
+    finish(start("split", *words, f"engine.zero={zero}", "--processes", "2"))
+    alone, split = (
+        [line["step"] for line in read(tmp_path / run) if "skipped" in line]
+        for run in ("alone", "split")
+    )
+    assert alone == split
+    assert len(alone) == told.count("step skipped: ") > 5
+    assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
