@@ -16,6 +16,8 @@ from pathlib import Path
 from cm3leon.model import ModelConfig
 from tokenizer import settings
 from tokenizer.errors import UserError
+from tokenizer.image import ImageTokenizer
+from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import PAPER, Vocabulary
 from train import config
 from train.config import UNKNOWN, EngineConfig, PretrainRecipe
@@ -159,12 +161,8 @@ def read(recipe: str, overrides: Sequence[str]) -> PretrainRecipe:
             "the recipe states no model.vocabulary, and its tokenizers are not there to tell it; "
             f"give model.vocabulary=N (the paper's tokenizers make {PAPER.size})"
         )
-    from tokenizer.image import ImageTokenizer
-    from tokenizer.text import TextTokenizer
-
     codes, pieces = ImageTokenizer.load(image).codes, TextTokenizer.load(text).pieces
-    found = Vocabulary(image_codes=codes, text_pieces=pieces)
-    return config.with_vocabulary(named, found.size)
+    return config.with_vocabulary(named, Vocabulary(image_codes=codes, text_pieces=pieces).size)
 
 
 def cut(recipe: PretrainRecipe, gpus: int) -> Cut:
@@ -178,9 +176,7 @@ def cut(recipe: PretrainRecipe, gpus: int) -> Cut:
     at_once = min(rows, max(1, recipe.micro_tokens // (context + 1)))
     own = [source.rows for source in recipe.sources.values()] or [None]
     full = all((one or recipe.rows).packed == 1 for one in own)
-    ids = at_once * context
-    if not full:
-        ids = min(rows * context, max(context, recipe.micro_tokens))
+    ids = at_once * context if full else min(rows * context, max(context, recipe.micro_tokens))
     return Cut(rows=rows, rows_at_once=at_once, passes=math.ceil(rows / at_once), ids=ids)
 
 
@@ -191,8 +187,7 @@ def ways(recipe: PretrainRecipe) -> list[EngineConfig]:
         offload = recipe.engine.offload if zero else "none"
         if offload == "all" and zero < 3:
             offload = "optimizer"
-        for recompute in (False, True):
-            found.append(EngineConfig(zero=zero, offload=offload, recompute=recompute))
+        found += [EngineConfig(zero=zero, offload=offload, recompute=r) for r in (False, True)]
     return found
 
 
@@ -207,7 +202,8 @@ def memory(recipe: PretrainRecipe, engine: EngineConfig, gpus: int) -> Memory:
     moments 12 P / N; weights p P, in stage 3 p P / N; gradients p P, from stage 2 p P / N, and in
     stage 2 as much again in the backward pass of every micro-batch but the first. The update takes
     8 P / N: fp32 gradients and roots. A bucket is p * BUCKET bytes: stages 1 and 2 have two during
-    the backward pass, stage 3 has one always, and of gathered weights p * min(P, LIVE) at most.
+    the backward pass, which stage 1 keeps from one micro-batch to the next; stage 3 has one always,
+    and of gathered weights p * min(P, LIVE) at most.
 
     Offload puts the fp32 weights, gradients and moments (16 P / N), and what is copied between
     (p P / N, twice in stages 1 and 2), on the host; offload `all` the weights too.
@@ -216,19 +212,19 @@ def memory(recipe: PretrainRecipe, engine: EngineConfig, gpus: int) -> Memory:
     whole, share = parameters(model), math.ceil(parameters(model) / gpus)
     size = Sizes.of(recipe, engine)
     p, batch = size.product, cut(recipe, gpus)
-    moments = moment_bytes(recipe)
+    several = batch.passes > 1
     parts = {
         "weights": p * (share if zero == 3 else whole),
         "gradients": p * (whole if zero == 1 else share),
         "optimizer": 12 * share,
-        "buffers": p * BUCKET if zero == 3 else 0,
+        "buffers": p * BUCKET * (2 if zero == 1 and several else zero == 3),
         "update": 8 * (min(share, GROUP) if zero == 3 else share),
         "look": FP32 * whole,
         "host": 0,
     }
     if zero == 0:
-        parts |= {"weights": FP32 * whole, "gradients": FP32 * whole, "optimizer": moments}
-        parts |= {"update": FP32 * whole, "look": 0}
+        parts |= dict.fromkeys(("weights", "gradients", "update"), FP32 * whole)
+        parts |= {"optimizer": moment_bytes(recipe), "look": 0}
     if engine.offload != "none":
         parts["host"] = (16 + p * (1 if zero == 3 else 2)) * share
         parts |= {"optimizer": 0, "update": 0, "gradients": p * whole if zero == 1 else 0}
@@ -236,8 +232,8 @@ def memory(recipe: PretrainRecipe, engine: EngineConfig, gpus: int) -> Memory:
         parts["host"] += parts["weights"]
         parts["weights"] = 0
     gathered = p * min(whole, LIVE) if zero == 3 else 0
-    sums = 2 * p * BUCKET if zero in (1, 2) else 0
-    if zero == 2 and engine.offload == "none" and batch.passes > 1:
+    sums = 2 * p * BUCKET if zero == 2 or (zero == 1 and not several) else 0
+    if zero == 2 and engine.offload == "none" and several:
         sums += p * share
     loss = loss_bytes(model, size, batch.ids, engine.recompute)
     backward = backward_bytes(model, size, batch.ids, engine.recompute)
