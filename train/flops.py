@@ -12,14 +12,19 @@ from cm3leon.model import ModelConfig
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 
 
+def layer_matrices(model: ModelConfig) -> int:
+    """Weights in the matrices of one layer: 4 * D * D in attention, and 2 or 3 * D * F."""
+    width, hidden = model.width, model.ffn_width
+    return 4 * width * width + (3 if model.mlp == "swiglu" else 2) * width * hidden
+
+
 def parameters(model: ModelConfig) -> int:
     """Weights of a decoder, from its sizes alone.
 
-    V * D for the embedding (again for an untied head), C * D for learned positions; a layer has
-    4 * D * D in attention and 2 or 3 * D * F in its feed-forward part, and D a norm that learns.
+    V * D for the embedding (again for an untied head), C * D for learned positions, the matrices
+    of the layers, and D (of a layer norm 2 * D) a norm that learns.
     """
-    width, hidden = model.width, model.ffn_width
-    layer = 4 * width * width + (3 if model.mlp == "swiglu" else 2) * width * hidden
+    width = model.width
     norms = 0
     if model.norm_affine:
         one = width * (2 if model.norm == "layernorm" else 1)
@@ -27,7 +32,7 @@ def parameters(model: ModelConfig) -> int:
         norms = model.layers * (2 * one + qk) + one
     rows = model.vocabulary * (1 if model.tied else 2)
     rows += model.context if model.positions == "learned" else 0
-    return model.layers * layer + rows * width + norms
+    return model.layers * layer_matrices(model) + rows * width + norms
 
 
 def flops_per_token(model: ModelConfig, length: int) -> float:
@@ -38,10 +43,8 @@ def flops_per_token(model: ModelConfig, length: int) -> float:
     of PaLM's appendix B (arXiv 2204.02311), which has no half. Activations made again (recompute)
     count nothing: this is model FLOPs utilisation.
     """
-    width, hidden = model.width, model.ffn_width
-    layer = 4 * width * width + (3 if model.mlp == "swiglu" else 2) * width * hidden
-    matrices = model.layers * layer + model.vocabulary * width
-    return 6 * matrices + 6 * model.layers * width * length
+    matrices = model.layers * layer_matrices(model) + model.vocabulary * model.width
+    return 6 * matrices + 6 * model.layers * model.width * length
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,16 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from cm3leon.cli import benching, evaluating, indexing, inspect, painting, reading, training
+from cm3leon.cli import (
+    benching,
+    evaluating,
+    indexing,
+    inspect,
+    painting,
+    planning,
+    reading,
+    training,
+)
 from tokenizer.errors import UserError
 from train.board import told
 
@@ -23,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # loading rich would triple the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (painting, reading, inspect, training, indexing, evaluating, benching):
+for group in (painting, reading, inspect, planning, training, indexing, evaluating, benching):
     group.add_to(app)
 
 
