@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from cm3leon.__main__ import main
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "training.md").read_text("utf-8")
 
@@ -70,6 +71,17 @@ def place(tmp_path: Path, corpus_folder: Path) -> Path:
     return tmp_path
 
 
+def test_the_page_shows_what_the_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    plans = [words[1:] for words in commands() if words[1] == "plan"]
+    assert [words[1] for words in plans] == ["350m", "760m", "7b"]
+    for words in plans:
+        assert main(words) == 0
+        table, _, legend = capsys.readouterr().out.partition("\n\npeak:")
+        assert f"```\n{table}\n```" in PAGE
+        assert f"```\npeak:{legend}```" in PAGE
+
+
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(place: Path) -> None:
     variables = {
         **os.environ,
