@@ -38,7 +38,7 @@ Action = Callable[[], object]
 
 RATE = 1e-4
 CPU = torch.device("cpu")
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"}
 ATTENTION = "aten::_scaled_dot_product"
 
 
