@@ -66,10 +66,16 @@ class Times:
     median: float
     least: float
     most: float
+    processor: float
+    """Median of the seconds that all threads together had a core; others' work on the machine
+    hardly changes it, where there is one thread."""
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Times":
-        return cls(median=median(seconds), least=min(seconds), most=max(seconds))
+    def of(cls, seconds: Sequence[tuple[float, float]]) -> "Times":
+        """The times of runs, each on the clock and of the processor."""
+        clock, processor = zip(*seconds, strict=True)
+        middle, least, most = median(clock), min(clock), max(clock)
+        return cls(median=middle, least=least, most=most, processor=median(processor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,11 @@ class Against:
     def best(self) -> float:
         """The same, by the quickest run of each: what other work on the machine spoilt least."""
         return self.theirs.step.least / self.ours.step.least
+
+    @property
+    def processor(self) -> float:
+        """The same, by the time that the processor worked."""
+        return self.theirs.step.processor / self.ours.step.processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +229,7 @@ def against(family: Family, rows: Rows, setting: Setting) -> Against:
 
 def by_turns(actions: Sequence[Action], setting: Setting) -> list[Times]:
     """The times of some actions that take turns, forwards and backwards; the first is not told."""
-    seconds = [list[float]() for _ in actions]
+    seconds = [list[tuple[float, float]]() for _ in actions]
     order = list(enumerate(actions))
     for number in range(setting.times + 1):
         for place, action in order:
@@ -284,7 +295,7 @@ def as_json(found: Against | Loading | Encoding) -> dict[str, Any]:
     """The figures, with those that follow from them."""
     match found:
         case Against():
-            more = {"ratio": found.ratio, "best": found.best}
+            more = {"ratio": found.ratio, "best": found.best, "processor": found.processor}
         case Loading():
             more = {"share": found.share}
         case Encoding():
@@ -292,12 +303,12 @@ def as_json(found: Against | Loading | Encoding) -> dict[str, Any]:
     return {**asdict(found), **more}
 
 
-def _seconds(action: Action, device: torch.device) -> float:
+def _seconds(action: Action, device: torch.device) -> tuple[float, float]:
     _wait(device)
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     action()
     _wait(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, time.process_time() - worked
 
 
 def _wait(device: torch.device) -> None:

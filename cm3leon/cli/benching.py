@@ -161,21 +161,23 @@ def train(
 def _of_pair(pair: "Against") -> list[tuple[str, str]]:
     """Tokens a second of both sides, and what that comes to."""
     name = {"opt": "OPT", "llama": "Llama"}[pair.family]
-    sides = (("ours", pair.ours), (f"transformers' {name}", pair.theirs))
+    sides = (("ours", pair.ours), ("transformers", pair.theirs))
     lines = [
         (
-            f"{whose}, {side.parameters:,} parameters, tokens a second"
-            + f" ({name})" * (whose == "ours"),
+            f"{whose} ({name} of {side.parameters:,} parameters), tokens a second",
             f"{_rate(pair.tokens, side.step)}; {side.products:.1%} in products",
         )
         for whose, side in sides
     ]
     if pair.by_products:
         lines.append(
-            (f"ours ({name}), attention by products", _rate(pair.tokens, pair.by_products))
+            (f"ours ({name}) with attention by products", _rate(pair.tokens, pair.by_products))
         )
-    ratio = f"{pair.ratio:.2f}; by the quickest step of each {pair.best:.2f}"
-    return [*lines, (f"ratio, ours over transformers' {name}", ratio)]
+    ratio = (
+        f"{pair.ratio:.2f}; by the quickest step of each {pair.best:.2f}, by the processor's time "
+        f"{pair.processor:.2f}"
+    )
+    return [*lines, (f"ratio ({name}), ours over transformers", ratio)]
 
 
 def _of_loading(found: "Loading") -> tuple[str, str]:
