@@ -133,7 +133,7 @@ class Shards:
     @property
     def documents(self) -> int:
         """How many documents there are, of all tasks."""
-        return len(self._tasks)
+        return sum(self.counts.values()) - self.counts["pictures"]
 
     def picture(self, number: int) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Metadata and codes of one picture; numbers outside the folder are a UserError."""
@@ -201,7 +201,7 @@ class Shards:
     @cached_property
     def _tasks(self) -> NDArray[np.uint8]:
         path = self.folder / "documents.tasks.npy"
-        return _mapped(path, np.uint8, (sum(self.counts.values()) - self.counts["pictures"],))
+        return _mapped(path, np.uint8, (self.documents,))
 
     @cached_property
     def _lines(self) -> dict[str, mmap]:
@@ -270,6 +270,8 @@ def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDAr
     try:
         with np.errstate(all="raise"):
             found = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:  # the folder was changed since it was opened
+        raise
     except Exception as error:  # numpy raises nearly anything for an odd header
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({reason}); copy the folder again") from error
