@@ -262,8 +262,13 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_BLD: Tensor, ids: slice | None = None) -> Tensor:
         """Logits of the whole vocabulary, or of the slice `ids` only; any leading shape."""
-        weight_VD = self.embed.weight if self.head is None else self.head.weight
+        weight_VD = self.head_weight
         return F.linear(hidden_BLD, weight_VD if ids is None else weight_VD[ids])
+
+    @property
+    def head_weight(self) -> Tensor:
+        """What hidden states are multiplied with for logits: V rows of D."""
+        return self.embed.weight if self.head is None else self.head.weight
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty KV cache that suits this model, where its weights are and in their type."""

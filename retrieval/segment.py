@@ -74,7 +74,7 @@ class Segment:
         Raises UserError where it is not of so many rows, or not a segment at all.
         """
         try:
-            shards = Shards.open(folder / SHARDS, image_tokenizer)
+            shards = Shards.open(folder / SHARDS, image_tokenizer, compared=True)
             vectors_DE = _mapped(folder / VECTORS, (rows, dimension), np.dtype(np.float32))
             ids_D = _mapped(folder / IDS, (rows,), HASHED)
             names_D = _mapped(folder / NAMES, (rows,), np.dtype(np.bytes_))

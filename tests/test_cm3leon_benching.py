@@ -1,4 +1,4 @@
-"""`cm3leon bench retrieval` at tiny size: the shape of what it reports, never its speed."""
+"""`cm3leon bench` at tiny size: the shape of what it reports, never its speed."""
 
 import json
 from pathlib import Path
@@ -46,3 +46,35 @@ def test_a_mistake_is_one_line(words: list[str], status: int, reason: str, capsy
     said = capsys.readouterr()
     assert said.out == ""
     assert reason in said.err.splitlines()[-1]
+
+
+def test_train_reports_every_figure(shards_folder: Path, capsys: Capture) -> None:
+    words = ["bench", "train", "--size", "tiny", "--length", "64", "--rows", "2", "--times", "1"]
+    words += ["--pictures", "3", "--shards", str(shards_folder)]
+    assert main([*words, "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [one["family"] for one in table["against"]] == ["opt", "llama"]
+    for one in table["against"]:
+        assert one["ratio"] > 0
+        assert one["tokens"] == 128
+        assert 0 < one["ours"]["products"] < 1
+    assert [one["rows"] for one in table["loading"]] == ["packed blocks", "one document a row"]
+    assert table["encoding"]["ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "reason"),
+    [
+        (["--size", "10g"], 1, "unknown model size '10g'"),
+        (["--length", "1"], 2, "--length"),
+        (["--precision", "fp8"], 2, "--precision"),
+        (["--shards", "/nowhere"], 1, "there is no folder '/nowhere'"),
+    ],
+)
+def test_a_mistake_in_training_is_one_line(
+    words: list[str], status: int, reason: str, capsys: Capture
+) -> None:
+    assert main(["bench", "train", *words]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert reason in said.err

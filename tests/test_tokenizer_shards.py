@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tokenizer import manifest
 from tokenizer.errors import UserError
 from tokenizer.shard_writer import growing_array, write_shards
-from tokenizer.shards import TASKS, Shards
+from tokenizer.shards import PARTS, TASKS, Shards
 
 PICTURES: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"id": "fox", "captions": ["a fox", "ein Fuchs \U0001f98a"], "kind": "emoji"}, (0, 1, 2, 3)),
@@ -83,18 +84,67 @@ def test_a_part_cut_short_is_named(tmp_path: Path, part: str) -> None:
 
 def test_verify_names_a_part_that_changed(tmp_path: Path) -> None:
     write(tmp_path / "shards")
+    shards = Shards.open(tmp_path / "shards")
     path = tmp_path / "shards" / "codes.npy"
     path.write_bytes(path.read_bytes()[:-2] + b"\x01\x00")
-    shards = Shards.open(tmp_path / "shards")
     with pytest.raises(UserError, match=r"codes\.npy"):
         shards.verify()
+
+
+def test_the_first_open_compares_hashes_and_later_ones_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shards"
+    write(folder)
+    compared = list[str]()
+
+    def file_hash(path: Path) -> str:
+        compared.append(path.name)
+        return real(path)
+
+    real = manifest.file_hash
+    monkeypatch.setattr(manifest, "file_hash", file_hash)
+    Shards.open(folder)
+    assert set(compared) == {*PARTS, manifest.MANIFEST}
+    compared.clear()
+    Shards.open(folder)
+    Shards.open(folder, compared=True)
+    assert compared == [manifest.MANIFEST]
+    path = folder / "codes.npy"
+    flipped = bytearray(path.read_bytes())
+    flipped[-2] ^= 1
+    path.write_bytes(flipped)
+    for _ in range(2):  # what is damaged is not noted
+        with pytest.raises(UserError, match=r"'codes\.npy' is not what was written"):
+            Shards.open(folder)
+    flipped[-2] ^= 1
+    path.write_bytes(flipped)
+    Shards.open(folder)
+
+
+def test_a_note_is_written_only_where_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, note = tmp_path / "shards", tmp_path / "shards" / manifest.VERIFIED
+    write(folder)
+    other = tmp_path / "other"
+    other.write_text("mine")
+    note.symlink_to(other)
+    Shards.open(folder)
+    assert (other.read_text(), note.is_symlink()) == ("mine", True)
+    note.unlink()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    Shards.open(folder)
+    assert not note.exists()
+    note.write_text("[" * 100_000)
+    Shards.open(folder)
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     write(tmp_path / "shards")
     path = tmp_path / "shards" / "pictures.jsonl"
     path.write_bytes(b"[" + path.read_bytes()[1:])
-    shards = Shards.open(tmp_path / "shards")
+    shards = Shards.open(tmp_path / "shards", compared=True)
     complaint = r"pictures\.jsonl is damaged .* copy the folder again"
     with pytest.raises(UserError, match=complaint):
         shards.picture(0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retrieval.parts import Crew
 from tokenizer.errors import UserError
+from tokenizer.manifest import VERIFIED
 from tokenizer.shards import Shards
 from train import encode as encoding
 from train.corpus import text_lines
@@ -47,7 +48,7 @@ def encoded(
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != VERIFIED}
 
 
 def test_a_corpus_becomes_shards(

@@ -12,13 +12,15 @@ import os
 import secrets
 import shutil
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 from tokenizer.errors import UserError
 
 MANIFEST = "manifest.json"
+VERIFIED = "verified.json"  # beside it: how the parts were when this machine last compared them
+LONGEST_NOTE = 1 << 20  # bytes of that; a longer one is none of ours
 FORMAT = 1
 
 
@@ -115,15 +117,17 @@ def file_hash(path: Path | str) -> str:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
 
 
-def verify(folder: Path | str, hashes: bool = True) -> None:
+def verify(folder: Path | str, hashes: bool = True) -> frozenset[str]:
     """Check a folder against its manifest: every part there, of its size and (`hashes`) its hash.
+    Returns the names of the parts.
 
     Parts that the manifest does not name are let be. Raises UserError naming folder and part.
     """
     shown, folder = str(folder), Path(folder)
-    for name, (size, digest) in _read_manifest(shown, folder).items():
+    parts = _read_manifest(shown, folder)
+    for name, (size, digest) in parts.items():
         part = folder / name
-        if not part.is_file():
+        if not _is_file(part):
             raise UserError(f"{shown!r} is incomplete: {name!r} is missing; copy it again")
         got = part.stat().st_size
         if got != size:
@@ -134,6 +138,24 @@ def verify(folder: Path | str, hashes: bool = True) -> None:
             raise UserError(
                 f"{shown!r} is damaged: {name!r} is not what was written; copy it again"
             )
+    return frozenset(parts)
+
+
+@contextmanager
+def first_look(folder: Path | str) -> Generator[bool]:
+    """Yield whether this machine has yet to read a folder through: to `verify` it with its hashes.
+
+    Where the block ends well, the sizes, times and inodes of the parts are noted in the folder, and
+    the next look is a first one only if they changed. In a folder that cannot be written every look
+    is the first. Raises UserError where its manifest cannot be read.
+    """
+    path = Path(folder) / VERIFIED
+    stamp = _stamp(Path(folder))
+    fresh = stamp is None or _read_note(path) != stamp
+    yield fresh
+    if fresh and stamp is not None and not path.is_symlink() and os.access(folder, os.W_OK):
+        with suppress(UserError):
+            write_file(path, json.dumps(stamp).encode())
 
 
 def check_writable(path: Path | str) -> None:
@@ -219,6 +241,36 @@ def _swap(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that the file system cannot hold
+        return False
+
+
+def _stamp(folder: Path) -> dict[str, Any] | None:
+    """What changes where a part changes; None where one is missing."""
+    names = _read_manifest(str(folder), folder)
+    stamp: dict[str, Any] = {MANIFEST: file_hash(folder / MANIFEST)}
+    try:
+        for name in sorted(names):
+            found = (folder / name).stat()
+            stamp[f"/{name}"] = [found.st_size, found.st_mtime_ns, found.st_ino]
+    except (OSError, ValueError):
+        return None
+    return stamp
+
+
+def _read_note(path: Path) -> object:
+    """A stranger's folder may hold anything under its name."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST_NOTE:
+            return None
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -241,10 +293,11 @@ def _read_manifest(shown: str, folder: Path) -> dict[str, tuple[int, str]]:
     if not isinstance(content, dict):
         raise UserError(bad)
     table = cast("dict[str, object]", content)
-    if table.get("format") != FORMAT:
-        raise UserError(
-            f"{shown!r} is of format {table.get('format')!r}; this version reads {FORMAT}"
-        )
+    made = table.get("format")
+    if type(made) is not int:
+        raise UserError(bad)
+    if made != FORMAT:
+        raise UserError(f"{shown!r} is of format {made}; this version reads {FORMAT}")
     files = table.get("files")
     if not isinstance(files, dict):
         raise UserError(bad)

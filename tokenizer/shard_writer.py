@@ -14,9 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tokenizer import manifest
 from tokenizer.errors import UserError
-from tokenizer.shards import FORMAT, TASK_NAMES, TASKS
-
-MAX_CODES = 1 << 16  # codes are kept as 16-bit numbers
+from tokenizer.shards import FORMAT, MAX_CODES, TASK_NAMES, TASKS
 
 
 @contextmanager

@@ -24,6 +24,14 @@ from tokenizer import manifest
 from tokenizer.errors import UserError
 
 FORMAT = 1
+MAX_CODES = 1 << 16  # codes are kept as 16-bit numbers
+LINES = ("pictures", "documents")
+PARTS = {
+    *("index.json", "codes.npy", "documents.tasks.npy"),
+    *(f"{name}{ending}" for name in LINES for ending in (".jsonl", ".offsets.npy")),
+}
+LARGEST, MANY = 1 << 16, 1 << 40  # sides of pictures; things in a folder
+CHUNK = 1 << 24  # bytes that are looked through at once
 
 # task -> the keys that name pictures, and the other keys that its documents need. Folders hold the
 # number of a task: new ones are added at the end.
@@ -66,15 +74,36 @@ class Shards:
         folder: Path | str,
         image_tokenizer_hash: str | None = None,
         text_tokenizer_hash: str | None = None,
+        *,
+        compared: bool = False,
     ) -> Self:
-        """Open a folder and check that its parts are whole (sizes; `verify` also reads them).
+        """Open a folder and check that its parts are whole: their sizes and, at the first time on
+        this machine, their hashes and that they fit together. `compared`: somebody did so before.
 
-        Raises UserError where it is no such folder, where a part is missing or cut, or where it
+        Raises UserError where it is no such folder, where a part is missing or damaged, or where it
         was made with other tokenizers than those of the hashes. Texts are kept as texts: a folder
         that was bound to no text tokenizer goes with any.
         """
-        folder = Path(folder)
-        manifest.verify(folder, hashes=False)
+        if compared:
+            return cls._open(Path(folder), image_tokenizer_hash, text_tokenizer_hash, first=False)
+        with manifest.first_look(folder) as first:
+            return cls._open(Path(folder), image_tokenizer_hash, text_tokenizer_hash, first=first)
+
+    @classmethod
+    def _open(
+        cls,
+        folder: Path,
+        image_tokenizer_hash: str | None,
+        text_tokenizer_hash: str | None,
+        *,
+        first: bool,
+    ) -> Self:
+        # before dear hashes are compared: is it the right one?
+        if lost := sorted(PARTS - manifest.verify(folder, hashes=False)):
+            raise UserError(
+                f"{str(folder)!r} is not a whole token-shard folder: its {manifest.MANIFEST} does "
+                f"not name {lost[0]}"
+            )
         index = _read_index(folder)
         made_with = index["image_tokenizer"]
         if image_tokenizer_hash not in (None, made_with):
@@ -88,15 +117,13 @@ class Shards:
                 f"{str(folder)!r} was made for text tokenizer {bound_to[:12]}, but this one is "
                 f"{text_tokenizer_hash[:12]}; name that one, or encode the corpus again for this"
             )
-        codes_PN = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
         shape = (index["counts"]["pictures"], index["grid"] ** 2)
-        if codes_PN.shape != shape or codes_PN.dtype != np.uint16:
-            raise UserError(
-                f"{str(folder)!r} is damaged: codes.npy holds {codes_PN.dtype} {codes_PN.shape}, "
-                f"not uint16 {shape}; copy it again"
-            )
+        codes_PN = _mapped(folder / "codes.npy", np.uint16, shape)
         del index["format"]
-        return cls(folder=folder, codes_PN=codes_PN, **index)
+        found = cls(folder=folder, codes_PN=codes_PN, **index)
+        if first:
+            found.verify()
+        return found
 
     @property
     def pictures(self) -> int:
@@ -106,7 +133,7 @@ class Shards:
     @property
     def documents(self) -> int:
         """How many documents there are, of all tasks."""
-        return len(self._tasks)
+        return sum(self.counts.values()) - self.counts["pictures"]
 
     def picture(self, number: int) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Metadata and codes of one picture; numbers outside the folder are a UserError."""
@@ -136,22 +163,51 @@ class Shards:
         return self._numbers[picture_id]
 
     def verify(self) -> None:
-        """Read every part again and compare it with the manifest; UserError names a bad one."""
+        """Read every part again, compare it with the manifest, and see that all fit together;
+        UserError names a bad one."""
         manifest.verify(self.folder)
+        for name in LINES:
+            self._check_offsets(name)
+        rows = max(1, CHUNK // self.codes_PN.itemsize // self.grid**2)
+        for start in range(0, self.pictures, rows):
+            if int(self.codes_PN[start : start + rows].max()) >= self.codes:
+                raise self._damaged("codes.npy", f"it has a code outside 0..{self.codes - 1}")
+        found = np.bincount(self._tasks, minlength=len(TASKS)).tolist()
+        if found != [self.counts.get(task, 0) for task in TASKS]:
+            raise self._damaged("documents.tasks.npy", "it has other tasks than index.json tells")
+
+    def _check_offsets(self, name: str) -> None:
+        """Every line ends where the next one begins, and the last one with the file."""
+        offsets, seen, place = self._offsets[name], 1, 0
+        right = int(offsets[0]) == 0
+        with (self.folder / f"{name}.jsonl").open("rb") as file:
+            while right and (data := file.read(CHUNK)):
+                ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + place + 1
+                right = np.array_equal(offsets[seen : seen + len(ends)], ends)
+                seen, place = seen + len(ends), place + len(data)
+        if not right or seen != len(offsets) or int(offsets[-1]) != place:
+            raise self._damaged(f"{name}.jsonl", f"its lines are not those of {name}.offsets.npy")
+
+    def _damaged(self, part: str, why: str) -> UserError:
+        return UserError(f"{self.folder / part} is damaged ({why}); copy the folder again")
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        return {picture["id"]: number for number, picture in enumerate(self.every_picture())}
+        numbers = {picture["id"]: number for number, picture in enumerate(self.every_picture())}
+        if len(numbers) < self.pictures:
+            raise self._damaged("pictures.jsonl", "two pictures have one id")
+        return numbers
 
     @cached_property
     def _tasks(self) -> NDArray[np.uint8]:
-        return np.load(self.folder / "documents.tasks.npy", allow_pickle=False)
+        path = self.folder / "documents.tasks.npy"
+        return _mapped(path, np.uint8, (self.documents,))
 
     @cached_property
     def _lines(self) -> dict[str, mmap]:
         """Mapped: a handle would be one seek pointer for all loader processes."""
         found: dict[str, mmap] = {}
-        for name in ("pictures", "documents"):
+        for name in LINES:
             with (self.folder / f"{name}.jsonl").open("rb") as file:
                 if file.seek(0, SEEK_END):  # an empty file cannot be mapped
                     found[name] = mmap(file.fileno(), 0, access=ACCESS_READ)
@@ -159,9 +215,10 @@ class Shards:
 
     @cached_property
     def _offsets(self) -> dict[str, NDArray[np.uint64]]:
+        counts = (self.pictures, self.documents)
         return {
-            name: np.load(self.folder / f"{name}.offsets.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("pictures", "documents")
+            name: _mapped(self.folder / f"{name}.offsets.npy", np.uint64, (count + 1,))
+            for name, count in zip(LINES, counts, strict=True)
         }
 
     def _line(self, name: str, number: int, count: int) -> dict[str, Any]:
@@ -170,19 +227,61 @@ class Shards:
                 f"number {number} is outside the {count} {name} of {str(self.folder)!r}"
             )
         start, end = self._offsets[name][number : number + 2].tolist()
-        return self._parsed(name, self._lines[name][start:end])
+        return self._parsed(name, number, self._lines.get(name, b"")[start:end])
 
     def _every(self, name: str) -> Iterator[dict[str, Any]]:
+        count, seen = (self.pictures if name == "pictures" else self.documents), 0
         with (self.folder / f"{name}.jsonl").open("rb") as file:
             for line in file:
-                yield self._parsed(name, line)
+                if seen < count:
+                    yield self._parsed(name, seen, line)
+                seen += 1
+        if seen != count:
+            raise self._damaged(f"{name}.jsonl", f"it has {seen} lines, not {count}")
 
-    def _parsed(self, name: str, line: bytes) -> dict[str, Any]:
+    def _parsed(self, name: str, number: int, line: bytes) -> dict[str, Any]:
         try:
-            return json.loads(line)
+            table: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
-            path = self.folder / f"{name}.jsonl"
-            raise UserError(f"{path} is damaged ({error}); copy the folder again") from error
+            raise self._damaged(f"{name}.jsonl", str(error)) from error
+        match table:
+            case {"id": str()} if name == "pictures" and _has_texts(table.get("captions", [])):
+                return table
+            case {"task": str(task)} if name == "documents" and task in TASKS:
+                pictures, others = TASKS[task]
+                right = all(isinstance(table.get(key), str) for key in pictures)
+                if (
+                    right
+                    and table.keys() >= set(others)
+                    and TASK_NAMES[self._tasks[number]] == task
+                ):
+                    return table
+            case _:
+                pass
+        raise self._damaged(f"{name}.jsonl", f"line {number} is none of {name}")
+
+
+def _has_texts(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(one, str) for one in found)
+
+
+def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    """A .npy file of just this type and shape, mapped. Raises UserError where it is not one."""
+    try:
+        with np.errstate(all="raise"):
+            found = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:  # the folder was changed since it was opened
+        raise
+    except Exception as error:  # numpy raises nearly anything for an odd header
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({reason}); copy the folder again") from error
+    whole = found.offset + found.nbytes == path.stat().st_size and found.flags.c_contiguous
+    if found.dtype != dtype or found.shape != shape or not whole:
+        raise UserError(
+            f"{path} is damaged: it holds {found.dtype} {found.shape}, not "
+            f"{np.dtype(dtype)} {shape}; copy the folder again"
+        )
+    return found
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -191,23 +290,36 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise UserError(f"{str(folder)!r} is not a token-shard folder: it has no index.json")
     try:
         index = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is damaged: not JSON; copy the folder again") from error
     match index:
         case {
             "format": int(made),
-            "image_tokenizer": str(),
-            "text_tokenizer": str() | None,
-            "size": int(),
-            "grid": int(),
-            "codes": int(),
-            "counts": {"pictures": int()},
+            "image_tokenizer": str(image),
+            "text_tokenizer": str() | None as text,
+            "size": size,
+            "grid": grid,
+            "codes": codes,
+            "counts": {"pictures": pictures, **tasks},
             **rest,
         } if not rest:
             if made != FORMAT:
                 raise UserError(
                     f"{str(folder)!r} has format {made}; this version reads {FORMAT}: encode again"
                 )
-            return index
+            limits = ((size, LARGEST), (grid, LARGEST), (codes, MAX_CODES), (pictures, MANY))
+            named = image.isprintable() and (text is None or text.isprintable())
+            if (
+                named
+                and all(_is_count(number, 1, most) for number, most in limits)
+                and tasks.keys() <= TASKS.keys()
+                and all(_is_count(number, 0, MANY) for number in tasks.values())
+            ):
+                return index
         case _:
-            raise UserError(f"{str(path)!r} is not the index of a token-shard folder")
+            pass
+    raise UserError(f"{str(path)!r} is not the index of a token-shard folder")
+
+
+def _is_count(found: object, least: int, most: int) -> bool:
+    return type(found) is int and least <= found <= most

@@ -65,9 +65,11 @@ class Rows:
         self.room = codec.context + 1  # one more: the last id is only predicted
         self.pictures = list(shards.every_picture())
         self.number = {p["id"]: number for number, p in enumerate(self.pictures)}
+        if len(self.number) < len(self.pictures):
+            raise UserError(f"{shards.folder} holds two pictures of one id; encode them again")
         self.kinds: dict[str, list[int]] = defaultdict(list)
         for number, p in enumerate(self.pictures):
-            self.kinds[p.get("kind", "picture")].append(number)
+            self.kinds[kind_of(p)].append(number)
         as_found = {task: float(n) for task, n in shards.counts.items() if task != "pictures"}
         forms = config.forms or as_found
         whole = sum(forms.values())
@@ -81,7 +83,7 @@ class Rows:
         self.sources: dict[str, Source] = {}
         if wanted & CAPTIONED.keys():
             pairs = grouped(
-                (p.get("kind", "picture"), unit_of(p), number)
+                (kind_of(p), unit_of(p), number)
                 for number, p in enumerate(self.pictures)
                 if p.get("captions")
             )
@@ -89,11 +91,15 @@ class Rows:
                 if form in wanted:
                     self.sources[form] = Source(form, pairs, config.kinds, (seed, 5 + offset))
         documents = list(shards.every_document())
+        for d in documents:
+            for key in TASKS[d["task"]][0]:
+                if d[key] not in self.number:
+                    raise UserError(f"{shards.folder} lacks the picture {d[key]!r} of a document")
         typed = {"edit": config.edits, "question": config.questions}
         for offset, form in enumerate(FORMS):
             if form in wanted:
                 found = grouped(
-                    (d.get("type", form), number, d)
+                    (str(d.get("type", form)), number, d)
                     for number, d in enumerate(documents)
                     if d["task"] == form
                 )
@@ -122,8 +128,15 @@ class Rows:
         if form in FORMS:
             own = [self.number[item[key]] for key in TASKS[form][0]]
             shown = [self.picture(number) for number in own]
-            document = FORMS[form](item, shown, lambda count: int(rng.integers(count)))
-            return self.codec.encode(document, self.retrieved(own, rng)[0])
+            try:
+                document = FORMS[form](item, shown, lambda count: int(rng.integers(count)))
+                return self.codec.encode(document, self.retrieved(own, rng)[0])
+            except UserError:
+                raise
+            except Exception as error:  # texts may be anything in a stranger's JSON
+                raise UserError(
+                    f"{self.shards.folder}: a document of task '{form}' is damaged ({error!r})"
+                ) from error
         captions: Sequence[str] = self.pictures[item]["captions"]
         first = rng.random() < self.config.first_caption
         caption = captions[0 if first else int(rng.integers(len(captions)))]
@@ -146,7 +159,7 @@ class Rows:
         known = self.neighbours_PN[own[0]].tolist() if count else []
         others = rng.permutation([one for one in known if one >= 0 and one not in own])[:count]
         if len(others) and self.config.unrelated:
-            lot = self.kinds[self.pictures[own[0]].get("kind", "picture")]
+            lot = self.kinds[kind_of(self.pictures[own[0]])]
             drawn = np.array(lot)[rng.integers(len(lot), size=len(others))]
             swapped = (rng.random(len(others)) < self.config.unrelated) & ~np.isin(drawn, own)
             others = rng.permutation(np.unique(np.where(swapped, drawn, others)))
@@ -276,11 +289,18 @@ def rows_of_steps(
     return iter(loader)
 
 
+def kind_of(picture: Mapping[str, Any]) -> str:
+    """What kind a picture says that it is of."""
+    return str(picture.get("kind", "picture"))
+
+
 def unit_of(picture: Mapping[str, Any]) -> Hashable:
     """Pictures that are one unit to draw: an emoji's skin tones in one style; else only itself."""
-    if "codepoint" in picture and "style" in picture:
-        return picture["style"], TONE.sub("", picture["codepoint"])
-    return picture["id"]
+    match picture:
+        case {"codepoint": str(codepoint), "style": str(style)}:
+            return style, TONE.sub("", codepoint)
+        case _:
+            return picture["id"]
 
 
 def micro_batches(rows: Sequence[Ids], tokens: int) -> Iterator[Ids]:

@@ -162,19 +162,19 @@ def _write_part(folder: Path, source: Source, work: Work) -> None:
         else read_source(source, tally)
     )
     ids: set[str] = set()
-    coded = _coded(samples, work, tally, ids)
+    found = coded(samples, work, tally, ids)
     with new_folder(folder) as aside:
-        first = next(coded, None)
+        first = next(found, None)
         if first is not None:
             documents = documents_of(entries, ids, tally)
-            write_shards(aside / SHARDS, chain([first], coded), documents, **_about(work))
+            write_shards(aside / SHARDS, chain([first], found), documents, **_about(work))
         else:
             tally.outside += sum(len(entry.documents) for entry in entries)
         told = {**vars(tally), "ignored": dict(tally.ignored)}
         (aside / TALLY).write_text(json.dumps(told), "utf-8")
 
 
-def _coded(samples: Iterator[Sample], work: Work, tally: Tally, ids: set[str]) -> Iterator[Coded]:
+def coded(samples: Iterator[Sample], work: Work, tally: Tally, ids: set[str]) -> Iterator[Coded]:
     """The pictures that may come, as codes; their ids are added to `ids`."""
     wanted = chosen(samples, work.exclude, work.keep, tally)
     decoded = decode(wanted, tally, work.image_tokenizer.size)

@@ -28,7 +28,8 @@ from tokenizer.errors import UserError
 from tokenizer.vocabulary import Vocabulary
 from train import state
 from train.config import PretrainRecipe
-from train.objective import Loss, masked_cross_entropy
+from train.head import head_loss
+from train.objective import Loss
 from train.optimizer import new_optimizer
 from train.precision import autocast, in_bf16
 from train.world import World
@@ -56,9 +57,9 @@ class LossOf(nn.Module):
         """The loss of one micro-batch; the head is asked only where something is predicted."""
         counted_BL = weights_BL > 0
         hidden_BLD = self.model(ids_BL)
-        logits_TV = self.model.logits(hidden_BLD[counted_BL])
-        loss = masked_cross_entropy(
-            logits_TV,
+        loss = head_loss(
+            hidden_BLD[counted_BL],
+            self.model.head_weight,
             targets_BL[counted_BL],
             weights_BL[counted_BL],
             self.vocabulary,

@@ -321,10 +321,17 @@ def masked_cross_entropy(
     if z_loss:
         cost_T = nats_T + z_loss * logits_TV.logsumexp(dim=-1).square()
 
+    kinds_K2 = kinds_of(nats_T.detach(), targets_T, weights_T, vocabulary)
+    return Loss((cost_T * weights_T).sum(), weights_T.sum(), kinds_K2)
+
+
+def kinds_of(
+    nats_T: Tensor, targets_T: Tensor, weights_T: Tensor, vocabulary: Vocabulary
+) -> Tensor:
+    """Weighted nats and weight of each of KINDS, kinds_K2."""
     kind_T = torch.full_like(targets_T, KINDS.index("mark"))
     ranges = (vocabulary.text_ids, vocabulary.image_ids, vocabulary.sentinel_ids)
     for kind, ids in enumerate(ranges):
         kind_T = kind_T.where((targets_T < ids.start) | (targets_T >= ids.stop), kind)
-    sums_T2 = torch.stack([nats_T.detach() * weights_T, weights_T], dim=1)
-    kinds_K2 = sums_T2.new_zeros(len(KINDS), 2).index_add_(0, kind_T, sums_T2)
-    return Loss((cost_T * weights_T).sum(), weights_T.sum(), kinds_K2)
+    sums_T2 = torch.stack([nats_T * weights_T, weights_T], dim=1)
+    return sums_T2.new_zeros(len(KINDS), 2).index_add_(0, kind_T, sums_T2)

@@ -1,10 +1,11 @@
-"""Commands that measure speed: bench retrieval."""
+"""Commands that measure speed: bench retrieval and bench train."""
 
 import dataclasses
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +22,7 @@ from cm3leon.cli.retrieving import (
 
 if TYPE_CHECKING:
     from eval.speed import Layer, Share
+    from train.speed import Against, Encoding, Loading, Times
 
 QUERIES = 1000
 ADDED = 1000
@@ -32,13 +34,9 @@ PROMPT = "sunflower, Noto emoji style"
 def add_to(app: typer.Typer) -> None:
     """Name this file's commands, in a group of their own."""
     group = typer.Typer(help="Measure speed.", rich_markup_mode=None)
-    group.callback()(_bench)  # so that a single command keeps its name
     group.command()(retrieval)
+    group.command()(train)
     app.add_typer(group, name="bench")
-
-
-def _bench() -> None:
-    """Measure speed."""
 
 
 def retrieval(
@@ -99,6 +97,112 @@ def retrieval(
     }
     table = {name: {"figure": figure} for name, figure in lines.items()}
     tables.tell_table(context, {"machine": _machine()}, table, result, as_json)
+
+
+def train(
+    context: typer.Context,
+    size: Annotated[str, typer.Option(help="A named size of decoder: tiny, 10m, 350m ...")] = "10m",
+    length: Annotated[int, typer.Option(min=32, help="Ids of a row.")] = 512,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 4,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Of products.")
+    ] = "fp32",
+    times: Annotated[int, typer.Option(min=1, help="Steps of each that are timed.")] = 7,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures to encode.")] = 128,
+    shards: Annotated[
+        Path | None, typer.Option(help="Token shards to make rows of; else made up ones.")
+    ] = None,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Speed of training: our step against those of transformers' OPT and Llama of the same size,
+    the making of rows beside it, and the encoding of pictures in batches against one by one."""
+    import torch
+
+    from cm3leon.checkpoint import IMAGE, find
+    from cm3leon.pipeline import pick_device
+    from tokenizer.image import ImageTokenizer
+    from tokenizer.shards import Shards
+    from train import speed
+    from train.rivals import transformers
+    from train.synthetic import rows_of, write_synthetic
+
+    transformers()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = pick_device(device)
+    setting = speed.Setting(
+        size=size, context=length, rows=rows, precision=precision, times=times, device=place
+    )
+    with TemporaryDirectory(prefix="bench-") as folder:
+        if shards is None:
+            write_synthetic(Path(folder) / "shards")
+        opened = Shards.open(shards or Path(folder) / "shards")
+        packed, alone = rows_of(opened, length, 1.0), rows_of(opened, length, 0.0)
+        pairs = [speed.against("opt", packed, setting), speed.against("llama", packed, setting)]
+        options.say("training steps are timed; making rows")
+        loads = [speed.loading(kind, pairs[0].ours.step, setting) for kind in (packed, alone)]
+    options.say("rows are made; encoding pictures")
+    tokenizer = ImageTokenizer.load(find("default") / IMAGE).to(place)
+    encoded = speed.encoding(tokenizer, pictures, setting)
+    result: dict[str, Any] = {
+        "machine": _machine(),
+        "against": [speed.as_json(one) for one in pairs],
+        "loading": [speed.as_json(one) for one in loads],
+        "encoding": speed.as_json(encoded),
+    }
+    lines = dict(line for pair in pairs for line in _of_pair(pair))
+    lines |= dict(map(_of_loading, loads)) | _of_encoding(encoded)
+    table = {name: {"figure": figure} for name, figure in lines.items()}
+    tables.tell_table(context, {"machine": _machine()}, table, result, as_json)
+
+
+def _of_pair(pair: "Against") -> list[tuple[str, str]]:
+    """Tokens a second of both sides, and what that comes to."""
+    name = {"opt": "OPT", "llama": "Llama"}[pair.family]
+    sides = (("ours", pair.ours), ("transformers", pair.theirs))
+    lines = [
+        (
+            f"{whose} ({name} of {side.parameters:,} parameters), tokens a second",
+            f"{_rate(pair.tokens, side.step)}; {side.products:.1%} in products",
+        )
+        for whose, side in sides
+    ]
+    if pair.by_products:
+        lines.append(
+            (f"ours ({name}) with attention by products", _rate(pair.tokens, pair.by_products))
+        )
+    ratio = (
+        f"{pair.ratio:.2f}; by the quickest step of each {pair.best:.2f}, by the processor's time "
+        f"{pair.processor:.2f}"
+    )
+    return [*lines, (f"ratio ({name}), ours over transformers", ratio)]
+
+
+def _of_loading(found: "Loading") -> tuple[str, str]:
+    times = f"{1000 * found.row_seconds:.1f} ms / {found.step_seconds:.2f} s"
+    return (
+        f"making {found.tokens:,} ids of {found.rows}, beside a step",
+        f"{times}, {found.share:.2%}",
+    )
+
+
+def _of_encoding(found: "Encoding") -> dict[str, str]:
+    return {
+        f"encoding, pictures a second, {found.batch} at a time": _rate(
+            found.pictures, found.batched
+        ),
+        "encoding, pictures a second, one by one": _rate(found.pictures, found.one_by_one),
+        "ratio, batched over one by one": f"{found.ratio:.2f}",
+    }
+
+
+def _rate(things: int, seconds: "Times") -> str:
+    """`1,234 (1,200-1,300)`: the median, and the slowest and quickest."""
+    rates = (seconds.median, seconds.most, seconds.least)
+    middle, least, most = (f"{things / one:,.0f}" for one in rates)
+    return f"{middle} ({least}-{most})"
 
 
 def _share(wanted: Wanted, model: str, device: str, threads: int | None) -> "Share | None":

@@ -1,0 +1,66 @@
+"""Pictures, token shards and rows that mean nothing but look like real ones, to take the time with.
+
+Below `speed`.
+"""
+
+# Shapes: P = pictures, N = codes of one
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cm3leon import checkpoint
+from tokenizer.codec import Codec
+from tokenizer.shard_writer import write_shards
+from tokenizer.shards import Shards
+from tokenizer.tars import Sample
+from tokenizer.text import TextTokenizer
+from tokenizer.vocabulary import Vocabulary
+from train.config import RowsConfig
+from train.data import Rows
+from train.objective import MaskConfig
+
+PICTURES, CODES, GRID, SIZE = 2000, 9600, 8, 64  # many codes, so that the head matters
+
+
+def pictures(count: int, side: int) -> Iterator[Sample]:
+    """PNG files of soft colours, `side` x `side`."""
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        small_883 = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        small_883.resize((side, side), Image.Resampling.BICUBIC).save(file, "PNG")
+        metadata = {"id": str(number), "captions": [f"picture {number}"]}
+        yield Sample(f"synthetic/{number}", metadata, file.getvalue())
+
+
+def write_synthetic(folder: Path) -> None:
+    """Write token shards of random codes under captions that look like real ones."""
+    draw = np.random.default_rng(0)
+    codes_PN = draw.integers(0, CODES, (PICTURES, GRID * GRID)).tolist()
+    metadata = (
+        {"id": str(n), "captions": [f"a picture of thing {n}, in style {n % 8}"]}
+        for n in range(PICTURES)
+    )
+    documents = ({"task": "pair", "picture": str(number)} for number in range(PICTURES))
+    write_shards(
+        folder,
+        zip(metadata, codes_PN, strict=True),
+        documents,
+        image_tokenizer_hash="synthetic",
+        size=SIZE,
+        grid=GRID,
+        codes=CODES,
+    )
+
+
+def rows_of(shards: Shards, context: int, packed: float) -> Rows:
+    """Pairs, packed into blocks of the context or one a row, worded with the embedded default's
+    text tokenizer."""
+    text = TextTokenizer.load(checkpoint.find("default") / checkpoint.TEXT)
+    vocabulary = Vocabulary(image_codes=shards.codes, text_pieces=text.pieces)
+    codec = Codec(vocabulary, text, shards.grid**2, context)
+    return Rows(shards, codec, RowsConfig(packed=packed), MaskConfig(), seed=0)
