@@ -28,6 +28,7 @@ from train.config import EngineConfig, OptimizerConfig, PretrainRecipe, RowsConf
 from train.data import micro_batches
 from train.engine import TorchEngine, new_engine
 from train.flops import flops_per_token, parameters
+from train.head import CHUNK
 from train.plan import Hardware, Memory, plan_of
 from train.schedule import Schedule
 from train.world import World, world
@@ -57,6 +58,12 @@ def recipe_of(shape: dict[str, Any], *, recompute: bool = False, **changes: Any)
         "micro_tokens": AT_ONCE * (model.context + 1),
     }
     return PretrainRecipe(**{**settings, **changes})
+
+
+@pytest.fixture(autouse=True)
+def gpus_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's chunks are those of a GPU, for which the plan is."""
+    monkeypatch.setitem(CHUNK, "cpu", CHUNK["cuda"])
 
 
 def planned(recipe: PretrainRecipe) -> Memory:

@@ -22,6 +22,7 @@ from tokenizer.vocabulary import PAPER, Vocabulary
 from train import config
 from train.config import UNKNOWN, EngineConfig, PretrainRecipe
 from train.flops import flops_per_token, layer_matrices, parameters
+from train.head import CHUNK
 
 FP32, BF16 = 4, 2
 MARGIN = 0.1  # of a GPU's memory is left to CUDA, NCCL and fragments
@@ -291,26 +292,20 @@ def kept_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> in
 
 
 def loss_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> int:
-    """At the loss, forward or backward, whichever is more: activations, logits and bf16 copies.
+    """At the loss: activations, and what `train/head.py` has while it makes logits by the chunk.
 
-    Backward, T V fp32 numbers are there three times: the log softmax, its gradient and that of
-    the logits; with z-loss five times. So 12 T V or 20 T V bytes, the final norm's input and the
-    head's T (s + p) D, and autocast's copies of the weights, with recompute of the head's only.
-    Forward, the logits stand in p and in fp32 and beside them the log softmax (8 T V, 12 with
-    z-loss), hidden states T (2 s + p) D, and autocast still has the copies of all weights.
+    The final norm's input and output, the hidden states that count and their gradient, 4 T s D; the
+    head's gradient in fp32, 4 V D, in bf16 a chunk's own beside it, p V D; a chunk's logits in fp32
+    and, for the sum of their powers, once more, 8 C V. Autocast has copies of all weights.
     """
-    kept = kept_bytes(model, size, ids, recompute)
+    p = size.product if size.product < FP32 else 0
     head = model.vocabulary * model.width
-    inside = model.layers * layer_matrices(model)
-    again = 4 if model.z_loss else 0
-    ends = size.stream + size.product
-    backward = ids * ((12 + 2 * again) * model.vocabulary + ends * model.width)
-    forward = 8 + again + (size.product if size.product < FP32 else 0)
-    forward = ids * (forward * model.vocabulary + (ends + size.stream) * model.width)
+    chunk = min(CHUNK["cuda"], ids * model.vocabulary)
+    found = kept_bytes(model, size, ids, recompute) + 4 * ids * size.stream * model.width
+    found += (FP32 + p) * head + 2 * FP32 * chunk
     if size.cast:
-        backward += BF16 * (head if recompute else head + inside)
-        forward += BF16 * (head + inside)
-    return kept + max(backward, forward)
+        found += BF16 * (head + model.layers * layer_matrices(model))
+    return found
 
 
 def backward_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> int:
