@@ -96,7 +96,7 @@ class Shards:
                 f"not uint16 {shape}; copy it again"
             )
         del index["format"]
-        return cls(folder=folder, codes_PN=codes_PN, **index)
+        return cls(folder=folder, codes_PN=np.asarray(codes_PN), **index)  # memmaps are slow
 
     @property
     def pictures(self) -> int:
@@ -110,8 +110,11 @@ class Shards:
 
     def picture(self, number: int) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Metadata and codes of one picture; numbers outside the folder are a UserError."""
-        metadata = self._line("pictures", number, self.pictures)
-        return metadata, tuple(self.codes_PN[number].tolist())
+        return self.metadata(number), tuple(self.codes_PN[number].tolist())
+
+    def metadata(self, number: int) -> dict[str, Any]:
+        """Metadata of one picture: its `id`, its `captions`, what else was told of it."""
+        return self._line("pictures", number, self.pictures)
 
     def document(self, number: int) -> dict[str, Any]:
         """One document: its `task`, the ids of its pictures, its texts."""
@@ -145,7 +148,7 @@ class Shards:
 
     @cached_property
     def _tasks(self) -> NDArray[np.uint8]:
-        return np.load(self.folder / "documents.tasks.npy", allow_pickle=False)
+        return np.load(self.folder / "documents.tasks.npy", mmap_mode="r", allow_pickle=False)
 
     @cached_property
     def _lines(self) -> dict[str, mmap]:
@@ -160,7 +163,9 @@ class Shards:
     @cached_property
     def _offsets(self) -> dict[str, NDArray[np.uint64]]:
         return {
-            name: np.load(self.folder / f"{name}.offsets.npy", mmap_mode="r", allow_pickle=False)
+            name: np.asarray(
+                np.load(self.folder / f"{name}.offsets.npy", mmap_mode="r", allow_pickle=False)
+            )
             for name in ("pictures", "documents")
         }
 
