@@ -105,7 +105,7 @@ def test_the_first_open_compares_hashes_and_later_ones_do_not(
     real = manifest.file_hash
     monkeypatch.setattr(manifest, "file_hash", file_hash)
     Shards.open(folder)
-    assert set(compared) == {*PARTS, manifest.MANIFEST}
+    assert set(compared) > {*PARTS, manifest.MANIFEST}
     compared.clear()
     Shards.open(folder)
     Shards.open(folder, compared=True)

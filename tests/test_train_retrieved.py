@@ -114,7 +114,7 @@ def test_a_row_begins_as_its_prompt_in_generation(shards: Shards, tiny: CM3Leon)
     for row in range(60):
         *front, number = numbers_of(rows, row)
         memory: list[Document] = [
-            (*(Field(f" {c}") for c in rows.pictures[one]["captions"][:1]), rows.picture(one))
+            (*(Field(f" {c}") for c in shards.metadata(one)["captions"][:1]), rows.picture(one))
             for one in front
         ]
         prompt, _ = prompts.paint(f"a fox {number}")

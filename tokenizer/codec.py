@@ -11,6 +11,7 @@ R1, R2, ... are retrieved documents. Stands between prompts (Documents) and gene
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
+from typing import cast
 
 from tokenizer.document import Document, Field, Hole, Part, Picture, segments
 from tokenizer.errors import UserError
@@ -159,6 +160,8 @@ class Codec:
                 return [self.vocabulary.text_id(piece) for piece in self.text.encode(text)]
 
     def _picture_ids(self, codes: Sequence[int | Hole], sentinels: Iterator[int]) -> list[int]:
+        if set(map(type, codes)) == {int}:  # whole, as nearly all are in training
+            return self._whole_ids(cast("Sequence[int]", codes))
         ids: list[int] = []
         covered = 0
         for code in codes:
@@ -172,6 +175,13 @@ class Codec:
             ids.append(self.vocabulary.sentinel_id(next(sentinels)))
         self._check_picture(covered)
         return ids
+
+    def _whole_ids(self, codes: Sequence[int]) -> list[int]:
+        for code in (min(codes), max(codes)):
+            self.vocabulary.image_id(code)  # refuses one outside
+        self._check_picture(len(codes))
+        first = self.vocabulary.image_ids.start
+        return [first + code for code in codes]
 
     def _filled(self, part: Part, fillings: Iterator[Sequence[int]]) -> Part:
         match part:

@@ -4,7 +4,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tokenizer import manifest
+from tokenizer.columns import write_order
 from tokenizer.errors import UserError
+from tokenizer.registry import OF_DOCUMENTS, OF_PICTURES, Parts, Registry
 from tokenizer.shards import FORMAT, MAX_CODES, TASK_NAMES, TASKS
 
 
@@ -66,8 +68,11 @@ def write_shards(
     """
     assert 0 < codes <= MAX_CODES
     with manifest.new_folder(folder, replace=replace) as aside:
-        ids = _write_pictures(aside, pictures, grid * grid, codes)
-        counts = {"pictures": len(ids), **_write_documents(aside, documents, ids)}
+        registry = Registry()
+        _write_pictures(aside, pictures, grid * grid, codes, registry)
+        of_tasks = _write_documents(aside, documents, registry)
+        write_order(aside, registry, of_tasks)
+        counts = {"pictures": len(registry.ids), **of_tasks}
         if skipped is not None:
             lines = [json.dumps({"what": what, "why": why}) + "\n" for what, why in skipped]
             (aside / "skipped.jsonl").write_text("".join(lines), "utf-8")
@@ -85,26 +90,29 @@ def write_shards(
 
 
 def _write_pictures(
-    folder: Path, pictures: Iterable[tuple[dict[str, Any], Sequence[int]]], length: int, codes: int
-) -> set[str]:
-    ids: set[str] = set()
+    folder: Path,
+    pictures: Iterable[tuple[dict[str, Any], Sequence[int]]],
+    length: int,
+    codes: int,
+    registry: Registry,
+) -> None:
     with (
         _growing_lines(folder, "pictures") as write_line,
+        _growing_columns(folder, OF_PICTURES) as write_columns,
         growing_array(folder / "codes.npy", (length,), np.uint16) as write_codes,
     ):
         for metadata, row in pictures:
             name = metadata.get("id")
             if not isinstance(name, str):
                 raise UserError(f"a picture needs a text as its id, got {name!r}")
-            if name in ids:
+            if name in registry.ids:
                 raise UserError(f"two pictures have the id {name!r}; give each its own")
-            ids.add(name)
             _check_codes(name, row, length, codes)
             write_line(metadata)
+            write_columns(registry.picture(metadata))
             write_codes(np.asarray(row))
-    if not ids:
+    if not registry.ids:
         raise UserError("there are no pictures to write")
-    return ids
 
 
 def _check_codes(name: str, row: Sequence[int], length: int, codes: int) -> None:
@@ -115,22 +123,24 @@ def _check_codes(name: str, row: Sequence[int], length: int, codes: int) -> None
 
 
 def _write_documents(
-    folder: Path, documents: Iterable[dict[str, Any]], ids: set[str]
+    folder: Path, documents: Iterable[dict[str, Any]], registry: Registry
 ) -> dict[str, int]:
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         write_line = stack.enter_context(_growing_lines(folder, "documents"))
         tasks = growing_array(folder / "documents.tasks.npy", (), np.uint8)
         write_task = stack.enter_context(tasks)
+        write_columns = stack.enter_context(_growing_columns(folder, OF_DOCUMENTS))
         for number, document in enumerate(documents):
-            task = _check_document(number, document, ids)
+            task = _check_document(number, document, registry.ids.keys())
             write_line(document)
+            write_columns(registry.document(document))
             write_task(np.asarray(TASK_NAMES.index(task)))
             counts[task] += 1
     return {task: counts[task] for task in TASKS if counts[task]}
 
 
-def _check_document(number: int, document: dict[str, Any], ids: set[str]) -> str:
+def _check_document(number: int, document: dict[str, Any], ids: Set[str]) -> str:
     task = document.get("task")
     if task not in TASKS:
         raise UserError(f"document {number} has the task {task!r}; known: {', '.join(TASKS)}")
@@ -156,5 +166,21 @@ def _growing_lines(folder: Path, name: str) -> Generator[Callable[[dict[str, Any
         def append(table: dict[str, Any]) -> None:
             file.write(json.dumps(table).encode() + b"\n")
             write_offset(np.asarray(file.tell()))
+
+        yield append
+
+
+@contextmanager
+def _growing_columns(folder: Path, parts: Parts) -> Generator[Callable[[tuple[Any, ...]], None]]:
+    """Yield a function that appends a row to each of some columns."""
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(growing_array(folder / file, shape, dtype))
+            for file, dtype, shape in parts.values()
+        ]
+
+        def append(row: tuple[Any, ...]) -> None:
+            for write, value in zip(writers, row, strict=True):
+                write(np.asarray(value))
 
         yield append

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from tokenizer import manifest
 from tokenizer.errors import UserError
@@ -118,7 +118,7 @@ class Shards:
                 f"{text_tokenizer_hash[:12]}; name that one, or encode the corpus again for this"
             )
         shape = (index["counts"]["pictures"], index["grid"] ** 2)
-        codes_PN = _mapped(folder / "codes.npy", np.uint16, shape)
+        codes_PN = mapped(folder / "codes.npy", np.uint16, shape)
         del index["format"]
         found = cls(folder=folder, codes_PN=codes_PN, **index)
         if first:
@@ -137,8 +137,11 @@ class Shards:
 
     def picture(self, number: int) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Metadata and codes of one picture; numbers outside the folder are a UserError."""
-        metadata = self._line("pictures", number, self.pictures)
-        return metadata, tuple(self.codes_PN[number].tolist())
+        return self.metadata(number), tuple(self.codes_PN[number].tolist())
+
+    def metadata(self, number: int) -> dict[str, Any]:
+        """Metadata of one picture: its `id`, its `captions`, what else was told of it."""
+        return self._line("pictures", number, self.pictures)
 
     def document(self, number: int) -> dict[str, Any]:
         """One document: its `task`, the ids of its pictures, its texts."""
@@ -201,7 +204,7 @@ class Shards:
     @cached_property
     def _tasks(self) -> NDArray[np.uint8]:
         path = self.folder / "documents.tasks.npy"
-        return _mapped(path, np.uint8, (self.documents,))
+        return mapped(path, np.uint8, (self.documents,))
 
     @cached_property
     def _lines(self) -> dict[str, mmap]:
@@ -217,7 +220,7 @@ class Shards:
     def _offsets(self) -> dict[str, NDArray[np.uint64]]:
         counts = (self.pictures, self.documents)
         return {
-            name: _mapped(self.folder / f"{name}.offsets.npy", np.uint64, (count + 1,))
+            name: mapped(self.folder / f"{name}.offsets.npy", np.uint64, (count + 1,))
             for name, count in zip(LINES, counts, strict=True)
         }
 
@@ -265,7 +268,7 @@ def _has_texts(found: object) -> bool:
     return isinstance(found, list) and all(isinstance(one, str) for one in found)
 
 
-def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+def mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
     """A .npy file of just this type and shape, mapped. Raises UserError where it is not one."""
     try:
         with np.errstate(all="raise"):
@@ -281,7 +284,7 @@ def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDAr
             f"{path} is damaged: it holds {found.dtype} {found.shape}, not "
             f"{np.dtype(dtype)} {shape}; copy the folder again"
         )
-    return found
+    return np.asarray(found)  # no memmap: that one is slow to take from
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -60,4 +60,4 @@ def read_table(
             f"{folder / name}: holds {table.dtype} {table.shape}, not {np.dtype(kind)} ({wanted}); "
             f"make it again with `{command}`"
         )
-    return table
+    return np.asarray(table)  # no memmap: that one is slow to take from

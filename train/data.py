@@ -7,12 +7,9 @@ the choice of caption and masks. No reader has a state, so a run resumed anywher
 
 # Shapes: B = rows, L = ids of the longest row
 
-import re
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import count
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +17,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from cm3leon import prompts
 from tokenizer.codec import Codec, Encoded
+from tokenizer.columns import Columns
 from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
-from tokenizer.shards import TASKS, Shards
+from tokenizer.shards import Shards
 from tokenizer.vocabulary import PAD
 from train.config import RowsConfig
 from train.forms import FORMS
 from train.objective import Ids, MaskConfig, Span, mask_row
-from train.source import DECK, Deck, Source, grouped
-
-TONE = re.compile("-1F3F[B-F]")  # a skin tone in a code point
-
+from train.source import DECK, Deck, Source
 
 PACKED = "packed"
 WINDOW = 8  # blocks that are cut from one run of the stream
@@ -63,13 +58,6 @@ class Rows:
         # without a context: what is too long is cut here, where others refuse it
         self.codec = Codec(codec.vocabulary, codec.text, codec.picture_codes)
         self.room = codec.context + 1  # one more: the last id is only predicted
-        self.pictures = list(shards.every_picture())
-        self.number = {p["id"]: number for number, p in enumerate(self.pictures)}
-        if len(self.number) < len(self.pictures):
-            raise UserError(f"{shards.folder} holds two pictures of one id; encode them again")
-        self.kinds: dict[str, list[int]] = defaultdict(list)
-        for number, p in enumerate(self.pictures):
-            self.kinds[kind_of(p)].append(number)
         as_found = {task: float(n) for task, n in shards.counts.items() if task != "pictures"}
         forms = config.forms or as_found
         whole = sum(forms.values())
@@ -79,30 +67,17 @@ class Rows:
         self.deck = Deck({**shares, PACKED: config.packed}, (seed, 2))
         self.stream = Deck(forms, (seed, 3))
         self.window = lru_cache(1)(self._window)
+        self.columns = Columns.open(shards)
         wanted = {name for name, share in forms.items() if share > 0}
         self.sources: dict[str, Source] = {}
-        if wanted & CAPTIONED.keys():
-            pairs = grouped(
-                (kind_of(p), unit_of(p), number)
-                for number, p in enumerate(self.pictures)
-                if p.get("captions")
-            )
-            for offset, form in enumerate(CAPTIONED):
-                if form in wanted:
-                    self.sources[form] = Source(form, pairs, config.kinds, (seed, 5 + offset))
-        documents = list(shards.every_document())
-        for d in documents:
-            for key in TASKS[d["task"]][0]:
-                if d[key] not in self.number:
-                    raise UserError(f"{shards.folder} lacks the picture {d[key]!r} of a document")
+        pairs = self.columns.captioned() if wanted & CAPTIONED.keys() else {}
+        for offset, form in enumerate(CAPTIONED):
+            if form in wanted:
+                self.sources[form] = Source(form, pairs, config.kinds, (seed, 5 + offset))
         typed = {"edit": config.edits, "question": config.questions}
         for offset, form in enumerate(FORMS):
             if form in wanted:
-                found = grouped(
-                    (str(d.get("type", form)), number, d)
-                    for number, d in enumerate(documents)
-                    if d["task"] == form
-                )
+                found = self.columns.documents(form)
                 self.sources[form] = Source(form, found, typed.get(form, {}), (seed, 7 + offset))
 
     @property
@@ -126,10 +101,10 @@ class Rows:
         captions, wordings, neighbours and views."""
         item = self.sources[form].at(place, rng)
         if form in FORMS:
-            own = [self.number[item[key]] for key in TASKS[form][0]]
+            own, table = self.columns.pictures(item), self.shards.document(item)
             shown = [self.picture(number) for number in own]
             try:
-                document = FORMS[form](item, shown, lambda count: int(rng.integers(count)))
+                document = FORMS[form](table, shown, lambda count: int(rng.integers(count)))
                 return self.codec.encode(document, self.retrieved(own, rng)[0])
             except UserError:
                 raise
@@ -137,7 +112,9 @@ class Rows:
                 raise UserError(
                     f"{self.shards.folder}: a document of task '{form}' is damaged ({error!r})"
                 ) from error
-        captions: Sequence[str] = self.pictures[item]["captions"]
+        captions: Sequence[str] = self.shards.metadata(item).get("captions", ())
+        if not captions:
+            raise UserError(f"{self.shards.folder} is damaged: picture {item} lost its captions")
         first = rng.random() < self.config.first_caption
         caption = captions[0 if first else int(rng.integers(len(captions)))]
         documents, view = self.retrieved((item,), rng, seen_anew=True)
@@ -159,8 +136,8 @@ class Rows:
         known = self.neighbours_PN[own[0]].tolist() if count else []
         others = rng.permutation([one for one in known if one >= 0 and one not in own])[:count]
         if len(others) and self.config.unrelated:
-            lot = self.kinds[kind_of(self.pictures[own[0]])]
-            drawn = np.array(lot)[rng.integers(len(lot), size=len(others))]
+            lot = self.columns.like(own[0])
+            drawn = lot[rng.integers(len(lot), size=len(others))]
             swapped = (rng.random(len(others)) < self.config.unrelated) & ~np.isin(drawn, own)
             others = rng.permutation(np.unique(np.where(swapped, drawn, others)))
         view: int | None = None
@@ -168,8 +145,8 @@ class Rows:
         if views and len(others) and rng.random() < self.config.seen_anew:
             view = int(rng.integers(views))
         documents: list[Document] = [
-            prompts.pair(self.pictures[one]["captions"][0], self.picture(one, view))
-            if self.pictures[one].get("captions")
+            prompts.pair(captions[0], self.picture(one, view))
+            if (captions := self.shards.metadata(one).get("captions"))
             else (self.picture(one, view),)
             for one in others.astype(int).tolist()
         ]
@@ -287,20 +264,6 @@ def rows_of_steps(
         multiprocessing_context="fork",  # they share what `rows` holds
     )
     return iter(loader)
-
-
-def kind_of(picture: Mapping[str, Any]) -> str:
-    """What kind a picture says that it is of."""
-    return str(picture.get("kind", "picture"))
-
-
-def unit_of(picture: Mapping[str, Any]) -> Hashable:
-    """Pictures that are one unit to draw: an emoji's skin tones in one style; else only itself."""
-    match picture:
-        case {"codepoint": str(codepoint), "style": str(style)}:
-            return style, TONE.sub("", codepoint)
-        case _:
-            return picture["id"]
 
 
 def micro_batches(rows: Sequence[Ids], tokens: int) -> Iterator[Ids]:

@@ -2,16 +2,18 @@
 of their own every epoch. Below `data`, which makes rows of them; nothing here has a state.
 """
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+import hashlib
+import struct
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from tokenizer.columns import Group
 from tokenizer.errors import UserError
 
 DECK = 1000  # places in which every share is met exactly
+ODD, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1  # mixes 64 bits
 
 
 class Deck:
@@ -49,34 +51,55 @@ class Deck:
 
 
 class Shuffle:
-    """Items in an order of their own every epoch: place -> number of an item."""
+    """Items in an order of their own every epoch: place -> number of an item.
+
+    The order is a formula, so that none of its length is held: a Feistel network permutes the
+    numbers below the next power of two, and what falls outside the items is permuted again.
+    """
 
     def __init__(self, count: int, seed: tuple[int, ...]) -> None:
         self.count, self.seed = count, seed
-        self.order = lru_cache(2)(self._order)
+        bits = (count - 1).bit_length()
+        self.low, self.high = (bits + 1) // 2, bits // 2  # bits of either half
+        self.rounds = 8 if bits > 10 else 16  # short halves take longer to mix
+        self.keys = lru_cache(4)(self._keys)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((*self.seed, epoch)).permutation(self.count)
+    def _keys(self, epoch: int) -> tuple[int, ...]:
+        """A key for each round."""
+        told = repr((self.seed, epoch)).encode()
+        return struct.unpack(f"<{self.rounds}Q", hashlib.shake_128(told).digest(8 * self.rounds))
 
     def at(self, place: int) -> int:
         """The item at a place; every item comes once in `count` places."""
-        return int(self.order(place // self.count)[place % self.count])
-
-
-class Group(NamedTuple):
-    """Units that are drawn evenly; a unit is a list of documents of which one is drawn."""
-
-    units: list[list[Any]]
-    shuffle: Shuffle
+        epoch, item = divmod(place, self.count)
+        if self.count == 1:
+            return 0
+        keys, low = self.keys(epoch), self.low
+        to_low, to_high = 64 - low, 64 - self.high
+        while True:
+            left, right = item >> low, item & ((1 << low) - 1)
+            for one, other in zip(keys[::2], keys[1::2], strict=True):
+                mixed = ((left ^ one) * ODD) & WORD
+                mixed = ((mixed ^ mixed >> 32) * ODD) & WORD
+                right ^= mixed >> to_low
+                mixed = ((right ^ other) * ODD) & WORD
+                mixed = ((mixed ^ mixed >> 32) * ODD) & WORD
+                left ^= mixed >> to_high
+            item = left << low | right
+            if item < self.count:
+                return item
 
 
 class Source:
-    """Documents of one task by place: first the group (in shares), then the unit, then the one."""
+    """Documents of one task by place: first the group (in shares), then the unit, then the one.
+
+    Every unit of a group comes once before any comes twice; of a unit any document is drawn.
+    """
 
     def __init__(
         self,
         form: str,
-        groups: Mapping[str, list[list[Any]]],
+        groups: Mapping[str, Group],
         shares: Mapping[str, float],
         seed: tuple[int, ...],
     ) -> None:
@@ -87,7 +110,7 @@ class Source:
                 known = ", ".join(f"'{group}'" for group in sorted(groups))
                 raise UserError(f"rows ask for '{form}' of '{name}' but the shards have {known}")
         named = sum(shares.values())
-        others = {k: len(v) for k, v in sorted(groups.items()) if k not in shares}
+        others = {k: v.units for k, v in sorted(groups.items()) if k not in shares}
         if others and named > 1 + 1e-9:
             raise UserError(
                 f"the shares {dict(shares)} of '{form}' add up to {named:g}; leave at most 1, of "
@@ -98,28 +121,18 @@ class Source:
         if not any(whole.values()):
             raise UserError(f"the shares {dict(shares)} of '{form}' leave nothing to draw")
         self.deck = Deck(whole, (*seed, 0))
-        self.count = sum(len(unit) for units in groups.values() for unit in units)
-        self.groups = {
-            name: Group(units, Shuffle(len(units), (*seed, 1, number)))
-            for number, (name, units) in enumerate(sorted(groups.items()))
+        self.count = sum(len(group.numbers_N) for group in groups.values())
+        self.groups = dict(groups)
+        self.shuffles = {
+            name: Shuffle(group.units, (*seed, 1, number))
+            for number, (name, group) in enumerate(sorted(groups.items()))
         }
 
-    def at(self, place: int | None, rng: np.random.Generator) -> Any:
+    def at(self, place: int | None, rng: np.random.Generator) -> int:
         """The document at a place of the stream; with no place, any, in the same shares."""
-        if place is None:
-            name, _ = self.deck.at(int(rng.integers(DECK)))
-            group = self.groups[name]
-            unit = group.units[int(rng.integers(len(group.units)))]
-        else:
-            name, rank = self.deck.at(place)
-            group = self.groups[name]
-            unit = group.units[group.shuffle.at(rank)]
-        return unit[int(rng.integers(len(unit)))]
-
-
-def grouped(items: Iterable[tuple[str, Hashable, Any]]) -> dict[str, list[list[Any]]]:
-    """(group, unit, item) -> group -> its units, in order of first sight."""
-    groups: dict[str, dict[Hashable, list[Any]]] = defaultdict(lambda: defaultdict(list))
-    for group, unit, item in items:
-        groups[group][unit].append(item)
-    return {name: list(units.values()) for name, units in groups.items()}
+        name, rank = self.deck.at(int(rng.integers(DECK)) if place is None else place)
+        group = self.groups[name]
+        unit = int(rng.integers(group.units)) if place is None else self.shuffles[name].at(rank)
+        if group.bounds_U is not None:
+            unit = int(rng.integers(group.bounds_U[unit], group.bounds_U[unit + 1]))
+        return int(group.numbers_N[unit])
