@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from tokenizer.errors import UserError
 from tokenizer.manifest import check_writable, write_file
+from tokenizer.registry import TONE
 from tokenizer.tars import Sample, Tally, decode, find_tars, read_ids, read_samples
 from train.corpus import read_edits, read_questions
-from train.data import TONE
 from train.state import Say
 
 MEGABYTE = 1_000_000
