@@ -230,6 +230,7 @@ def write_segment(
             size=codebook.size,
             grid=codebook.grid,
             codes=codebook.codes,
+            columns=False,
         )
         assert len(vectors_DE) == len(names), "as many vectors as documents"
         np.save(aside / VECTORS, vectors_DE, allow_pickle=False)

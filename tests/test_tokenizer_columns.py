@@ -1,6 +1,5 @@
 """Columns of token shards: what the writer keeps is what the lines tell, and damage is named."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from tokenizer import registry
 from tokenizer.columns import COLUMNS, Columns
 from tokenizer.errors import UserError
-from tokenizer.manifest import MANIFEST
 from tokenizer.registry import unit_of
 from tokenizer.shard_writer import write_shards
 from tokenizer.shards import Shards
@@ -49,21 +47,12 @@ def write(folder: Path, pictures: Any = PICTURES, documents: Any = DOCUMENTS) ->
     return Shards.open(folder)
 
 
-def as_before(shards: Shards) -> Shards:
-    """The same folder as it was written when there were no columns."""
-    path = shards.folder / MANIFEST
-    table = json.loads(path.read_text())
-    extra = [
-        name
-        for name in table["files"]
-        if name == COLUMNS or name.split(".")[1] not in ("jsonl", "offsets", "tasks", "npy", "json")
-    ]
-    assert len(extra) == 8
-    for name in extra:
-        del table["files"][name]
-        (shards.folder / name).unlink()
-    path.write_text(json.dumps(table))
-    return Shards.open(shards.folder)
+def without(folder: Path, documents: Any = DOCUMENTS) -> Shards:
+    about = {"image_tokenizer_hash": "ab12", "size": 8, "grid": 2, "codes": 10}
+    found = ((one, (0, 1, 2, 3)) for one in PICTURES)
+    write_shards(folder, found, documents, columns=False, **about)
+    assert not (folder / COLUMNS).exists()
+    return Shards.open(folder)
 
 
 def told(columns: Columns) -> dict[str, Any]:
@@ -102,13 +91,11 @@ def test_documents_are_grouped_by_their_type(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_columns_has_the_same(tmp_path: Path) -> None:
-    shards = write(tmp_path / "shards")
-    kept = told(Columns.open(shards))
-    assert told(Columns.open(as_before(shards))) == kept
-    alone = write(tmp_path / "alone", documents=())
-    kept = told(Columns.open(alone))
-    assert kept["pictures_D2"] == []
-    assert told(Columns.open(as_before(alone))) == kept
+    for name, documents in (("all", DOCUMENTS), ("pictures alone", ())):
+        kept = told(Columns.open(write(tmp_path / name, documents=documents)))
+        made = told(Columns.open(without(tmp_path / f"{name} without", documents)))
+        assert {**made, "folder": kept["folder"]} == kept
+        assert len(kept["pictures_D2"]) == len(documents)
 
 
 picture = st.fixed_dictionaries(

@@ -57,21 +57,25 @@ def write_shards(
     text_tokenizer_hash: str | None = None,
     skipped: Sequence[tuple[str, str]] | None = None,
     replace: bool = False,
+    columns: bool = True,
 ) -> dict[str, int]:
     """Write a token-shard folder, all or nothing; return the counts of pictures and of each task.
 
     A picture is its metadata (a JSON object with at least `id`) and its `grid * grid` codes below
     `codes`, row by row; `size` is its side in pixels. `documents` is asked for only after the last
     picture, so it may depend on which pictures came. Both are streamed. `skipped` is (what, why) of
-    all that was left out, looked at last; it becomes `skipped.jsonl`.
+    all that was left out, looked at last; it becomes `skipped.jsonl`. Without `columns`
+    there are fewer files: for memories and parts, from which no rows of training are drawn.
     Raises UserError for an id seen twice or unknown, a wrong number of codes, a bad document.
     """
     assert 0 < codes <= MAX_CODES
     with manifest.new_folder(folder, replace=replace) as aside:
         registry = Registry()
-        _write_pictures(aside, pictures, grid * grid, codes, registry)
-        of_tasks = _write_documents(aside, documents, registry)
-        write_order(aside, registry, of_tasks)
+        of_pictures, of_documents = (OF_PICTURES, OF_DOCUMENTS) if columns else ({}, {})
+        _write_pictures(aside, pictures, grid * grid, codes, registry, of_pictures)
+        of_tasks = _write_documents(aside, documents, registry, of_documents)
+        if columns:
+            write_order(aside, registry, of_tasks)
         counts = {"pictures": len(registry.ids), **of_tasks}
         if skipped is not None:
             lines = [json.dumps({"what": what, "why": why}) + "\n" for what, why in skipped]
@@ -95,10 +99,11 @@ def _write_pictures(
     length: int,
     codes: int,
     registry: Registry,
+    parts: Parts,
 ) -> None:
     with (
         _growing_lines(folder, "pictures") as write_line,
-        _growing_columns(folder, OF_PICTURES) as write_columns,
+        _growing_columns(folder, parts) as write_columns,
         growing_array(folder / "codes.npy", (length,), np.uint16) as write_codes,
     ):
         for metadata, row in pictures:
@@ -123,14 +128,14 @@ def _check_codes(name: str, row: Sequence[int], length: int, codes: int) -> None
 
 
 def _write_documents(
-    folder: Path, documents: Iterable[dict[str, Any]], registry: Registry
+    folder: Path, documents: Iterable[dict[str, Any]], registry: Registry, parts: Parts
 ) -> dict[str, int]:
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         write_line = stack.enter_context(_growing_lines(folder, "documents"))
         tasks = growing_array(folder / "documents.tasks.npy", (), np.uint8)
         write_task = stack.enter_context(tasks)
-        write_columns = stack.enter_context(_growing_columns(folder, OF_DOCUMENTS))
+        write_columns = stack.enter_context(_growing_columns(folder, parts))
         for number, document in enumerate(documents):
             task = _check_document(number, document, registry.ids.keys())
             write_line(document)
@@ -172,7 +177,7 @@ def _growing_lines(folder: Path, name: str) -> Generator[Callable[[dict[str, Any
 
 @contextmanager
 def _growing_columns(folder: Path, parts: Parts) -> Generator[Callable[[tuple[Any, ...]], None]]:
-    """Yield a function that appends a row to each of some columns."""
+    """Yield a function that appends a row to all columns, if there are any."""
     with ExitStack() as stack:
         writers = [
             stack.enter_context(growing_array(folder / file, shape, dtype))
@@ -180,7 +185,7 @@ def _growing_columns(folder: Path, parts: Parts) -> Generator[Callable[[tuple[An
         ]
 
         def append(row: tuple[Any, ...]) -> None:
-            for write, value in zip(writers, row, strict=True):
+            for write, value in zip(writers, row, strict=bool(writers)):
                 write(np.asarray(value))
 
         yield append

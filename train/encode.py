@@ -167,7 +167,8 @@ def _write_part(folder: Path, source: Source, work: Work) -> None:
         first = next(found, None)
         if first is not None:
             documents = documents_of(entries, ids, tally)
-            write_shards(aside / SHARDS, chain([first], found), documents, **_about(work))
+            whole = chain([first], found)
+            write_shards(aside / SHARDS, whole, documents, columns=False, **_about(work))
         else:
             tally.outside += sum(len(entry.documents) for entry in entries)
         told = {**vars(tally), "ignored": dict(tally.ignored)}
