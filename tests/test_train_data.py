@@ -176,8 +176,13 @@ def test_a_mixture_deals_its_sources_in_their_shares(make: Callable[..., Rows]) 
 def test_a_source_is_balanced_within_limits() -> None:
     weights, documents = {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 900, "b": 90, "c": 10}
     shares = balanced(weights, documents, (0.3, 3.0))
-    # a would come 0.37 times as often as it is large, b 3.7 times, c 33 times
-    assert shares == pytest.approx({"a": 1 / 3, "b": 0.27, "c": 0.03})
+    # a third each would be 3.7 times as often as b is large, and 33 times as c
+    assert shares == pytest.approx({"a": 0.7, "b": 0.27, "c": 0.03})
+    assert balanced({"a": 1, "b": 9}, {"a": 990, "b": 10}, (0.3, 3.0)) == pytest.approx(
+        {"a": 0.97, "b": 0.03}
+    )
+    free = balanced({"a": 1, "b": 1}, {"a": 50, "b": 50}, (0.3, 3.0))
+    assert free == pytest.approx({"a": 0.5, "b": 0.5})
 
 
 def test_skin_tones_are_one_unit(make: Callable[..., Rows]) -> None:

@@ -148,16 +148,22 @@ def test_the_first_of_slurms_machines(nodes: str, first: str) -> None:
 
 
 def test_slurm_says_where_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"SLURM_NNODES": "3", "SLURM_PROCID": "2", "SLURM_NODEID": "2", "SLURM_NTASKS": "3",
-            "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_ID": "1234567"}  # fmt: skip
+    told = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "3", "SLURM_STEP_NUM_TASKS": "3",
+            "SLURM_NODEID": "2", "SLURM_STEP_NODELIST": "n[1-3]",
+            "SLURM_JOB_NODELIST": "m[1-4]", "SLURM_JOB_ID": "1234567"}  # fmt: skip
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     cluster = of_slurm(Cluster(processes=8))
     assert (cluster.nodes, cluster.node_rank, cluster.size) == (3, 2, 24)
     assert (cluster.master_addr, cluster.master_port) == ("n1", 24567)
-    monkeypatch.setenv("SLURM_NTASKS", "24")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "24")
     with pytest.raises(UserError, match="run one task a node"):
         of_slurm(Cluster(processes=8))
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "rack[1-2]node[3-4]")
+    with pytest.raises(UserError, match="SLURM's variables do not say where this is"):
+        of_slurm(Cluster(processes=8))
+    monkeypatch.setenv("SLURM_STEP_ID", "batch")  # the script of a job, not a step of it
+    assert of_slurm(Cluster(processes=8)) == Cluster(processes=8)
 
 
 def test_a_worker_and_a_lone_process_do_the_work_themselves(
@@ -167,7 +173,11 @@ def test_a_worker_and_a_lone_process_do_the_work_themselves(
     assert found(Cluster(processes=2)) == Cluster(processes=2)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert found(Cluster(processes=2)) is None
+    assert found(Cluster(processes=2)) == Cluster(processes=2)  # left over from something else
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert found(Cluster()) is None
+    with pytest.raises(UserError, match="this process is one of many already"):
+        found(Cluster(processes=2))
 
 
 @pytest.mark.parametrize(

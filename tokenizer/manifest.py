@@ -100,6 +100,7 @@ def locked(lock: Path, busy: str) -> Generator[None]:
         file = lock.open("a")
     except OSError as error:
         raise UserError(f"cannot write {str(lock)!r}: {error.strerror}") from error
+    os.register_at_fork(after_in_child=file.close)  # or a child would hold it after this process
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -40,20 +40,31 @@ class Board:
 
     def ask_to_stop(self) -> None:
         """Ask all processes to save and end."""
+        self.folder.mkdir(exist_ok=True)
         (self.folder / "stop").touch()
 
     def stop_wanted(self) -> bool:
         """Whether somebody asked for that."""
         return (self.folder / "stop").exists()
 
-    def tell(self, rank: int, kind: Kind, told: str) -> None:
-        """Leave a note on why this process ends; the first of a process counts."""
+    def clear(self) -> None:
+        """Take away the notes of an earlier launch."""
+        for note in (*self.folder.glob("rank-*"), self.folder / "stop"):
+            note.unlink(missing_ok=True)
+
+    def tell(self, rank: int, kind: Kind, told: str) -> bool:
+        """Leave a note on why this process ends; the first of a process counts. False where it
+        cannot be left, as on a full disk."""
         note = {"kind": kind, "told": told, "when": time.time()}
         path = self.folder / f"rank-{rank:05d}.json"
-        if not path.exists():
-            aside = path.with_suffix(".new")
-            aside.write_text(json.dumps(note), "utf-8")
-            aside.replace(path)
+        try:
+            if not path.exists():
+                aside = path.with_suffix(".new")
+                aside.write_text(json.dumps(note), "utf-8")
+                aside.replace(path)
+        except OSError:
+            return False
+        return True
 
     def failures(self) -> list[Failure]:
         """All notes on why processes ended, the likeliest cause first: what a user can mend comes
@@ -70,7 +81,6 @@ class Board:
 def told(kind: Kind, line: str) -> bool:
     """Tell whoever launched this process why it ends; whether there was somebody to tell."""
     board = Board.of_environment()
-    if board is None or "RANK" not in os.environ:
+    if board is None or "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
-    board.tell(int(os.environ["RANK"]), kind, line)
-    return True
+    return board.tell(int(os.environ["RANK"]), kind, line)

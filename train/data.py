@@ -7,6 +7,7 @@ the choice of caption and masks. No reader has a state, so a run resumed anywher
 
 # Shapes: B = rows, L = ids of the longest row
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import count
@@ -226,12 +227,20 @@ def balanced(
 
     The paper's balancing of tasks (section 4.1: 0.3 and 3; facts 6.1: how it is read here).
     """
-    of_weight, of_documents = sum(weights.values()), sum(documents.values())
-    shares: dict[str, float] = {}
-    for name, weight in weights.items():
-        found = documents[name] / of_documents
-        shares[name] = found * min(max(weight / of_weight / found, limits[0]), limits[1])
-    return shares
+    found = {name: count / sum(documents.values()) for name, count in documents.items()}
+    least, most = limits
+
+    def shares(factor: float) -> dict[str, float]:
+        return {
+            name: min(max(factor * weight, least * found[name]), most * found[name])
+            for name, weight in weights.items()
+        }
+
+    low, high = 0.0, max(most * found[name] / weight for name, weight in weights.items())
+    for _ in range(100):  # what the limits take from one source is shared by the others' weights
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(shares(middle).values()) < 1 else (low, middle)
+    return shares(high)
 
 
 class Steps(Dataset[list[Ids]]):
@@ -242,6 +251,12 @@ class Steps(Dataset[list[Ids]]):
 
     def __getitem__(self, step: int) -> list[Ids]:
         return [self.rows.at(step * self.batch + place) for place in self.share]
+
+
+def _let_be(_: int) -> None:
+    """To be asked to end is the loop's affair, which ends its helpers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def rows_of_steps(
@@ -261,6 +276,7 @@ def rows_of_steps(
         batch_size=None,
         num_workers=workers,
         collate_fn=list,
+        worker_init_fn=_let_be,
         multiprocessing_context="fork",  # they share what `rows` holds
     )
     return iter(loader)

@@ -209,7 +209,10 @@ class ZeroEngine:
         self._refresh()
 
     def whole(self) -> Decoder | None:
-        copy = Decoder(self.net.model.config) if self.we.first else None
+        with torch.device("meta"):
+            copy = Decoder(self.net.model.config) if self.we.first else None
+        if copy:
+            copy.to_empty(device="cpu")
         names = dict(copy.named_parameters()) if copy else {}
         for name, weight in self.net.model.named_parameters():
             value = self.utils.safe_get_full_fp32_param(weight)
@@ -299,7 +302,7 @@ def deepspeed_settings(recipe: PretrainRecipe, device: torch.device, size: int) 
 def _be_a_group(device: torch.device) -> None:
     """DeepSpeed asks for a group of processes even where there is one."""
     os.environ.setdefault("LOCAL_RANK", "0")
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     alone: Any = distributed
     distributed.init_process_group(backend, store=alone.HashStore(), rank=0, world_size=1)
     atexit.register(distributed.destroy_process_group)

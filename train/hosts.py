@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from tokenizer.errors import UserError
+from train.board import Failure
 from train.launch import AGENT, FOLLOW, PORT, Cluster, agent_arguments, the_board, why
 from train.state import Say
 
@@ -57,19 +58,7 @@ def launch_on_hosts(worker: Sequence[str], out: Path, cluster: Cluster, say: Say
     """Start the run on every host of the file and wait; see `launch`."""
     assert cluster.hostfile is not None
     hosts = read_hosts(cluster.hostfile)
-    each = cluster.processes or hosts[0].slots or cluster.each
-    places = [
-        replace(
-            cluster,
-            hostfile=None,
-            processes=each,
-            nodes=len(hosts),
-            node_rank=rank,
-            master_addr=cluster.master_addr or hosts[0].name,
-            master_port=cluster.master_port or PORT,
-        )
-        for rank in range(len(hosts))
-    ]
+    places = places_of(cluster, hosts)
     if cluster.dry_run:
         for host, place in zip(hosts, places, strict=True):
             agent = [sys.executable, "-m", AGENT, *agent_arguments(place, worker)]
@@ -83,25 +72,47 @@ def launch_on_hosts(worker: Sequence[str], out: Path, cluster: Cluster, say: Say
         ]
         status = wait_for(followed)
         if status:
-            told = [line for one in followed if (line := one.error)]
-            notes = board.failures()
-            raise (
-                why(notes, {}, each * len(hosts))
-                if notes
-                else UserError(
-                    told[0] if told else f"a host ended with status {status} and without a word"
-                )
-            )
+            raise reason_of(followed, board.failures(), status, places[0].size)
     return 0
+
+
+def places_of(cluster: Cluster, hosts: Sequence[Host]) -> list[Cluster]:
+    """What each host is of the cluster."""
+    return [
+        replace(
+            cluster,
+            hostfile=None,
+            processes=cluster.processes or hosts[0].slots or cluster.each,
+            nodes=len(hosts),
+            node_rank=rank,
+            master_addr=cluster.master_addr or hosts[0].name.rpartition("@")[2],
+            master_port=cluster.master_port or PORT,
+        )
+        for rank in range(len(hosts))
+    ]
+
+
+def reason_of(
+    followed: Sequence["Followed"], notes: Sequence[Failure], status: int, size: int
+) -> UserError:
+    """Why it ended: what a user can mend, what was killed, what a host says, a crash."""
+    told = [line for one in followed if (line := one.error)]
+    if told and not (notes and notes[0].kind == "error"):
+        return UserError(next((line for line in told if "was killed by" in line), told[0]))
+    if notes:
+        return why(notes, {}, size)
+    return UserError(f"a host ended with status {status} and without a word")
 
 
 def check_hosts(hosts: Sequence[Host]) -> None:
     """Reach every host before anything is started."""
 
     def reach(host: Host) -> str | None:
-        done = subprocess.run(
-            ["ssh", *REACH, host.name, "true"], capture_output=True, text=True, errors="replace"
-        )
+        command = ["ssh", *REACH, host.name, "true"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        except OSError as error:  # there is no ssh here
+            return str(error)
         words = done.stderr.strip().splitlines()
         return None if done.returncode == 0 else words[-1] if words else f"status {done.returncode}"
 

@@ -272,7 +272,8 @@ def main(
         exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
         with state.open_run(out, wanted, resume, FREE, we):
             if we.first:  # who makes the cache; the others find it
-                load_pixels(tars, wanted.model.size, exclude, out, say=say)
+                with we.at_work(0, "reading pictures"):
+                    load_pixels(tars, wanted.model.size, exclude, out, say=say)
             we.wait()
             metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
             kinds = [str(picture.get("kind", "picture")) for picture in metadata]

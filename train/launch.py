@@ -6,6 +6,7 @@ with a hostfile it first starts itself on every host by ssh. DeepSpeed is the en
 """
 
 import logging
+import math
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,13 +23,15 @@ from pathlib import Path
 from types import FrameType
 
 from tokenizer.errors import UserError
+from tokenizer.manifest import locked
 from train.board import VARIABLE, Board, Failure
-from train.state import Say
+from train.state import LOCK, Say
+from train.world import is_worker, on_stop
 
 AGENT = "torch.distributed.run"
 PORT = 29500
 FOLLOW = "CM3LEON_FOLLOW"  # set where `hosts` started this command by ssh
-NOT_OURS = "SIGHUP,SIGQUIT"  # signals that torch's agent may handle; SIGTERM is for us
+NOT_OURS = "SIGQUIT"  # signals that torch's agent may handle; the others are for us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +67,29 @@ class Cluster:
 
         return max(1, torch.cuda.device_count())
 
+    def all_processes(self) -> int:
+        """Processes on all machines, those of a hostfile too."""
+        if self.hostfile is None:
+            return self.size
+        from train.hosts import places_of, read_hosts
+
+        return places_of(self, read_hosts(self.hostfile))[0].size
+
     @property
     def size(self) -> int:
         """All processes."""
         return self.each * self.nodes
 
 
-def is_worker() -> bool:
-    """Whether this process is one that `torch.distributed.run` started."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
-
-
 def found(cluster: Cluster) -> Cluster | None:
     """The cluster with what SLURM or a hostfile tells; None where this process is to do the work
     itself: a worker, or alone."""
     if is_worker():
+        if cluster.processes or cluster.nodes > 1 or cluster.hostfile:
+            raise UserError(
+                "this process is one of many already (RANK and WORLD_SIZE say so): leave out "
+                "--processes, --nodes and --hostfile, or unset those variables"
+            )
         return None
     if cluster.hostfile is None and cluster.nodes == 1:
         cluster = of_slurm(cluster)
@@ -88,27 +100,31 @@ def found(cluster: Cluster) -> Cluster | None:
 
 def of_slurm(cluster: Cluster) -> Cluster:
     """What SLURM's variables say of a job that `srun` runs once on each of several machines."""
-    nodes = int(os.environ.get("SLURM_NNODES", "1"))
-    if "SLURM_PROCID" not in os.environ or nodes == 1:
+    told = os.environ
+    if not told.get("SLURM_STEP_ID", "").isdigit():  # not in a step: nobody started the others
         return cluster
-    if int(os.environ.get("SLURM_NTASKS", str(nodes))) != nodes:
+    try:
+        nodes, tasks = int(told["SLURM_STEP_NUM_NODES"]), int(told["SLURM_STEP_NUM_TASKS"])
+        rank, job = int(told["SLURM_NODEID"]), int(told["SLURM_JOB_ID"])
+        first = first_host(told["SLURM_STEP_NODELIST"])
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"SLURM's variables do not say where this is ({error}); give --nodes, --node-rank and "
+            "--master-addr"
+        ) from error
+    if nodes == 1:
+        return cluster
+    if tasks != nodes:
         raise UserError("under SLURM run one task a node (--ntasks-per-node=1): it starts the rest")
-    return replace(
-        cluster,
-        nodes=nodes,
-        node_rank=int(os.environ["SLURM_NODEID"]),
-        master_addr=first_host(os.environ["SLURM_JOB_NODELIST"]),
-        master_port=cluster.master_port or 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000,
-    )
+    port = cluster.master_port or 20000 + job % 10000
+    return replace(cluster, nodes=nodes, node_rank=rank, master_addr=first, master_port=port)
 
 
 def first_host(nodes: str) -> str:
     """`node[003-007,9],other` -> `node003`."""
-    name = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodes)
+    name = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)(?:,|$)", nodes)
     if name is None:
-        raise UserError(
-            f"SLURM_JOB_NODELIST is {nodes!r}; give --nodes, --node-rank, --master-addr"
-        )
+        raise ValueError(f"the list of nodes is {nodes!r}")
     return "".join(part or "" for part in name.groups())
 
 
@@ -172,33 +188,34 @@ def check_port(cluster: Cluster) -> None:
 def the_board(out: Path, head: bool) -> Generator[Board]:
     """The folder of notes of a launch; the first machine's is new, and gone when it ends."""
     board = Board(out.absolute().with_name(f".{out.name}.launch"))
-    if head:
-        shutil.rmtree(board.folder, ignore_errors=True)
     try:
         board.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {board.folder}: {error.strerror}") from error
-    try:
+    if not head:
         with asking_to_stop(board):
             yield board
-    finally:
-        if head:
+        return
+    busy = f"another launch works on the run in {out}; wait for it, or name a new folder"
+    with locked(board.folder / LOCK, busy):
+        board.clear()
+        try:
+            with asking_to_stop(board):
+                yield board
+        finally:
             shutil.rmtree(board.folder, ignore_errors=True)
 
 
 @contextmanager
 def asking_to_stop(board: Board) -> Generator[None]:
-    """SIGTERM to this process becomes a note to all."""
+    """A signal that asks this process to end becomes a note to all."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
             board.ask_to_stop()
 
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
+    with on_stop(on_signal):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board) -> int:
@@ -216,15 +233,60 @@ def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board) -> int:
     }
     given = agent.parse_args(list(arguments))
     given.signals_to_handle = NOT_OURS  # newer releases set the variable from this
+    deaths = Deaths()
     try:
         agent.run(given)
     except ChildFailedError as error:
-        killed = {rank: -one.exitcode for rank, one in error.failures.items() if one.exitcode < 0}
-        killed = {rank: number for rank, number in killed.items() if number != signal.SIGTERM}
-        raise why(board.failures(), killed, cluster.size) from error
+        first, failed = min(error.failures.items(), key=lambda one: deaths.when(one[1].pid))
+        killed = {first: -failed.exitcode} if failed.exitcode < 0 else {}
+        notes = board.failures()
+        if cluster.node_rank and not notes and not killed:
+            raise UserError(
+                "the run has ended on another machine; the first one says why"
+            ) from error
+        raise why(notes, killed, cluster.size) from error
     except RuntimeError as error:  # the other machines did not come, or went
         raise UserError(f"the machines did not come together: {error}") from error
     return 0
+
+
+class Deaths:
+    """When this machine's processes were seen to be gone: the agent kills all when one has ended,
+    and tells only that they are dead."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, float] = {}
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def when(self, pid: int) -> float:
+        """The time of a process's end, by the clock of this one; never, where it was not seen."""
+        return self.seen.get(pid, math.inf)
+
+    def _watch(self) -> None:
+        known: set[int] = set()
+        while True:
+            alive = {pid for pid in children() if not is_dead(pid)}
+            for pid in known - alive:
+                self.seen.setdefault(pid, time.monotonic())
+            known |= alive
+            time.sleep(0.05)
+
+
+def children() -> set[int]:
+    """The processes that this one started."""
+    found: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found |= {int(word) for word in path.read_text().split()}
+    return found
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process has ended, though nobody may have asked for its status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return True
 
 
 def why(notes: Sequence[Failure], killed: dict[int, int], size: int) -> UserError:

@@ -57,8 +57,11 @@ class Report:
         if not self.on:
             return
         figures["seconds"] = round(time.monotonic() - self.began, 2)
-        self.file.write(json.dumps({"step": step, **figures}) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps({"step": step, **figures}) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write the log of step {step}: {error.strerror}") from error
         for name, value in figures.items() if self.writer else ():
             self.writer.add_scalar(name, value, step)
         every = 1 if self.loud else max(1, self.steps // 50)

@@ -26,6 +26,7 @@ from train.world import World
 PREFIX = "state-"
 RECIPE = "recipe.yaml"  # resolved, beside the states
 LOCK = ".lock"
+NOTED = 100  # tensors between two notes to the other processes
 ALONE = World()
 Say = Callable[[str], None]
 
@@ -111,7 +112,7 @@ def save(
     folder = run / f"{PREFIX}{step:08d}"
     aside = run / f".{folder.name}.new"
     name = f"share-{we.rank:05d}-of-{we.size:05d}.safetensors"
-    mine = _share(tensors, we)
+    mine = _share(tensors, step, we)
     try:
         if not we.first:
             we.wait()
@@ -131,6 +132,8 @@ def save(
             for note in aside.glob("*.sha256"):
                 hashes[note.stem] = note.read_text()
                 note.unlink()
+            if len(hashes) < we.size:
+                raise OSError(f"only {len(hashes)} of {we.size} shares are to be seen")
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot save the state of step {step} in {run}: {error}; mend that, then go on from "
@@ -145,11 +148,13 @@ def save(
     return folder
 
 
-def _share(tensors: Iterable[tuple[str, Tensor]], we: World) -> dict[str, Tensor]:
+def _share(tensors: Iterable[tuple[str, Tensor]], step: int, we: World) -> dict[str, Tensor]:
     """What this process writes: each tensor goes to whoever has least so far."""
     loads = [0] * we.size
     mine: dict[str, Tensor] = {}
-    for name, tensor in tensors:
+    for number, (name, tensor) in enumerate(tensors):
+        if number % NOTED == 0:
+            we.note(step, f"gathering tensor {number}")
         writer = loads.index(min(loads))
         loads[writer] += tensor.nbytes
         if writer == we.rank:
@@ -180,8 +185,10 @@ class State(Mapping[str, Tensor]):
     step: int
     told: dict[str, Any]
     places: dict[str, Path] = field(repr=False)
+    we: World = field(default=ALONE, repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
+        self.we.note(self.step, f"reading {name}")
         with safe_open(self.places[name], "pt") as file:
             return file.get_tensor(name)
 
@@ -192,14 +199,16 @@ class State(Mapping[str, Tensor]):
         return len(self.places)
 
 
-def read(folder: Path) -> State:
+def read(folder: Path, we: World = ALONE) -> State:
     """A state; whether it is whole is `verify`'s to say."""
     about = json.loads((folder / "state.json").read_text())
     places: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)
-    return State(folder=folder, step=about["step"], told=about.get("told", {}), places=places)
+    return State(
+        folder=folder, step=about["step"], told=about.get("told", {}), places=places, we=we
+    )
 
 
 def find(run: Path, resume: str, say: Say, we: World = ALONE) -> State | None:
@@ -215,7 +224,7 @@ def find(run: Path, resume: str, say: Say, we: World = ALONE) -> State | None:
         )
         step = -1 if found is None else step_of(found)
     step = int(we.table([step])[0, 0])
-    return None if step < 0 else read(run / f"{PREFIX}{step:08d}")
+    return None if step < 0 else read(run / f"{PREFIX}{step:08d}", we)
 
 
 def _newest(run: Path, say: Say) -> Path | None:

@@ -11,13 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed
@@ -40,6 +40,7 @@ class World:
     store: Any = None
     board: Board | None = None
     asked_to_stop: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def first(self) -> bool:
@@ -93,6 +94,25 @@ class World:
             self.asked_to_stop.set()
         return self.asked_to_stop.is_set()
 
+    @contextmanager
+    def at_work(self, step: int, phase: str) -> Generator[None]:
+        """Be known to come further for as long as the block takes: for work of any length."""
+        done = threading.Event()
+
+        def tell() -> None:
+            for count_of in count():
+                self.note(step, f"{phase} ({count_of})")
+                if done.wait(5):
+                    return
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def note(self, step: int, phase: str) -> None:
         """Tell the others how far this process has come."""
         if self.store is not None:
@@ -110,7 +130,7 @@ def world(hung_after: float) -> Generator[World]:
     SIGTERM then asks for an orderly end. Where no process gets further for `hung_after` seconds,
     this one names the hanging one and dies.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = int(os.environ["WORLD_SIZE"]) if is_worker() else 1
     asked = threading.Event()
     with _told_to_stop(asked):
         if size == 1:
@@ -134,29 +154,49 @@ def world(hung_after: float) -> Generator[World]:
             asked_to_stop=asked,
         )
         we.note(0, "starting")
-        watch = threading.Thread(target=_watch, args=(we, store.clone(), hung_after), daemon=True)
+        other = store.clone()
+        other.set_timeout(timedelta(seconds=max(5, min(60, hung_after))))
+        watch = threading.Thread(target=_watch, args=(we, other, hung_after), daemon=True)
         watch.start()
         try:
             yield we
         finally:
+            we.ended.set()
             distributed.destroy_process_group()
+
+
+def is_worker() -> bool:
+    """Whether this process is one that `torch.distributed.run` started."""
+    return os.environ.keys() >= {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
 
 
 @contextmanager
 def _told_to_stop(asked: threading.Event) -> Generator[None]:
-    """SIGTERM sets the event; outside the main thread, where no signal comes, nothing does."""
+    """A signal sets the event; outside the main thread, where no signal comes, nothing does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         asked.set()
 
-    if threading.current_thread() is not threading.main_thread():
+    with on_stop(on_signal):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, on_signal)
+
+
+@contextmanager
+def on_stop(act: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """What to do when this process is asked to end: by SIGTERM, or by SIGHUP where nobody (nohup)
+    has it ignored."""
+    wanted = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
+    before = [(number, signal.signal(number, act)) for number in wanted]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before:
+            signal.signal(number, old)
 
 
 @dataclass(kw_only=True)
@@ -188,15 +228,21 @@ def _watch(we: World, store: Any, hung_after: float) -> None:
         try:
             notes.set(f"alive-{we.rank}", str(life))
             steps, lives = look(notes, "at", we.size, steps), look(notes, "alive", we.size, lives)
-        except RuntimeError:
-            return  # the store is gone: the run has ended, or its master has died and is named
+        except RuntimeError:  # the store is gone: the run has ended, or its first machine
+            if we.ended.wait(hung_after):
+                return
+            lost = "the first machine does not answer; look at it, then go on with --resume latest"
+            end(we, lost)
         if time.monotonic() - max(one.seen for one in steps) >= hung_after:
-            line = hang_line(steps, lives, hung_after)
-            if we.board is not None:
-                we.board.tell(we.rank, "error", line)
-            print(f"error: {line}", file=sys.stderr, flush=True)
-            os._exit(HANG_STATUS)
+            end(we, hang_line(steps, lives, hung_after))
         time.sleep(min(5.0, hung_after / 4))
+
+
+def end(we: World, line: str) -> NoReturn:
+    """End this process from another of its threads, wherever the main one is stuck."""
+    if we.board is None or not we.board.tell(we.rank, "error", line):
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    os._exit(HANG_STATUS)
 
 
 def hang_line(steps: Sequence[Sighting], lives: Sequence[Sighting], hung_after: float) -> str:

@@ -45,7 +45,7 @@ def launched(
             words.pop()
         else:
             words.append(str(word))
-    check(1 if place.hostfile else place.size)
+    check(place.all_processes())
     if status := launch(words, out, place, options.say):
         raise typer.Exit(status)
     return True

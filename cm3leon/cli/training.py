@@ -74,7 +74,7 @@ def pretrain(
     given = changes or []
     worker = ["pretrain", recipe, "--out", out, "--resume", resume, "--init", init]
     worker += ["--device", device, "--minutes", minutes]
-    alone = device == "cpu" and processes is None
+    alone = device == "cpu" and processes is None and hostfile is None
     where = {"processes": 1 if alone else processes, "hostfile": hostfile, "nodes": nodes}
     where |= {"node_rank": node_rank, "master_addr": master_addr, "master_port": master_port}
     if launching.launched(
@@ -156,7 +156,7 @@ def train_image(
     given = changes or []
     worker = ["tokenizer", "train-image", recipe, "--out", out, "--resume", resume]
     worker += ["--device", device, "--minutes", minutes]
-    alone = device == "cpu" and processes is None
+    alone = device == "cpu" and processes is None and hostfile is None
     where = {"processes": 1 if alone else processes, "hostfile": hostfile, "nodes": nodes}
     where |= {"node_rank": node_rank, "master_addr": master_addr, "master_port": master_port}
     if launching.launched([*worker, *given], out, where, dry_run, partial(check, recipe, given)):
