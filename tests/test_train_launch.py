@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ from cm3leon.pipeline import CM3Leon
 from tokenizer.errors import UserError
 from train.board import Board, Failure
 from train.hosts import Host, read_hosts
-from train.launch import Cluster, agent_arguments, first_host, found, of_slurm, why
+from train.launch import (
+    Cluster,
+    Deaths,
+    agent_arguments,
+    first_host,
+    found,
+    of_slurm,
+    the_board,
+    why,
+)
 from train.report import read
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -214,3 +224,32 @@ def test_the_likeliest_cause_is_shown(tmp_path: Path, capsys: pytest.CaptureFixt
     assert str(why([crash], {}, 2)) == "process 1 of 2 failed: RuntimeError: gone"
     assert capsys.readouterr().err == "Traceback\nRuntimeError: gone\n"
     assert json.loads((tmp_path / "rank-00000.json").read_text())["told"] == "no such file"
+
+
+def test_of_two_processes_that_are_gone_it_is_known_which_was_first() -> None:
+    two = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    deaths = Deaths()
+    time.sleep(0.3)
+    for process in reversed(two):
+        process.kill()
+        time.sleep(0.3)
+    assert deaths.when(two[1].pid) < deaths.when(two[0].pid) < deaths.when(1)
+    for process in two:
+        process.wait()
+
+
+def test_a_second_launch_leaves_the_first_ones_board_alone(tmp_path: Path) -> None:
+    with the_board(tmp_path / "run", head=True) as board:
+        board.tell(0, "error", "a word")
+        with (
+            pytest.raises(UserError, match="another launch works on the run in"),
+            the_board(tmp_path / "run", head=True),
+        ):
+            pass
+        assert [one.told for one in board.failures()] == ["a word"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_that_cannot_be_left_is_said_elsewhere(tmp_path: Path) -> None:
+    assert Board(tmp_path).tell(0, "error", "a word")
+    assert not Board(tmp_path / "gone").tell(0, "error", "a word")

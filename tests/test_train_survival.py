@@ -1,6 +1,5 @@
-"""Runs that are killed, stopped, moved to other machines and stages, and go on to the same numbers.
-
-All of it through the command that a user types.
+"""Runs that are killed, stopped, moved to other machines and stages, and go on to the same numbers,
+all through the command that a user types.
 """
 
 import os
@@ -324,11 +323,15 @@ def worker_of(process: "subprocess.Popen[str]", rank: int) -> int:
     raise AssertionError(f"no process {rank}")
 
 
-def test_the_log_of_many_processes_is_one(start: Start, tmp_path: Path) -> None:
-    finish(start("run", "steps=5", "--processes", "2"))
-    lines = read(tmp_path / "run")
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
-    assert [line["rows"] for line in lines] == [8, 16, 24, 32, 40]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_of_a_job_saves_too(start: Start, tmp_path: Path, number: int) -> None:
+    run = tmp_path / "run"
+    process = start("run", "steps=100000", "save_every=50000", "workers=2", "--processes", "2")
+    until(lambda: steps_done(run) > 5, process)
+    os.killpg(process.pid, number)
+    finish(process)
+    (saved,) = state.states(run)
+    assert [line["step"] for line in read(run)] == list(range(1, state.step_of(saved) + 1))
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
