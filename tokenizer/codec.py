@@ -8,7 +8,7 @@ R1, R2, ... are retrieved documents. Stands between prompts (Documents) and gene
 (ids); pure, exact, and refuses what does not fit. Layout: CM3Leon sections 2.2 and 2.3, figure 9.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import cast
@@ -157,11 +157,12 @@ class Codec:
                     raise UserError(f"a hole of {length} codes stands in text; put it in a Picture")
                 return [self.vocabulary.sentinel_id(next(sentinels))]
             case Field(text) | str(text):
-                return [self.vocabulary.text_id(piece) for piece in self.text.encode(text)]
+                return _all(self.vocabulary.text_id, self.text.encode(text))
 
     def _picture_ids(self, codes: Sequence[int | Hole], sentinels: Iterator[int]) -> list[int]:
         if set(map(type, codes)) == {int}:  # whole, as nearly all are in training
-            return self._whole_ids(cast("Sequence[int]", codes))
+            self._check_picture(len(codes))
+            return _all(self.vocabulary.image_id, cast("Sequence[int]", codes))
         ids: list[int] = []
         covered = 0
         for code in codes:
@@ -175,13 +176,6 @@ class Codec:
             ids.append(self.vocabulary.sentinel_id(next(sentinels)))
         self._check_picture(covered)
         return ids
-
-    def _whole_ids(self, codes: Sequence[int]) -> list[int]:
-        for code in (min(codes), max(codes)):
-            self.vocabulary.image_id(code)  # refuses one outside
-        self._check_picture(len(codes))
-        first = self.vocabulary.image_ids.start
-        return [first + code for code in codes]
 
     def _filled(self, part: Part, fillings: Iterator[Sequence[int]]) -> Part:
         match part:
@@ -225,3 +219,13 @@ class Codec:
                 f"{len(ids)} ids{wanted} do not fit into the model's {self.context}; "
                 "shorten the text or give fewer examples"
             )
+
+
+def _all(id_of: Callable[[int], int], numbers: Sequence[int]) -> list[int]:
+    """`id_of` each number; it adds the same to all of them, and refuses what is outside."""
+    if not numbers:
+        return []
+    least = min(numbers)
+    id_of(max(numbers))
+    more = id_of(least) - least
+    return [number + more for number in numbers]

@@ -61,7 +61,7 @@ class Shuffle:
         self.count, self.seed = count, seed
         bits = (count - 1).bit_length()
         self.low, self.high = (bits + 1) // 2, bits // 2  # bits of either half
-        self.rounds = 8 if bits > 10 else 16  # short halves take longer to mix
+        self.rounds = 6 if bits > 10 else 16  # short halves take longer to mix
         self.keys = lru_cache(4)(self._keys)
 
     def _keys(self, epoch: int) -> tuple[int, ...]:
@@ -134,5 +134,5 @@ class Source:
         group = self.groups[name]
         unit = int(rng.integers(group.units)) if place is None else self.shuffles[name].at(rank)
         if group.bounds_U is not None:
-            unit = int(rng.integers(group.bounds_U[unit], group.bounds_U[unit + 1]))
+            unit = int(rng.integers(*group.bounds_U[unit : unit + 2].tolist()))
         return int(group.numbers_N[unit])
