@@ -61,8 +61,8 @@ def test_in_a_thread_there_is_no_signal_to_be_had() -> None:
 class Notes(dict[str, str]):
     """Stands for the store of a run."""
 
-    def get(self, name: str) -> bytes:  # type: ignore[override]
-        return self[name].encode()
+    def multi_get(self, names: list[str]) -> list[bytes]:
+        return [self[name].encode() for name in names]
 
 
 def test_a_note_that_stays_the_same_keeps_its_time() -> None:
