@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from train.world import is_worker, on_stop
 AGENT = "torch.distributed.run"
 PORT = 29500
 FOLLOW = "CM3LEON_FOLLOW"  # set where `hosts` started this command by ssh
+LOST_AFTER = 15.0  # seconds
 NOT_OURS = "SIGQUIT"  # signals that torch's agent may handle; the others are for us
 
 
@@ -233,7 +234,13 @@ def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board) -> int:
     }
     given = agent.parse_args(list(arguments))
     given.signals_to_handle = NOT_OURS  # newer releases set the variable from this
-    deaths = Deaths()
+
+    def lost() -> None:  # the agent waits for another machine's, which may be gone for good
+        if notes := board.failures():
+            print(f"error: {why(notes, {}, cluster.size)}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    deaths = Deaths(lost)
     try:
         agent.run(given)
     except ChildFailedError as error:
@@ -254,8 +261,9 @@ class Deaths:
     """When this machine's processes were seen to be gone: the agent kills all when one has ended,
     and tells only that they are dead."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Callable[[], None] = lambda: None) -> None:
         self.seen: dict[int, float] = {}
+        self.lost = lost  # called when all have been gone for a while and the agent has not noticed
         threading.Thread(target=self._watch, daemon=True).start()
 
     def when(self, pid: int) -> float:
@@ -269,6 +277,8 @@ class Deaths:
             for pid in known - alive:
                 self.seen.setdefault(pid, time.monotonic())
             known |= alive
+            if known and not alive and time.monotonic() - max(self.seen.values()) > LOST_AFTER:
+                self.lost()
             time.sleep(0.05)
 
 

@@ -154,10 +154,10 @@ def world(hung_after: float) -> Generator[World]:
             asked_to_stop=asked,
         )
         we.note(0, "starting")
-        other = store.clone()
-        other.set_timeout(timedelta(seconds=max(5, min(60, hung_after))))
-        watch = threading.Thread(target=_watch, args=(we, other, hung_after), daemon=True)
-        watch.start()
+        heard = [time.monotonic()]
+        for watch, given in ((_watch, (we, store.clone(), hung_after, heard)),
+                             (_guard, (we, hung_after, heard))):  # fmt: skip
+            threading.Thread(target=watch, args=given, daemon=True).start()
         try:
             yield we
         finally:
@@ -219,7 +219,17 @@ def look(store: Any, name: str, size: int, known: list[Sighting]) -> list[Sighti
     ]
 
 
-def _watch(we: World, store: Any, hung_after: float) -> None:
+def _guard(we: World, hung_after: float, heard: Sequence[float]) -> None:
+    """Die when the store has not answered for too long: it lives on the first machine, and a
+    question to it may wait for ever."""
+    while not we.ended.wait(hung_after / 8):
+        if time.monotonic() - heard[-1] > 2 * hung_after:
+            end(
+                we, "the first machine does not answer; look at it, then go on with --resume latest"
+            )
+
+
+def _watch(we: World, store: Any, hung_after: float, heard: list[float]) -> None:
     """Die, naming the process that is behind, once nobody has come further for too long.
 
     Two of a machine look, lest the store be asked by hundreds; the others show that they live.
@@ -234,11 +244,9 @@ def _watch(we: World, store: Any, hung_after: float) -> None:
             if watching:
                 steps = look(notes, "at", we.size, steps)
                 lives = look(notes, "alive", we.size, lives)
-        except RuntimeError:  # the store is gone: the run has ended, or its first machine
-            if we.ended.wait(hung_after):
-                return
-            lost = "the first machine does not answer; look at it, then go on with --resume latest"
-            end(we, lost)
+        except RuntimeError:
+            return  # the store is gone: the run has ended, or the first machine, and it is missed
+        heard[:] = [time.monotonic()]
         if steps and time.monotonic() - max(one.seen for one in steps) >= hung_after:
             end(we, hang_line(steps, lives, hung_after))
         time.sleep(min(60.0, hung_after / 8))
