@@ -226,6 +226,15 @@ def test_a_run_is_not_begun_twice_nor_resumed_as_another(start: Start) -> None:
     start("steps=3", "save_every=1", "sample_prompts=[two foxes]", resume="latest")
 
 
+def test_a_state_of_another_model_is_refused(start: Start) -> None:
+    run = start("steps=3", "save_every=3", run="one")
+    other = start("steps=3", "save_every=3", "model.width=32", run="other")
+    shutil.rmtree(run / "state-00000003")
+    shutil.copytree(other / "state-00000003", run / "state-00000003")
+    with pytest.raises(UserError, match=r"state-00000003 is a state of another model: .*size mism"):
+        start("steps=3", "save_every=3", run="one", resume="latest")
+
+
 def test_init_starts_from_weights_with_a_new_optimiser(whole: Path, start: Start) -> None:
     released = load_file(whole / "model" / "model.safetensors")
     run = start("steps=4", "model.z_loss=1e-4", init=whole / "model")

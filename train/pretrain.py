@@ -148,7 +148,11 @@ def go_on(job: loop.Job, resume: str, *, new: bool) -> int:
         if new:
             loop.save(job, 0)
         return 0
-    job.engine.put(found, found.step)
+    try:
+        job.engine.put(found, found.step)
+    except (KeyError, RuntimeError) as error:  # a name that is missing, a shape that is another
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{found.folder} is a state of another model: {reason}") from error
     job.losses.extend(found.told.get("losses", ()))
     job.say(f"resumed at step {found.step}")
     return found.step
