@@ -81,7 +81,6 @@ def test_the_page_shows_what_the_plan_prints(capsys: pytest.CaptureFixture[str])
         assert f"```\npeak:{legend}```" in PAGE
 
 
-@pytest.mark.slow
 def test_every_command_of_the_page_runs(place: Path) -> None:
     variables = {
         **os.environ,
