@@ -40,10 +40,15 @@ class Crew:
         return say if self.size == 1 else lambda line: say(f"process {self.rank}: {line}")
 
 
+def is_worker() -> bool:
+    """Whether this process is one that `torch.distributed.run` started."""
+    return os.environ.keys() >= {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+
+
 @contextmanager
 def crew() -> Generator[Crew]:
     """The processes that `torch.distributed.run` started; without it there is one."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = int(os.environ["WORLD_SIZE"]) if is_worker() else 1
     if size == 1:
         yield Crew()
         return

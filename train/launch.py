@@ -22,11 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from retrieval.parts import is_worker
 from tokenizer.errors import UserError
 from tokenizer.manifest import locked
 from train.board import VARIABLE, Board, Failure
 from train.state import LOCK, Say
-from train.world import is_worker, on_stop
+from train.world import on_stop
 
 AGENT = "torch.distributed.run"
 PORT = 29500

@@ -216,7 +216,7 @@ def against(family: Family, rows: Rows, setting: Setting) -> Against:
     sizes = [sum(p.numel() for p in one.parameters()) for one in (job.engine.whole(), net) if one]
     sides = [
         Side(parameters=size, step=step, products=share)
-        for size, step, share in zip(sizes, times, shares, strict=False)
+        for size, step, share in zip(sizes, times[:2], shares, strict=True)
     ]
     return Against(
         family=family,

@@ -6,7 +6,7 @@ Below `speed`.
 # Shapes: P = pictures, N = codes of one
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +37,30 @@ def pictures(count: int, side: int) -> Iterator[Sample]:
         yield Sample(f"synthetic/{number}", metadata, file.getvalue())
 
 
-def write_synthetic(folder: Path) -> None:
-    """Write token shards of random codes under captions that look like real ones."""
+def write_synthetic(
+    folder: Path,
+    captions: Sequence[str] | None = None,
+    *,
+    image_tokenizer_hash: str = "synthetic",
+    size: int = SIZE,
+    grid: int = GRID,
+    codes: int = CODES,
+) -> None:
+    """Write token shards of random codes, a picture under each caption; without any, under captions
+    that look like real ones."""
+    if captions is None:
+        captions = [f"a picture of thing {n}, in style {n % 8}" for n in range(PICTURES)]
     draw = np.random.default_rng(0)
-    codes_PN = draw.integers(0, CODES, (PICTURES, GRID * GRID)).tolist()
-    metadata = (
-        {"id": str(n), "captions": [f"a picture of thing {n}, in style {n % 8}"]}
-        for n in range(PICTURES)
-    )
-    documents = ({"task": "pair", "picture": str(number)} for number in range(PICTURES))
+    codes_PN = draw.integers(0, codes, (len(captions), grid * grid)).tolist()
+    metadata = ({"id": str(n), "captions": [line]} for n, line in enumerate(captions))
     write_shards(
         folder,
         zip(metadata, codes_PN, strict=True),
-        documents,
-        image_tokenizer_hash="synthetic",
-        size=SIZE,
-        grid=GRID,
-        codes=CODES,
+        ({"task": "pair", "picture": str(number)} for number in range(len(captions))),
+        image_tokenizer_hash=image_tokenizer_hash,
+        size=size,
+        grid=grid,
+        codes=codes,
     )
 
 

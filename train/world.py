@@ -24,6 +24,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from retrieval.parts import is_worker
 from train.board import Board
 
 PATIENCE = timedelta(days=30)  # of the groups themselves: the watch is to speak first
@@ -163,11 +164,6 @@ def world(hung_after: float) -> Generator[World]:
         finally:
             we.ended.set()
             distributed.destroy_process_group()
-
-
-def is_worker() -> bool:
-    """Whether this process is one that `torch.distributed.run` started."""
-    return os.environ.keys() >= {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
 
 
 @contextmanager

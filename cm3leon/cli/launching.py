@@ -1,6 +1,6 @@
 """The options of commands that can run as many processes, and what becomes of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,19 +24,21 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the commands
 def launched(
     worker: Sequence[str | Path | float | None],
     out: Path,
-    where: Mapping[str, Any],
-    dry_run: bool,
+    device: str,
     check: Callable[[int], None],
+    **where: Any,
 ) -> bool:
     """Run a command line as the processes of the cluster that the options in `where` tell; False
-    where this process is to do the work.
+    where this process is to do the work. On the CPU it is one process unless more are asked for.
 
     worker: the command; an option whose value is None is left out with its name. `check(size)`
     refuses what is known to be wrong before anything starts.
     """
     from train.launch import Cluster, found, launch
 
-    place = found(Cluster(**where, dry_run=dry_run))
+    if device == "cpu" and where["hostfile"] is None:
+        where["processes"] = where["processes"] or 1
+    place = found(Cluster(**where))
     if place is None:
         return False
     words: list[str] = []

@@ -74,11 +74,18 @@ def pretrain(
     given = changes or []
     worker = ["pretrain", recipe, "--out", out, "--resume", resume, "--init", init]
     worker += ["--device", device, "--minutes", minutes]
-    alone = device == "cpu" and processes is None and hostfile is None
-    where = {"processes": 1 if alone else processes, "hostfile": hostfile, "nodes": nodes}
-    where |= {"node_rank": node_rank, "master_addr": master_addr, "master_port": master_port}
     if launching.launched(
-        [*worker, *given], out, where, dry_run, partial(check, recipe, given, init)
+        [*worker, *given],
+        out,
+        device,
+        partial(check, recipe, given, init),
+        processes=processes,
+        hostfile=hostfile,
+        nodes=nodes,
+        node_rank=node_rank,
+        master_addr=master_addr,
+        master_port=master_port,
+        dry_run=dry_run,
     ):
         return
     made = main(recipe, given, out, resume, init, options.say, device, minutes)
@@ -156,10 +163,19 @@ def train_image(
     given = changes or []
     worker = ["tokenizer", "train-image", recipe, "--out", out, "--resume", resume]
     worker += ["--device", device, "--minutes", minutes]
-    alone = device == "cpu" and processes is None and hostfile is None
-    where = {"processes": 1 if alone else processes, "hostfile": hostfile, "nodes": nodes}
-    where |= {"node_rank": node_rank, "master_addr": master_addr, "master_port": master_port}
-    if launching.launched([*worker, *given], out, where, dry_run, partial(check, recipe, given)):
+    if launching.launched(
+        [*worker, *given],
+        out,
+        device,
+        partial(check, recipe, given),
+        processes=processes,
+        hostfile=hostfile,
+        nodes=nodes,
+        node_rank=node_rank,
+        master_addr=master_addr,
+        master_port=master_port,
+        dry_run=dry_run,
+    ):
         return
     made = main(recipe, given, out, resume, options.say, device, minutes)
     if made is not None:

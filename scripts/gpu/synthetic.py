@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from tokenizer.image import ImageTokenizer
-from tokenizer.shard_writer import write_shards
 from tokenizer.text import TextTokenizer
 from tokenizer.vqgan import VQGAN, VQGANConfig
+from train.synthetic import write_synthetic
 
 
 def main(folder: Path, tiny: bool) -> None:
@@ -33,17 +33,9 @@ def main(folder: Path, tiny: bool) -> None:
     (folder / "tokenizer.model").write_bytes(text.model)
     ImageTokenizer(VQGAN(config)).save(folder / "image_tokenizer")
     image = ImageTokenizer.load(folder / "image_tokenizer")
-    rows = draw.integers(0, image.codes, (pictures, image.picture_codes))
     captions = [" ".join(draw.choice(known, draw.integers(5, 20))) for _ in range(pictures)]
-    write_shards(
-        folder / "shards",
-        (({"id": str(k), "captions": [captions[k]]}, rows[k].tolist()) for k in range(pictures)),
-        ({"task": "pair", "picture": str(k)} for k in range(pictures)),
-        image_tokenizer_hash=image.hash,
-        size=image.size,
-        grid=image.grid,
-        codes=image.codes,
-    )
+    about = {"size": image.size, "grid": image.grid, "codes": image.codes}
+    write_synthetic(folder / "shards", captions, image_tokenizer_hash=image.hash, **about)
 
 
 main(Path(sys.argv[1]), "--tiny" in sys.argv[2:])
