@@ -7,10 +7,11 @@ already seen, with a length of its own for each row, so that prompts of differen
 together in one batch.
 
 Shapes: B = rows, L = new tokens, S = tokens a query may look at (the new ones included),
-N = heads, H = head size.
+N = heads, H = head size, Y = layers.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, Protocol
 
@@ -27,57 +28,95 @@ class Attention(Protocol):
     """What the decoder asks of an attention backend."""
 
     def __call__(
-        self, q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, mask_BLS: Tensor | None = None
+        self, q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, bias_BLS: Tensor | None = None
     ) -> Tensor:
-        """Return out_BLNH. No mask means causal over L == S tokens; True in a mask means look."""
+        """Return out_BLNH. The bias is added to the scores: 0 to look, -inf not to. None means
+        causal over L == S tokens, or a single query that sees all."""
         ...
 
 
 def attend(
-    q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, mask_BLS: Tensor | None = None
+    q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, bias_BLS: Tensor | None = None
 ) -> Tensor:
     """Scaled dot-product attention by PyTorch; the transposes are views, nothing is copied."""
     q_BNLH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in (q_BLNH, k_BSNH, v_BSNH))
-    if mask_BLS is None:
-        assert q_BLNH.shape[1] == k_BSNH.shape[1], "causal attention needs as many keys as queries"
-        out_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BNSH, v_BNSH, is_causal=True)
+    if bias_BLS is None:
+        causal = is_causal(q_BLNH, k_BSNH)
+        out_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BNSH, v_BNSH, is_causal=causal)
     else:
-        out_BNLH = F.scaled_dot_product_attention(
-            q_BNLH, k_BNSH, v_BNSH, attn_mask=mask_BLS.unsqueeze(1)
-        )
+        bias_B1LS = bias_BLS.unsqueeze(1)
+        out_BNLH = F.scaled_dot_product_attention(q_BNLH, k_BNSH, v_BNSH, attn_mask=bias_B1LS)
     return out_BNLH.transpose(1, 2)
 
 
 def attend_by_products(
-    q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, mask_BLS: Tensor | None = None
+    q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, bias_BLS: Tensor | None = None
 ) -> Tensor:
     """Attention as two products and a softmax. On a CPU a training step on rows of a
     hundred tokens is faster with it (docs/ledger.md); it keeps all scores in memory."""
     q_BNLH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in (q_BLNH, k_BSNH, v_BSNH))
-    if mask_BLS is None:
-        length = q_BNLH.shape[2]
-        assert length == k_BNSH.shape[2], "causal attention needs as many keys as queries"
-        mask_BLS = torch.ones(1, length, length, dtype=torch.bool, device=q_BNLH.device).tril()
     scores_BNLS = (q_BNLH @ k_BNSH.transpose(2, 3)) * q_BNLH.shape[3] ** -0.5
-    scores_BNLS = scores_BNLS.masked_fill(~mask_BLS.unsqueeze(1), -torch.inf)
+    if bias_BLS is not None:
+        scores_BNLS = scores_BNLS + bias_BLS.unsqueeze(1)
+    elif is_causal(q_BLNH, k_BSNH):
+        length = q_BNLH.shape[2]
+        seen_LL = torch.ones(length, length, dtype=torch.bool, device=q_BNLH.device).tril()
+        scores_BNLS = scores_BNLS.masked_fill(~seen_LL, -torch.inf)
     shares_BNLS = scores_BNLS.softmax(-1, dtype=torch.float32).to(v_BNSH.dtype)
     return (shares_BNLS @ v_BNSH).transpose(1, 2)
 
 
-class KVCache:
-    """Keys and values of every layer; row b holds `lengths[b]` tokens from slot 0 on.
+def is_causal(q_BLNH: Tensor, k_BSNH: Tensor) -> bool:
+    """Whether attention without a bias has something to hide: one query sees all there is."""
+    length = q_BLNH.shape[1]
+    assert length in (1, k_BSNH.shape[1]), "causal attention needs as many keys as queries"
+    return length > 1
 
-    Slots past a row's length hold rubbish (right padding of a prompt, say): the mask hides them
-    and later tokens overwrite them. They start as zeros, for a hidden NaN would still spoil a sum.
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What one forward pass writes to the cache and looks at; the same for all layers but for the
+    keys and values themselves, which stand in lists, one entry a layer."""
+
+    positions_BL: Tensor
+    bias_BLS: Tensor | None  # None: all rows see all, or, when the rows were empty, causally
+    empty: bool  # whether the rows were: then nobody looks further back than this pass
+    places_T: Tensor | None  # where the T = B * L new tokens go when all rows are laid end to end
+    flat: Sequence[tuple[Tensor, Tensor]]  # keys and values so laid
+    seen: Sequence[tuple[Tensor, Tensor]]  # k_BSNH and v_BSNH
+
+    def put(self, layer: int, k_BLNH: Tensor, v_BLNH: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values of a layer; return what its queries look at, k and v BSNH."""
+        k_BSNH, v_BSNH = self.seen[layer]
+        if self.empty:
+            k_BSNH.copy_(k_BLNH)
+            v_BSNH.copy_(v_BLNH)
+            return k_BLNH, v_BLNH
+        assert self.places_T is not None
+        for flat_TNH, x_BLNH in zip(self.flat[layer], (k_BLNH, v_BLNH), strict=True):
+            flat_TNH.index_copy_(0, self.places_T, x_BLNH.flatten(0, 1))
+        return k_BSNH, v_BSNH
+
+
+class KVCache:
+    """Keys and values of every layer in slots; row b holds `lengths[b]` tokens from slot 0 on.
+
+    `rows` names those that take part in the next pass: a prompt can be read into a few of them
+    while others wait. Slots past a row's length hold rubbish (right padding of a prompt, say): the
+    bias hides them and later tokens overwrite them. They start as zeros, for a hidden NaN would
+    still spoil a sum.
     """
 
-    def __init__(self, k_BSNH: list[Tensor], v_BSNH: list[Tensor], lengths: Sequence[int]) -> None:
-        self.k_BSNH = k_BSNH
-        self.v_BSNH = v_BSNH
-        self.lengths = list(lengths)  # on the host: no step has to wait for the device
-        device = k_BSNH[0].device
-        self.lengths_B = torch.tensor(self.lengths, dtype=torch.long, device=device)
-        self.rows_B1 = torch.arange(len(self.lengths), device=device).unsqueeze(1)
+    def __init__(self, k_YBSNH: Tensor, v_YBSNH: Tensor) -> None:
+        self.k_YBSNH, self.v_YBSNH = k_YBSNH, v_YBSNH
+        rows, self.capacity = k_YBSNH.shape[1:3]
+        self.lengths = [0] * rows  # on the host: no step has to wait for the device
+        self.lengths_B = torch.zeros(rows, dtype=torch.long, device=k_YBSNH.device)
+        self.starts_B = torch.arange(rows, device=k_YBSNH.device) * self.capacity
+        self.slots_S = torch.arange(self.capacity, device=k_YBSNH.device)
+        flat = (x_YBSNH.flatten(1, 2).unbind() for x_YBSNH in (k_YBSNH, v_YBSNH))
+        self.flat = list(zip(*flat, strict=True))
+        self.rows = range(rows)
 
     @classmethod
     def allocate(
@@ -92,73 +131,77 @@ class KVCache:
         dtype: torch.dtype,
     ) -> "KVCache":
         """An empty cache with room for `capacity` tokens a row."""
-
-        def zeros() -> list[Tensor]:
-            shape = (rows, capacity, heads, head_size)
-            return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-
-        return cls(zeros(), zeros(), [0] * rows)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens a row has room for."""
-        return self.k_BSNH[0].shape[1]
+        shape = (layers, rows, capacity, heads, head_size)
+        return cls(*(torch.zeros(shape, device=device, dtype=dtype) for _ in "kv"))
 
     @property
     def device(self) -> torch.device:
         """Where the keys and values are."""
-        return self.lengths_B.device
+        return self.k_YBSNH.device
 
     @property
     def longest(self) -> int:
-        """Tokens in the fullest row."""
-        return max(self.lengths)
+        """Tokens in the fullest row of those that take part."""
+        return max(self.lengths[self._some])
 
-    def positions(self, length: int) -> Tensor:
-        """Where the next `length` tokens of each row go: positions_BL."""
+    @property
+    def _some(self) -> slice:
+        return slice(self.rows.start, self.rows.stop)
+
+    def open(self, length: int, seen: int | None = None) -> Window:
+        """What a pass over the next `length` tokens of each row needs. `seen` is how many slots to
+        look at, for those who want the same number at many steps."""
         assert self.longest + length <= self.capacity, "the KV cache is full"
-        return self.lengths_B.unsqueeze(1) + torch.arange(length, device=self.device)
+        empty = self.longest == 0
+        seen = seen or self.longest + length
+        some, lengths_B = self._some, self.lengths_B[self._some]
+        layers = (x_YBSNH[:, some, :seen].unbind() for x_YBSNH in (self.k_YBSNH, self.v_YBSNH))
+        positions_BL = lengths_B.unsqueeze(1) + self.slots_S[:length]
+        places_BL = positions_BL + self.starts_B[some].unsqueeze(1)
+        return Window(
+            positions_BL=positions_BL,
+            bias_BLS=None if empty else self._bias(positions_BL, seen),
+            empty=empty,
+            places_T=places_BL.flatten(),
+            flat=self.flat,
+            seen=list(zip(*layers, strict=True)),
+        )
 
-    def mask(self, positions_BL: Tensor) -> Tensor | None:
-        """mask_BLS: every token sees its own row up to itself; None, that is causal, when empty."""
-        if self.longest == 0:
+    def _bias(self, positions_BL: Tensor, seen: int) -> Tensor | None:
+        """0 where a token sees its own row up to itself, -inf elsewhere; None when all see all."""
+        length = positions_BL.shape[1]
+        if length == 1 and seen == self.longest + 1 == min(self.lengths[self._some]) + 1:
             return None
-        slots_S = torch.arange(self.longest + positions_BL.shape[1], device=positions_BL.device)
-        return slots_S <= positions_BL.unsqueeze(2)
-
-    def put(
-        self, layer: int, positions_BL: Tensor, k_BLNH: Tensor, v_BLNH: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Store new keys and values of one layer; return what its queries look at, k and v BSNH."""
-        k_BSNH, v_BSNH = self.k_BSNH[layer], self.v_BSNH[layer]
-        length = k_BLNH.shape[1]
-        if self.longest == 0:
-            k_BSNH[:, :length] = k_BLNH
-            v_BSNH[:, :length] = v_BLNH
-            return k_BLNH, v_BLNH
-        k_BSNH[self.rows_B1, positions_BL] = k_BLNH
-        v_BSNH[self.rows_B1, positions_BL] = v_BLNH
-        seen = self.longest + length
-        return k_BSNH[:, :seen], v_BSNH[:, :seen]
+        hidden_BLS = self.slots_S[:seen] > positions_BL.unsqueeze(2)
+        zeros_BLS = self.k_YBSNH.new_zeros(hidden_BLS.shape)
+        return zeros_BLS.masked_fill_(hidden_BLS, -torch.inf)
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Every layer has stored its new tokens: row b grew by `counts[b]`."""
-        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
-        self.lengths_B = torch.tensor(self.lengths, device=self.device)
+        """Every layer has stored its new tokens: row b of those that took part grew by
+        `counts[b]`."""
+        for row, count in zip(self.rows, counts, strict=True):
+            self.lengths[row] += count
+        if len(set(counts)) == 1:
+            self.lengths_B[self._some] += counts[0]
+        else:
+            self.lengths_B[self._some] += torch.tensor(counts, device=self.device)
 
-    def take(self, rows: Sequence[int], capacity: int | None = None) -> "KVCache":
-        """A new cache made of these rows, in this order: repeat a row to share its prefill."""
-        lengths = [self.lengths[row] for row in rows]
-        seen, room = max(lengths), self.capacity if capacity is None else capacity
-        assert room >= seen, "the new cache is too small for what is in the old one"
-        order_R = torch.tensor(list(rows), device=self.device)
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Make the rows `targets` the same as `sources`."""
+        if not targets:
+            return
+        seen = max(self.lengths[row] for row in sources)
+        from_R, to_R = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
+        for x_YBSNH in (self.k_YBSNH, self.v_YBSNH):
+            x_YBSNH[:, to_R, :seen] = x_YBSNH[:, from_R, :seen]
+        self.lengths_B[to_R] = self.lengths_B[from_R]
+        for source, target in zip(sources, targets, strict=True):
+            self.lengths[target] = self.lengths[source]
 
-        def copy(x_BSNH: Tensor) -> Tensor:
-            new_RSNH = x_BSNH.new_zeros(len(lengths), room, *x_BSNH.shape[2:])
-            new_RSNH[:, :seen] = x_BSNH[order_R, :seen]
-            return new_RSNH
-
-        return KVCache([copy(x) for x in self.k_BSNH], [copy(x) for x in self.v_BSNH], lengths)
+    def clear(self, rows: range) -> None:
+        """Forget what these rows hold."""
+        self.lengths[rows.start : rows.stop] = [0] * len(rows)
+        self.lengths_B[rows.start : rows.stop] = 0
 
 
 def best_attention(

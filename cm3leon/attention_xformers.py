@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
+from cm3leon.attention import is_causal
+
 ALIGN = 8  # the kernels want rows of an additive mask to start at multiples of 8 elements
 
 
 def attend(
-    q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, mask_BLS: Tensor | None = None
+    q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, bias_BLS: Tensor | None = None
 ) -> Tensor:
-    """Memory-efficient attention; no mask means causal over L == S tokens."""
-    if mask_BLS is None:
-        assert q_BLNH.shape[1] == k_BSNH.shape[1], "causal attention needs as many keys as queries"
-        return memory_efficient_attention(q_BLNH, k_BSNH, v_BSNH, attn_bias=LowerTriangularMask())
-    rows, length, seen = mask_BLS.shape
+    """Memory-efficient attention; no bias means causal, or a single query that sees all."""
+    if bias_BLS is None:
+        bias = LowerTriangularMask() if is_causal(q_BLNH, k_BSNH) else None
+        return memory_efficient_attention(q_BLNH, k_BSNH, v_BSNH, attn_bias=bias)
+    rows, length, seen = bias_BLS.shape
     heads = q_BLNH.shape[2]
     padded = -(-seen // ALIGN) * ALIGN
     room_BLP = torch.zeros(rows, length, padded, dtype=q_BLNH.dtype, device=q_BLNH.device)
-    bias_BLS = room_BLP[:, :, :seen].masked_fill_(~mask_BLS, -torch.inf)
-    bias_BNLS = bias_BLS.unsqueeze(1).expand(rows, heads, length, seen)
+    aligned_BLS = room_BLP[:, :, :seen].copy_(bias_BLS)
+    bias_BNLS = aligned_BLS.unsqueeze(1).expand(rows, heads, length, seen)
     return memory_efficient_attention(q_BLNH, k_BSNH, v_BSNH, attn_bias=bias_BNLS)

@@ -159,6 +159,16 @@ class Walk:
             self._part += 1
             self._taken = 0
 
+    @property
+    def left(self) -> int:
+        """How many more ids this run may have."""
+        return self._drawn().length - self._taken
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether any id drawn may be the last of this run."""
+        return bool(self._drawn().stops)
+
     def _drawn(self) -> Drawn:
         part = self._grammar[self._part]
         assert isinstance(part, Drawn), "take what is given first"

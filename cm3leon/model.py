@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cm3leon.attention import Attention, KVCache, attend
+from cm3leon.attention import Attention, KVCache, Window, attend
 from tokenizer.errors import UserError
 
 NORM_EPS = 1e-5
@@ -112,10 +112,11 @@ class SelfAttention(nn.Module):
             q_BLNH, k_BLNH = self.q_norm(q_BLNH), self.k_norm(k_BLNH)
         if step.rotation is not None:
             q_BLNH, k_BLNH = rotate(q_BLNH, *step.rotation), rotate(k_BLNH, *step.rotation)
-        if step.cache is not None:
-            assert step.positions_BL is not None
-            k_BLNH, v_BLNH = step.cache.put(self.layer, step.positions_BL, k_BLNH, v_BLNH)
-        out_BLNH = step.attend(q_BLNH, k_BLNH, v_BLNH, step.mask_BLS)
+        bias_BLS: Tensor | None = None
+        if step.window is not None:
+            k_BLNH, v_BLNH = step.window.put(self.layer, k_BLNH, v_BLNH)
+            bias_BLS = step.window.bias_BLS
+        out_BLNH = step.attend(q_BLNH, k_BLNH, v_BLNH, bias_BLS)
         return self.out(out_BLNH.reshape(rows, length, width))
 
 
@@ -156,10 +157,8 @@ class Step:
     """What every layer of one forward pass shares."""
 
     attend: Attention
-    positions_BL: Tensor | None = None  # None: 0, 1, 2 ... in every row
-    mask_BLS: Tensor | None = None
     rotation: tuple[Tensor, Tensor] | None = None
-    cache: KVCache | None = None
+    window: Window | None = None  # on the KV cache, where there is one
 
 
 Through = Callable[[nn.Module, Tensor, Step], Tensor]
@@ -230,15 +229,25 @@ class Decoder(nn.Module):
         says how many of the L ids are real when an empty cache is filled with padded prompts.
         `positions_BL` is for rows that do not count from 0.
         """
+        if cache is None:
+            assert ids_BL.shape[1] <= self.config.context, "more tokens than the context holds"
+            return self.read(ids_BL, positions_BL)
+        assert positions_BL is None, "the cache knows the positions"
+        assert counts is None or cache.longest == 0, "padding is for empty rows only"
+        rows, length = ids_BL.shape
+        seen = cache.longest + length
+        assert seen <= self.config.context, "more tokens than the context holds"
+        window = cache.open(length)
+        hidden_BLD = self.read(ids_BL, window.positions_BL, window)
+        cache.advance([length] * rows if counts is None else counts)
+        return hidden_BLD
+
+    def read(
+        self, ids_BL: Tensor, positions_BL: Tensor | None, window: Window | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm, hidden_BLD: no word about how far the rows are, so
+        that a step can be recorded once and played again."""
         length = ids_BL.shape[1]
-        mask_BLS: Tensor | None = None
-        if cache is not None:
-            assert positions_BL is None, "the cache knows the positions"
-            assert counts is None or cache.longest == 0, "padding is for an empty cache only"
-            positions_BL = cache.positions(length)
-            mask_BLS = cache.mask(positions_BL)
-        seen = 0 if cache is None else cache.longest
-        assert seen + length <= self.config.context, "more tokens than the context holds"
         x_BLD = self.embed(ids_BL)
         rotation: tuple[Tensor, Tensor] | None = None
         if self.position is None:
@@ -247,17 +256,9 @@ class Decoder(nn.Module):
             x_BLD = x_BLD + self.position.weight[:length]
         else:
             x_BLD = x_BLD + self.position(positions_BL)
-        step = Step(
-            attend=self.attend,
-            positions_BL=positions_BL,
-            mask_BLS=mask_BLS,
-            rotation=rotation,
-            cache=cache,
-        )
+        step = Step(attend=self.attend, rotation=rotation, window=window)
         for block in self.blocks:
             x_BLD = self.through(block, x_BLD, step)
-        if cache is not None:
-            cache.advance([length] * len(ids_BL) if counts is None else counts)
         return self.norm(x_BLD)
 
     def logits(self, hidden_BLD: Tensor, ids: slice | None = None) -> Tensor:
@@ -286,20 +287,21 @@ class Decoder(nn.Module):
     def rotation(
         self, positions_BL: Tensor | None, length: int, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary angles, each BL1H, in the type of `like`."""
+        """Cosines and sines for `rotate`, each BL1H, in the type of `like`."""
         if positions_BL is None:
             positions_BL = torch.arange(length, device=like.device).unsqueeze(0)
         half = self.config.head_size // 2
         powers = torch.arange(half, device=like.device, dtype=torch.float32) / half
         angles = positions_BL.unsqueeze(-1) * self.config.rope_theta**-powers
-        angles_BL1H = torch.cat((angles, angles), dim=-1).unsqueeze(2)
-        return angles_BL1H.cos().to(like.dtype), angles_BL1H.sin().to(like.dtype)
+        cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+        return torch.cat((cos, cos), -1).unsqueeze(2), torch.cat((-sin, sin), -1).unsqueeze(2)
 
 
 def rotate(x_BLNH: Tensor, cos_BL1H: Tensor, sin_BL1H: Tensor) -> Tensor:
-    """Rotary positions in the half-split layout (the one of Hugging Face's Llama weights)."""
+    """Rotary positions in the half-split layout (the one of Hugging Face's Llama weights); the
+    sines of the lower half come with a minus."""
     low, high = x_BLNH.chunk(2, dim=-1)
-    return x_BLNH * cos_BL1H + torch.cat((-high, low), dim=-1) * sin_BL1H
+    return torch.addcmul(x_BLNH * cos_BL1H, torch.cat((high, low), dim=-1), sin_BL1H)
 
 
 def new_norm(config: ModelConfig) -> nn.Module:

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from cm3leon import checkpoint, grammar, prompts
 from cm3leon.attention import best_attention
 from cm3leon.checkpoint import TaskSampling
-from cm3leon.generate import Progress, Streams, generate
+from cm3leon.generate import Progress, generate
 from cm3leon.model import Decoder
+from cm3leon.request import Streams
 from cm3leon.sampling import Sampling
 from tokenizer.codec import Codec
 from tokenizer.document import Document, Picture

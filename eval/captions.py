@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cm3leon import grammar, prompts
-from cm3leon.generate import Request, Streams, generate_batch
+from cm3leon.generate import generate_batch
 from cm3leon.model import Decoder
 from cm3leon.pipeline import TEXT_LIMIT
+from cm3leon.request import Request, Streams
 from cm3leon.sampling import Sampling
 from eval.figures import Figure, ratio
 from eval.sets import captioned
@@ -77,8 +78,8 @@ def describe(model: Decoder, codec: Codec, pictures: Sequence[Picture]) -> list[
         ids = codec.infill(prompts.describe(picture))
         limit = min(TEXT_LIMIT, model.config.context - len(ids))
         rule = grammar.text(codec.vocabulary, limit)
-        requests.append(Request(streams=Streams((ids,)), grammar=rule, seeds=(0,)))
-    rows = generate_batch(model, requests, GREEDY)
+        requests.append(Request(streams=Streams((ids,)), grammar=rule, seeds=(0,), sampling=GREEDY))
+    rows = generate_batch(model, requests)
     return [codec.decode_text(row).strip() for (row,) in rows]
 
 

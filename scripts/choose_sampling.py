@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cm3leon import grammar, prompts
-from cm3leon.generate import Request, Streams, generate_batch
+from cm3leon.generate import generate_batch
 from cm3leon.pipeline import CM3Leon
+from cm3leon.request import Request, Streams
 from cm3leon.sampling import Sampling
 from eval.figures import evenly
 from eval.retrieval import look_up
@@ -140,12 +141,13 @@ def paint(leon: CM3Leon, asked: list[Asked], sampling: Sampling) -> list[tuple[i
             ),
             grammar=rule,
             seeds=(0,),
+            sampling=sampling,
         )
         for one in asked
     ]
     found: list[tuple[int, ...]] = []
     for start in range(0, len(requests), TOGETHER):
-        rows = generate_batch(leon.model, requests[start : start + TOGETHER], sampling)
+        rows = generate_batch(leon.model, requests[start : start + TOGETHER])
         found += [leon.codec.decode_codes(row) for (row,) in rows]
     return found
 

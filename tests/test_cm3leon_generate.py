@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-import cm3leon.generate as module
-from cm3leon.generate import Request, Streams, generate, generate_batch, logits_of
+import cm3leon.engine as module
+from cm3leon.engine import logits_of
+from cm3leon.generate import generate, generate_batch
 from cm3leon.grammar import (
     Grammar,
     Walk,
@@ -19,6 +20,7 @@ from cm3leon.grammar import (
     text_filling,
 )
 from cm3leon.model import Decoder, sized
+from cm3leon.request import Request, Streams
 from cm3leon.sampling import Sampling, choose, combine
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import EOS, Vocabulary
@@ -161,12 +163,27 @@ def test_batch_logits_are_those_of_single_rows(
 def test_requests_of_different_lengths_and_grammars_share_a_batch(model: Decoder) -> None:
     sampling = Sampling(cfg_scale=2.0)
     requests = [
-        Request(streams=Streams((COND, UNCOND)), grammar=GRAMMARS["picture"], seeds=(1, 2)),
-        Request(streams=Streams((EDIT, EDIT_IMAGE)), grammar=GRAMMARS["infilling"], seeds=(3,)),
-        Request(streams=Streams((UNCOND, COND)), grammar=GRAMMARS["text"], seeds=(4, 5, 6)),
+        Request(
+            streams=Streams((COND, UNCOND)),
+            grammar=GRAMMARS["picture"],
+            seeds=(1, 2),
+            sampling=sampling,
+        ),
+        Request(
+            streams=Streams((EDIT, EDIT_IMAGE)),
+            grammar=GRAMMARS["infilling"],
+            seeds=(3,),
+            sampling=sampling,
+        ),
+        Request(
+            streams=Streams((UNCOND, COND)),
+            grammar=GRAMMARS["text"],
+            seeds=(4, 5, 6),
+            sampling=sampling,
+        ),
     ]
-    together = generate_batch(model, requests, sampling)
-    alone = [generate_batch(model, [request], sampling)[0] for request in requests]
+    together = generate_batch(model, requests)
+    alone = [generate_batch(model, [request])[0] for request in requests]
     assert together == alone
 
 
@@ -205,10 +222,15 @@ def test_samples_of_one_prompt_share_its_prefill(
     assert shapes == [(3, len(EDIT)), *[(15, 1)] * (CODES - 1)]
     shapes.clear()
     requests = [
-        Request(streams=Streams((prompt, UNCOND)), grammar=GRAMMARS["picture"], seeds=(1, 2))
+        Request(
+            streams=Streams((prompt, UNCOND)),
+            grammar=GRAMMARS["picture"],
+            seeds=(1, 2),
+            sampling=sampling,
+        )
         for prompt in (COND, EDIT)
     ]
-    generate_batch(model, requests, sampling)
+    generate_batch(model, requests)
     assert shapes[:2] == [(3, len(EDIT)), (8, 1)]  # both have the same unconditional prompt
 
 
@@ -317,7 +339,7 @@ def test_a_short_and_a_long_request_fit_a_context_that_their_sum_would_not() -> 
         Request(streams=Streams((EDIT,)), grammar=picture(V, 3), seeds=(0,)),
         Request(streams=Streams((UNCOND,)), grammar=picture(V, 20), seeds=(0,)),
     ]
-    long, short = generate_batch(model, requests, Sampling())
+    long, short = generate_batch(model, requests)
     assert (len(long[0]), len(short[0])) == (3, 20)
 
 
