@@ -6,8 +6,8 @@ their rows copied. Samples that may draw the same ids in the same way form a gro
 without the host looking at the result until something can change: no step of a picture waits for
 the device.
 
-Shapes: R = rows of the cache in use, W = guidance streams, B = samples of a group, P = distinct
-prompts, L = new tokens, D = width, T = steps, V = ids that may be drawn.
+Shapes: R = rows of the cache in use, W = guidance streams, B = samples of a group, M = W * B,
+P = distinct prompts, L = new tokens, D = width, T = steps, V = ids that may be drawn.
 """
 
 from collections import defaultdict, deque
@@ -45,7 +45,9 @@ class Group:
         self.choices, self.sampling = samples[0].choices, samples[0].sampling
         self.watchful = any(sample.walk.may_stop for sample in samples)
         self.drawn: list[Tensor] = []  # ids_B of each step since the last settling
-        self.rows_WB = torch.tensor([sample.rows for sample in samples], device=device).T
+        rows_WB = zip(*(sample.rows for sample in samples), strict=True)
+        self.rows_M = torch.tensor([row for rows_B in rows_WB for row in rows_B], device=device)
+        self.streams = len(samples[0].rows)
         steps = min(sample.walk.left for sample in samples)
         noise_TB = torch.stack([sample.noise(steps) for sample in samples], dim=1).to(device)
         self.noise = noise_TB.unbind()
@@ -57,7 +59,8 @@ class Group:
 
     def draw(self, model: Decoder, hidden_RD: Tensor) -> Tensor:
         """The next id of every sample, ids_B."""
-        logits_WBV = logits_of(model, hidden_RD[self.rows_WB], self.choices)
+        logits_MV = logits_of(model, hidden_RD[self.rows_M], self.choices)
+        logits_WBV = logits_MV.unflatten(0, (-1, len(self.samples)))
         noise_B = self.noise[self.step]
         columns_B = choose(combine(logits_WBV, self.sampling), self.sampling, noise_B)
         ids_B = self.ids_V[columns_B] if self.first is None else columns_B + self.first
@@ -136,6 +139,7 @@ class Engine:
         self.waiting.append((ticket, request))
         return ticket
 
+    @torch.inference_mode()
     def cancel(self, ticket: int) -> None:
         """Forget a request, whatever has become of it; its rows are free at once."""
         self.waiting = deque(entry for entry in self.waiting if entry[0] != ticket)
@@ -144,6 +148,7 @@ class Engine:
             self._settle(fed=True)
             self._release([sample for sample in job.samples if sample in self.samples])
 
+    @torch.inference_mode()
     def so_far(self, ticket: int) -> list[list[int]]:
         """The ids that each sample of a request has come to; nothing where it still waits."""
         if ticket not in self.jobs:
@@ -219,7 +224,8 @@ class Engine:
                     together[sample.choices, sample.sampling, len(sample.rows)].append(sample)
             self.groups = [Group(samples, self.cache.device) for samples in together.values()]
         for group in self.groups:
-            self.next_R[group.rows_WB] = group.draw(self.model, self.hidden_RD)
+            ids_B = group.draw(self.model, self.hidden_RD)
+            self.next_R.index_copy_(0, group.rows_M, ids_B.repeat(group.streams))
         if not all([group.goes_on() for group in self.groups]):
             self._settle(fed=False)
             return

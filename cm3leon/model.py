@@ -5,7 +5,7 @@ transformer without biases, without dropout and with unlearned layer norms (CM3L
 words on its model); RMSNorm, SwiGLU, rotary positions and QK-norm make one of Llama's family.
 
 Shapes: B = rows, L = new tokens, S = tokens seen, N = heads, H = head size, D = width,
-V = vocabulary (or the slice of it that was asked for).
+T = B * L, V = vocabulary (or the slice of it that was asked for).
 """
 
 import difflib
@@ -104,9 +104,9 @@ class SelfAttention(nn.Module):
             self.k_norm = nn.LayerNorm(config.head_size, NORM_EPS, elementwise_affine=affine)
         self.qk_norm = config.qk_norm
 
-    def forward(self, x_BLD: Tensor, step: "Step") -> Tensor:
-        rows, length, width = x_BLD.shape
-        qkv_BL3NH = self.qkv(x_BLD).view(rows, length, 3, self.heads, self.head_size)
+    def forward(self, x_TD: Tensor, step: "Step") -> Tensor:
+        rows, length = step.shape
+        qkv_BL3NH = self.qkv(x_TD).view(rows, length, 3, self.heads, self.head_size)
         q_BLNH, k_BLNH, v_BLNH = qkv_BL3NH.unbind(2)
         if self.qk_norm:
             q_BLNH, k_BLNH = self.q_norm(q_BLNH), self.k_norm(k_BLNH)
@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
             k_BLNH, v_BLNH = step.window.put(self.layer, k_BLNH, v_BLNH)
             bias_BLS = step.window.bias_BLS
         out_BLNH = step.attend(q_BLNH, k_BLNH, v_BLNH, bias_BLS)
-        return self.out(out_BLNH.reshape(rows, length, width))
+        return self.out(out_BLNH.reshape(x_TD.shape))
 
 
 class FeedForward(nn.Module):
@@ -131,10 +131,10 @@ class FeedForward(nn.Module):
         if config.mlp == "swiglu":
             self.gate = nn.Linear(config.width, config.ffn_width, bias=False)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor) -> Tensor:
         if self.gate is None:
-            return self.down(F.relu(self.up(x_BLD)))
-        return self.down(F.silu(self.gate(x_BLD)) * self.up(x_BLD))
+            return self.down(F.relu(self.up(x_TD)))
+        return self.down(F.silu(self.gate(x_TD)) * self.up(x_TD))
 
 
 class Block(nn.Module):
@@ -147,9 +147,9 @@ class Block(nn.Module):
         self.mlp_norm = new_norm(config)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BLD: Tensor, step: "Step") -> Tensor:
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), step)
-        return x_BLD + self.mlp(self.mlp_norm(x_BLD))
+    def forward(self, x_TD: Tensor, step: "Step") -> Tensor:
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), step)
+        return x_TD + self.mlp(self.mlp_norm(x_TD))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +157,7 @@ class Step:
     """What every layer of one forward pass shares."""
 
     attend: Attention
+    shape: tuple[int, int]  # B, L
     rotation: tuple[Tensor, Tensor] | None = None
     window: Window | None = None  # on the KV cache, where there is one
 
@@ -164,9 +165,9 @@ class Step:
 Through = Callable[[nn.Module, Tensor, Step], Tensor]
 
 
-def plainly(block: nn.Module, x_BLD: Tensor, step: Step) -> Tensor:
+def plainly(block: nn.Module, x_TD: Tensor, step: Step) -> Tensor:
     """One layer, its activations kept for a backward pass; training may make them again instead."""
-    return block(x_BLD, step)
+    return block(x_TD, step)
 
 
 class Decoder(nn.Module):
@@ -177,6 +178,7 @@ class Decoder(nn.Module):
         self.config = config
         self.attend: Attention = attend
         self.through: Through = plainly
+        self.reader: Callable[[Tensor, slice], Tensor] | None = None  # a head of other precision
         self.embed = new_embedding(config.vocabulary, config.width)
         self.position: nn.Embedding | None = None
         if config.positions == "learned":
@@ -256,13 +258,17 @@ class Decoder(nn.Module):
             x_BLD = x_BLD + self.position.weight[:length]
         else:
             x_BLD = x_BLD + self.position(positions_BL)
-        step = Step(attend=self.attend, rotation=rotation, window=window)
+        rows, length = ids_BL.shape
+        step = Step(attend=self.attend, shape=(rows, length), rotation=rotation, window=window)
+        x_TD = x_BLD.flatten(0, 1)
         for block in self.blocks:
-            x_BLD = self.through(block, x_BLD, step)
-        return self.norm(x_BLD)
+            x_TD = self.through(block, x_TD, step)
+        return self.norm(x_TD).view(x_BLD.shape)
 
     def logits(self, hidden_BLD: Tensor, ids: slice | None = None) -> Tensor:
         """Logits of the whole vocabulary, or of the slice `ids` only; any leading shape."""
+        if self.reader is not None:
+            return self.reader(hidden_BLD, slice(0, self.config.vocabulary) if ids is None else ids)
         weight_VD = self.head_weight
         return F.linear(hidden_BLD, weight_VD if ids is None else weight_VD[ids])
 

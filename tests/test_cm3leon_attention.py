@@ -52,8 +52,9 @@ def test_causal_attention_agrees_with_the_formula(attend: Attention) -> None:
 def test_masked_attention_agrees_with_the_formula(attend: Attention) -> None:
     q_BLNH, k_BSNH, v_BSNH = queries_keys_values(9, 2)
     mask_BLS = torch.arange(9) <= torch.tensor([[3, 4], [7, 8]]).unsqueeze(2)
+    bias_BLS = torch.zeros(mask_BLS.shape).masked_fill(~mask_BLS, -torch.inf)
     torch.testing.assert_close(
-        attend(q_BLNH, k_BSNH, v_BSNH, mask_BLS),
+        attend(q_BLNH, k_BSNH, v_BSNH, bias_BLS),
         by_hand(q_BLNH, k_BSNH, v_BSNH, mask_BLS),
         rtol=1e-5,
         atol=1e-5,
@@ -72,7 +73,8 @@ def test_the_cache_gives_what_recomputing_gives(changes: dict[str, Any]) -> None
     for row, (ids, count) in enumerate(zip(rows, counts, strict=True)):
         padded_BL[row, :count] = ids[:count]
     cache = model.new_cache(3, max(counts) + 6)
-    assert not any(x_BSNH.any() for x_BSNH in (*cache.k_BSNH, *cache.v_BSNH))
+    assert not cache.k_YBSNH.any()
+    assert not cache.v_YBSNH.any()
     filled_BLD = model(padded_BL, cache, counts=counts)
     assert cache.lengths == counts
     hidden = [[filled_BLD[row, :count]] for row, count in enumerate(counts)]
@@ -87,23 +89,38 @@ def test_the_cache_gives_what_recomputing_gives(changes: dict[str, Any]) -> None
 
 
 @torch.no_grad()
-def test_rows_taken_from_a_cache_go_on_alone() -> None:
+def test_copied_rows_go_on_alone_and_rows_are_read_into_while_others_wait() -> None:
     model = lively()
     ids_BL = torch.randint(48, (2, 5), generator=torch.Generator().manual_seed(4))
-    cache = model.new_cache(2, 5)
+    cache = model.new_cache(4, 7)
+    cache.rows = range(1, 3)
     model(ids_BL, cache, counts=[5, 3])
-    taken = cache.take([1, 0, 1], capacity=7)
-    assert (taken.lengths, taken.capacity) == ([3, 5, 3], 7)
-    # what is hidden must be finite, for NaN times nothing is NaN
-    assert not any(x_BSNH[:, 5:].any() for x_BSNH in (*taken.k_BSNH, *taken.v_BSNH))
+    cache.copy([2, 1], [0, 3])
+    assert cache.lengths == [3, 5, 3, 5]
+    assert cache.lengths_B.tolist() == cache.lengths
     new_BL = torch.tensor([[7], [8], [9]])
-    hidden_BLD = model(new_BL, taken)
+    cache.rows = range(3)
+    hidden_BLD = model(new_BL, cache)
     for row, (origin, count) in enumerate([(1, 3), (0, 5), (1, 3)]):
         whole_BL = torch.cat((ids_BL[origin, :count], new_BL[row])).unsqueeze(0)
         torch.testing.assert_close(hidden_BLD[row, 0], model(whole_BL)[0, -1], rtol=1e-4, atol=1e-4)
-    assert cache.lengths == [5, 3]  # the old one stays as it was
+    assert cache.lengths == [4, 6, 4, 5]  # the last one waited
+    cache.clear(range(3, 4))
+    cache.rows = range(3, 4)
+    again_BLD = model(ids_BL[1:, :3], cache)
+    torch.testing.assert_close(again_BLD[0], model(ids_BL[1:, :3])[0], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_a_single_query_without_a_bias_sees_all_keys() -> None:
+    q_BLNH, k_BSNH, v_BSNH = queries_keys_values(6, 1)
+    mask_BLS = torch.ones(2, 1, 6, dtype=torch.bool)
+    expected = by_hand(q_BLNH, k_BSNH, v_BSNH, mask_BLS)
+    for way in (attend, attend_by_products):
+        torch.testing.assert_close(way(q_BLNH, k_BSNH, v_BSNH), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_full_cache_takes_no_more() -> None:
     model = lively()
     cache = model.new_cache(1, 3)
@@ -130,13 +147,14 @@ def test_xformers_agrees_with_torch() -> None:
     fast = best_attention(torch.device("cuda"), "xformers")
     for seen, length, masked in ((16, 16, False), (21, 1, True), (21, 5, True)):
         q_BLNH, k_BSNH, v_BSNH = (x.cuda() for x in queries_keys_values(seen, length))
-        mask_BLS = None
+        bias_BLS = None
         if masked:
             last_BL = torch.tensor([[seen - 9], [seen - length]]) + torch.arange(length)
-            mask_BLS = (torch.arange(seen) <= last_BL.unsqueeze(2)).cuda()
+            hidden_BLS = torch.arange(seen) > last_BL.unsqueeze(2)
+            bias_BLS = torch.zeros(hidden_BLS.shape).masked_fill(hidden_BLS, -torch.inf).cuda()
         torch.testing.assert_close(
-            fast(q_BLNH, k_BSNH, v_BSNH, mask_BLS),
-            attend(q_BLNH, k_BSNH, v_BSNH, mask_BLS),
+            fast(q_BLNH, k_BSNH, v_BSNH, bias_BLS),
+            attend(q_BLNH, k_BSNH, v_BSNH, bias_BLS),
             rtol=1e-3,
             atol=1e-3,
         )

@@ -163,24 +163,12 @@ def test_batch_logits_are_those_of_single_rows(
 def test_requests_of_different_lengths_and_grammars_share_a_batch(model: Decoder) -> None:
     sampling = Sampling(cfg_scale=2.0)
     requests = [
-        Request(
-            streams=Streams((COND, UNCOND)),
-            grammar=GRAMMARS["picture"],
-            seeds=(1, 2),
-            sampling=sampling,
-        ),
-        Request(
-            streams=Streams((EDIT, EDIT_IMAGE)),
-            grammar=GRAMMARS["infilling"],
-            seeds=(3,),
-            sampling=sampling,
-        ),
-        Request(
-            streams=Streams((UNCOND, COND)),
-            grammar=GRAMMARS["text"],
-            seeds=(4, 5, 6),
-            sampling=sampling,
-        ),
+        Request(streams=Streams(prompts), grammar=GRAMMARS[name], seeds=seeds, sampling=sampling)
+        for prompts, name, seeds in (
+            ((COND, UNCOND), "picture", (1, 2)),
+            ((EDIT, EDIT_IMAGE), "infilling", (3,)),
+            ((UNCOND, COND), "text", (4, 5, 6)),
+        )
     ]
     together = generate_batch(model, requests)
     alone = [generate_batch(model, [request])[0] for request in requests]

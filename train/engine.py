@@ -49,7 +49,7 @@ class LossOf(nn.Module):
             # ZeRO 3 lets go of a weight after its use; only the reentrant form asks for it again
             reentrant = recipe.engine.zero == 3
             again = partial(checkpoint, use_reentrant=reentrant)
-            model.through = lambda block, x_BLD, step: again(block, x_BLD, step)  # type: ignore[assignment]
+            model.through = lambda block, x_TD, step: again(block, x_TD, step)  # type: ignore[assignment]
 
     def forward(
         self, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor

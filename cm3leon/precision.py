@@ -1,0 +1,182 @@
+"""Smaller weights for decoding, which waits for little else than reading them.
+
+Between checkpoint, which reads fp32, and engine: `prepare` swaps the matrices of a decoder for
+packed ones behind the same face. Norms, embeddings, attention and the KV cache stay in the type of
+the activations. Activations that are quantised have one scale a row, so that a row never depends on
+who shares its batch.
+
+Shapes: T = rows of activations, K = width in, N = width out, G = groups of GROUP numbers of a row.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cm3leon.model import Decoder
+from tokenizer.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
+GROUP = 32  # weights of a row that share a scale and a zero in int4
+FEW = 64  # ids whose rows of the head are not worth packing
+
+
+def prepare(
+    model: Decoder, precision: Precision, say: Callable[[str], None] | None = None
+) -> Precision:
+    """Give a decoder weights of this precision, in place and for good; which one it became.
+
+    `auto` is what costs nothing in quality: bf16 on a GPU that computes in it, else fp32; so one
+    request has one result. int8 and int4 are for those who ask. Raises UserError where they cannot
+    run.
+    """
+    device = model.embed.weight.device
+    if precision == "auto":
+        fit = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bf16" if fit else "fp32"
+    if say is not None:
+        say(f"precision: {precision}")
+    if precision == "fp32":
+        return precision
+    if precision == "bf16" or device.type == "cuda":
+        model.to(torch.bfloat16)
+    pack = packer(precision, device)
+    if pack is not None:
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear) and child is not model.head:
+                    setattr(module, name, pack(child.weight))
+        model.reader = PackedHead(model.head_weight, pack)
+    return precision
+
+
+def packer(precision: Precision, device: torch.device) -> Callable[[Tensor], nn.Module] | None:
+    """What makes a packed matrix of a plain one; None where plain ones are best."""
+    on_cpu = device.type == "cpu"
+    if precision == "bf16":
+        packs = on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        return MkldnnLinear if packs else None
+    if precision == "int8":
+        return DynamicInt8Linear if on_cpu else Int8Linear
+    if precision == "int4":
+        return Int4Linear
+    raise UserError(f"unknown precision {precision!r}; use auto, fp32, bf16, int8 or int4")
+
+
+class MkldnnLinear(nn.Module):
+    """bf16 on a CPU, in the order in which oneDNN's kernels read."""
+
+    def __init__(self, weight_NK: Tensor) -> None:
+        super().__init__()
+        plain = weight_NK.detach().to(torch.bfloat16).contiguous()
+        with torch.no_grad():
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(plain)
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x_TK, self.weight, None, "none", [], "")
+
+
+class DynamicInt8Linear(nn.Module):
+    """int8 weights with a scale an output, int8 activations with a scale a row, on a CPU.
+
+    The kernel has one scale for all its rows, the range of what it is given. So rows come to it
+    divided by their own largest number, and one more row holds 1 and -1: its range, and with it the
+    result of a row, is always the same.
+    """
+
+    def __init__(self, weight_NK: Tensor) -> None:
+        super().__init__()
+        outputs, width = weight_NK.shape
+        plain_NK = weight_NK.detach().float().contiguous()
+        scales_N, zeros_N = to_int8(plain_NK)[0], torch.zeros(outputs, dtype=torch.long)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its age; the kernel has no other door yet
+            quantised = torch.quantize_per_channel(plain_NK, scales_N, zeros_N, 0, torch.qint8)
+            self.packed = torch.ops.quantized.linear_prepack(quantised, None)
+        self.range_1K = torch.zeros(1, width)
+        self.range_1K[0, :2] = torch.tensor([1.0, -1.0])
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        most_T1 = x_TK.abs().amax(1, keepdim=True).clamp_(min=1e-30)
+        rows = torch.cat((x_TK / most_T1, self.range_1K))
+        return torch.ops.quantized.linear_dynamic(rows, self.packed, False)[:-1] * most_T1
+
+
+class Int8Linear(nn.Module):
+    """int8 weights with a scale an output; activations as they are."""
+
+    ints_NK: Tensor
+    scales_N: Tensor
+
+    def __init__(self, weight_NK: Tensor) -> None:
+        super().__init__()
+        scales_N, ints_NK = to_int8(weight_NK.detach().float())
+        self.register_buffer("ints_NK", ints_NK)
+        self.register_buffer("scales_N", scales_N.to(weight_NK.dtype))
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        return F.linear(x_TK, self.ints_NK.to(x_TK.dtype)) * self.scales_N
+
+
+class Int4Linear(nn.Module):
+    """int4 weights with a scale and a zero for each GROUP of a row; activations in bf16."""
+
+    def __init__(self, weight_NK: Tensor) -> None:
+        super().__init__()
+        if weight_NK.shape[1] % (2 * GROUP) or weight_NK.shape[0] % 16:
+            raise UserError(
+                f"int4 wants widths that are multiples of {2 * GROUP}, not {weight_NK.shape[1]}; "
+                "use int8"
+            )
+        ints_NK, scales_and_zeros_GN2 = to_int4(weight_NK.detach().float())
+        self.on_cpu = weight_NK.device.type == "cpu"
+        if self.on_cpu:
+            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(ints_NK, 1)
+        else:
+            pairs = (ints_NK[:, ::2] << 4 | ints_NK[:, 1::2]).to(torch.uint8)
+            packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales_and_zeros_GN2", scales_and_zeros_GN2.to(torch.bfloat16))
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        aten = torch.ops.aten
+        kernel = aten._weight_int4pack_mm_for_cpu if self.on_cpu else aten._weight_int4pack_mm
+        y_TN = kernel(x_TK.bfloat16(), self.packed, GROUP, self.scales_and_zeros_GN2)
+        return y_TN.to(x_TK.dtype)
+
+
+class PackedHead:
+    """Logits of a slice of the vocabulary, which is packed when it is first asked for."""
+
+    def __init__(self, weight_VK: Tensor, pack: Callable[[Tensor], nn.Module]) -> None:
+        self.weight_VK, self.pack = weight_VK, pack
+        self.packed: dict[tuple[int, int], nn.Module] = {}
+
+    def __call__(self, hidden_K: Tensor, ids: slice) -> Tensor:
+        if ids.stop - ids.start < FEW:
+            return F.linear(hidden_K, self.weight_VK[ids])
+        key = ids.start, ids.stop
+        if key not in self.packed:
+            self.packed[key] = self.pack(self.weight_VK[ids])
+        logits_TV = self.packed[key](hidden_K.flatten(0, -2))
+        return logits_TV.unflatten(0, hidden_K.shape[:-1])
+
+
+def to_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """One scale an output, and whole numbers in -127..127."""
+    scales_N = (weight_NK.abs().amax(1) / 127).clamp(min=1e-30)
+    return scales_N, (weight_NK / scales_N[:, None]).round().to(torch.int8)
+
+
+def to_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers in 0..15, and for each group of a row scale and zero: a weight is
+    `(number - 8) * scale + zero`."""
+    groups_NGK = weight_NK.unflatten(1, (-1, GROUP))
+    low_NG1, high_NG1 = groups_NGK.aminmax(dim=2, keepdim=True)
+    scales_NG1 = ((high_NG1 - low_NG1) / 15).clamp(min=1e-6)
+    ints_NGK = ((groups_NGK - low_NG1) / scales_NG1).round().clamp(0, 15).int()
+    pairs_NG2 = torch.cat((scales_NG1, low_NG1 + 8 * scales_NG1), dim=2)
+    return ints_NGK.flatten(1), pairs_NG2.transpose(0, 1).contiguous()
