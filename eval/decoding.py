@@ -162,9 +162,10 @@ def by_turns(actions: Sequence[Action], times: int, device: torch.device) -> lis
 def peak(setting: Setting, *, theirs: bool) -> float:
     """Megabytes that one side's model and one run of it take at most. For a fresh process."""
     device = pick_device(setting.device)
-    if theirs:
-        rivals.transformers().GenerationConfig()  # its libraries are loaded before one looks
+    small = Setting(shape=setting.shape, device=setting.device, layers=1, width=64, tokens=2)
+    _run_once(small, theirs)  # whatever is imported late is there before one looks
     if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         _run_once(setting, theirs)
         return torch.cuda.max_memory_allocated(device) / 1e6
     with Watched() as watched:

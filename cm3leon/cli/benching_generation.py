@@ -78,17 +78,16 @@ def generate(
         rivals.transformers()
     ran = command(PROMPT, model, device, threads, times) if cli and model else None
     found = [_measured(setting) for setting in settings]
-    machine = _machine(device)
+    about = {"machine": _machine(device)}
     result = {
-        "machine": machine,
+        **about,
         "cases": [decoding.as_json(one) for one in found],
         "command_line": ran and {**dataclasses.asdict(ran), "rest": ran.rest},
     }
-    lines = {} if ran is None else _of_command(ran)
-    for one in found:
-        lines |= _of_case(one)
-    table = {name: {"figure": figure} for name, figure in lines.items()}
-    tables.tell_table(context, {"machine": machine}, table, result, as_json)
+    about |= {} if ran is None else _of_command(ran)
+    about |= {f"least time of a step ({_name(one.setting)})": _least(one) for one in found}
+    table = {name: row for one in found for name, row in _rows(one).items()}
+    tables.tell_table(context, about, table, result, as_json)
 
 
 def _measured(setting: "Setting") -> "Found":
@@ -104,46 +103,46 @@ def _name(setting: "Setting") -> str:
     return f"{what}, {'guided' if setting.guided else 'unguided'}, {setting.n} at once"
 
 
-def _of_case(found: "Found") -> dict[str, str]:
-    """Both sides, and what that comes to."""
-    case, floor = _name(found.setting), found.floor
+def _rows(found: "Found") -> dict[str, dict[str, str]]:
+    """A row for each side."""
+    n, rows = found.setting.n, dict[str, dict[str, str]]()
     sides = {f"ours, {found.setting.weights}": found.ours, "transformers, fp32": found.theirs}
-    lines: dict[str, str] = {}
     for whose, side in sides.items():
         if side is None:
             continue
-        count = found.setting.n
-        lines |= {
-            f"{case}: {whose}, parameters": f"{side.parameters:,}",
-            f"{case}: {whose}, image tokens a second": _rate(count * found.tokens, side.drawing, 1),
-            f"{case}: {whose}, pictures a second": _rate(count, side.drawing, 3),
-            f"{case}: {whose}, a step": f"{1000 * found.step(side):.2f} ms",
-            f"{case}: {whose}, prefill and first token": _milliseconds(side.prefill),
-            f"{case}: {whose}, memory at most": f"{side.peak_mb:,.0f} MB",
+        ours = side is found.ours
+        whole = found.whole if ours else None
+        rows[f"{_name(found.setting)}: {whose}"] = {
+            "parameters": f"{side.parameters:,}",
+            "image tokens a second": _rate(n * found.tokens, side.drawing, 1),
+            "pictures a second": _rate(n, side.drawing, 3),
+            "ms a step": f"{1000 * found.step(side):.2f}",
+            "ms of prefill and first token": _times(side.prefill, 1000, 1),
+            "MB of memory": f"{side.peak_mb:,.0f}",
+            "s a picture, words to pixels": "" if whole is None else _times(whole, 1 / n, 2),
+            "least time of a step over it": f"{found.share:.1%}" if ours else "",
+            "ours over theirs": "" if ours or found.ratio is None else f"{found.ratio:.2f}",
         }
-    lines[f"{case}: least time of a step, by {floor.bandwidth / 1e9:.1f} GB/s"] = (
-        f"{1000 * floor.seconds:.2f} ms: {floor.weights / 1e6:.1f} MB of weights, "
-        f"{floor.cache / 1e6:.1f} MB of cache"
+    return rows
+
+
+def _least(found: "Found") -> str:
+    """What bounds a step, and that both sides compute the same."""
+    floor = found.floor
+    text = (
+        f"{1000 * floor.seconds:.2f} ms: {floor.weights / 1e6:.1f} MB of weights and "
+        f"{floor.cache / 1e6:.1f} MB of cache at {floor.bandwidth / 1e9:.1f} GB/s"
     )
-    lines[f"{case}: that over a step of ours"] = f"{found.share:.1%}"
-    if found.whole is not None:
-        lines[f"{case}: seconds a picture, from words to pixels"] = _seconds(
-            found.whole, found.setting.n
-        )
-    if found.ratio is not None:
-        lines[f"{case}: ratio, ours over transformers"] = f"{found.ratio:.2f}"
-        lines[f"{case}: largest difference of both sides' logits"] = f"{found.difference:.1e}"
-    return lines
+    if found.difference is None:
+        return text
+    return f"{text}; both sides' logits differ by at most {found.difference:.1e}"
 
 
 def _of_command(ran: "Command") -> dict[str, str]:
     """A whole process and its stages."""
     stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in ran.stages.items())
-    return {
-        "cm3leon generate as a whole process, seconds": f"{ran.median:.2f} "
-        f"({ran.least:.2f}-{ran.most:.2f})",
-        "of these, in stages": f"{stages}, the rest {ran.rest:.2f}",
-    }
+    whole = f"{ran.median:.2f} ({ran.least:.2f}-{ran.most:.2f})"
+    return {"seconds of cm3leon generate": f"{whole}: {stages}, the rest {ran.rest:.2f}"}
 
 
 def _rate(things: int, seconds: "Times", digits: int) -> str:
@@ -153,12 +152,11 @@ def _rate(things: int, seconds: "Times", digits: int) -> str:
     return f"{middle} ({least}-{most})"
 
 
-def _milliseconds(time: "Times") -> str:
-    return f"{1000 * time.median:.1f} ms ({1000 * time.least:.1f}-{1000 * time.most:.1f})"
-
-
-def _seconds(time: "Times", n: int) -> str:
-    return f"{time.median / n:.3f} ({time.least / n:.3f}-{time.most / n:.3f})"
+def _times(seconds: "Times", unit: float, digits: int) -> str:
+    """`31.2 (30.9-33.0)`: the median, and the least and most."""
+    times = (seconds.median, seconds.least, seconds.most)
+    middle, least, most = (f"{unit * one:,.{digits}f}" for one in times)
+    return f"{middle} ({least}-{most})"
 
 
 def _machine(device: str) -> str:
