@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cm3leon.cli import options, tables
+from cm3leon.cli import benching_generation, options, tables
 from cm3leon.cli.retrieving import (
     COUNT,
     DEFAULT,
@@ -36,6 +36,7 @@ def add_to(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure speed.", rich_markup_mode=None)
     group.command()(retrieval)
     group.command()(train)
+    group.command()(benching_generation.generate)
     app.add_typer(group, name="bench")
 
 

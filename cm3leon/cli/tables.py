@@ -118,8 +118,9 @@ def _command(context: typer.Context) -> str:
     words = context.command_path.split()
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        if value in (None, False, parameter.default):
+        if value in (None, False, (), parameter.default):
             continue
         option = parameter.opts[0] if parameter.param_type_name == "option" else None
-        words += [text for text in (option, None if value is True else str(value)) if text]
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [text for text in (option, None if one is True else str(one)) if text]
     return shlex.join(words)
