@@ -17,7 +17,19 @@ from torch import nn
 
 from cm3leon.pipeline import pick_device
 from eval import rivals
-from eval.shapes import CODES, NOTHING, PROMPT, SCALE, TEXT, Job, Setting, config_of, job_of, ready
+from eval.shapes import (
+    BYTES,
+    CODES,
+    NOTHING,
+    PROMPT,
+    SCALE,
+    TEXT,
+    Job,
+    Setting,
+    config_of,
+    job_of,
+    ready,
+)
 from eval.speed import Watched, apart
 
 Action = Callable[[], object]
@@ -110,6 +122,7 @@ def measure(setting: Setting) -> Found:
         net = rivals.their_model(job.model.config).to(device)
         rivals.give(job.model, net)
         apart_by = rivals.difference(job.model, net, job.prompts)
+    read = matrices(job)
     job = ready(job, setting.weights)
     counts = (job.tokens, 1)
     actions: list[Action] = [partial(job.run, setting.n, count) for count in counts]
@@ -138,7 +151,7 @@ def measure(setting: Setting) -> Found:
             peak_mb=apart(peak, setting, theirs=True),
         ),
         difference=apart_by,
-        floor=floor(job, setting.n),
+        floor=floor(job, setting.n, read * BYTES[setting.weights]),
         whole=None if leon is None else times[-1],
     )
 
@@ -173,18 +186,22 @@ def peak(setting: Setting, *, theirs: bool) -> float:
     return watched.peak_mb
 
 
-def floor(job: Job, n: int) -> Floor:
+def matrices(job: Job) -> int:
+    """Numbers that a step multiplies with: the blocks' matrices and the rows of the head for what
+    may be drawn."""
+    blocks = sum(one.numel() for one in job.model.blocks.parameters() if one.ndim > 1)
+    return blocks + len(job.allowed) * job.model.config.width
+
+
+def floor(job: Job, n: int, weights: float) -> Floor:
     """What a step reads at least: every matrix once, for all rows together."""
-    blocks = [*job.model.blocks.parameters(), *job.model.blocks.buffers()]
-    weight = job.model.head_weight
-    size = weight.element_size()
-    held = sum(one.numel() * one.element_size() for one in blocks if one.ndim > 1)
+    table = job.model.embed.weight
     made = job.model.config
     read = sum(len(prompt) + job.tokens // 2 for prompt in job.prompts)  # positions, all streams
     return Floor(
-        weights=held + len(job.allowed) * made.width * size,
-        cache=n * read * 2 * made.layers * made.width * size,
-        bandwidth=bandwidth(weight.device),
+        weights=round(weights),
+        cache=n * read * 2 * made.layers * made.width * table.element_size(),
+        bandwidth=bandwidth(table.device),
     )
 
 

@@ -5,28 +5,28 @@ Below `decoding`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from cm3leon import prompts as forms
 from cm3leon.attention import best_attention
-from cm3leon.generate import Streams, generate
+from cm3leon.generate import generate
 from cm3leon.grammar import Drawn, longest, picture
 from cm3leon.model import SIZES, Decoder, ModelConfig, sized
 from cm3leon.pipeline import CM3Leon, pick_device
+from cm3leon.precision import Precision, prepare
+from cm3leon.request import Streams
 from cm3leon.sampling import Sampling
 from tokenizer.errors import UserError
-
-Precision = Literal["fp32", "bf16"]
 
 CODES = 8192  # image ids, the last of the vocabulary
 TEXT, NOTHING = tuple(range(10, 42)), (2, 5, 7)  # the ids of a prompt, and those of no prompt
 HEAD = 64  # width of a head
 SCALE = 3.0  # of guidance
 PROMPT = "a red fox, Noto emoji style"
-TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.625}  # a weight, with what belongs to it
 SHAPES: dict[str, dict[str, Any]] = {
     "chameleon": {
         "norm": "rmsnorm",
@@ -64,8 +64,8 @@ class Setting:
         known = (*SHAPES, *SIZES)
         if self.shape not in known:
             raise UserError(f"there is no shape '{self.shape}'; known: {', '.join(known)}")
-        if self.precision not in (None, *TYPES):
-            raise UserError(f"there is no precision '{self.precision}'; known: {', '.join(TYPES)}")
+        if self.precision not in (None, *BYTES):
+            raise UserError(f"there is no precision '{self.precision}'; known: {', '.join(BYTES)}")
         alone = self.model is not None or self.shape not in SHAPES
         if self.against and alone:
             raise UserError(
@@ -136,11 +136,9 @@ def random_decoder(model: ModelConfig, device: torch.device, dtype: torch.dtype)
 
 
 def ready(job: Job, precision: Precision) -> Job:
-    """The job with its decoder as it decodes in this precision. The one place that knows how."""
-    model = job.model.to(TYPES[precision])
-    if job.leon is not None:
-        job.leon.model = model
-    return replace(job, model=model)
+    """The job, its decoder now in this precision."""
+    prepare(job.model, precision)
+    return job
 
 
 def job_of(setting: Setting) -> Job:
@@ -150,7 +148,7 @@ def job_of(setting: Setting) -> Job:
         torch.set_num_threads(setting.threads)
     if setting.model is None:
         made = config_of(setting)
-        dtype = TYPES["fp32" if setting.shape in SHAPES else "bf16"]
+        dtype = torch.float32 if setting.shape in SHAPES else torch.bfloat16
         return Job(
             model=random_decoder(made, device, dtype),
             prompts=(TEXT, NOTHING) if setting.guided else (TEXT,),

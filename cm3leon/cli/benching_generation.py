@@ -35,7 +35,7 @@ def generate(
         bool, typer.Option("--guided/--unguided", help="With classifier-free guidance or without.")
     ] = True,
     precision: Annotated[
-        Literal["fp32", "bf16"] | None,
+        Literal["fp32", "bf16", "int8", "int4"] | None,
         typer.Option(help="Of our weights; fp32, and bf16 for a named size."),
     ] = None,
     times: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 5,
