@@ -97,6 +97,10 @@ class Window:
             flat_TNH.index_copy_(0, self.places_T, x_BLNH.flatten(0, 1))
         return k_BSNH, v_BSNH
 
+    def heads_first(self) -> list[tuple[Tensor, Tensor]]:
+        """`seen` with the heads before the slots, k_BNSH and v_BNSH."""
+        return [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in self.seen]
+
 
 class KVCache:
     """Keys and values of every layer in slots; row b holds `lengths[b]` tokens from slot 0 on.

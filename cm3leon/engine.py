@@ -18,6 +18,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from cm3leon.decode import FastDecoder
 from cm3leon.grammar import Choices
 from cm3leon.model import Decoder
 from cm3leon.request import Request, Sample
@@ -101,6 +102,7 @@ class Engine:
 
     def __init__(self, model: Decoder, *, rows: int, capacity: int) -> None:
         self.model = model
+        self.decode = FastDecoder(model)
         self.cache = model.new_cache(rows, capacity)
         self.waiting: deque[tuple[int, Request]] = deque()
         self.jobs: dict[int, Job] = {}
@@ -274,7 +276,10 @@ class Engine:
                 at, ids = (torch.tensor([*x], device=device) for x in (forced, forced.values()))
                 self.next_R[at] = ids
             ids_RL = self.next_R[:rows].unsqueeze(1)
-        self.hidden_RD = self.model(ids_RL, self.cache)[:, -1]
+        if length > 1:
+            self.hidden_RD = self.model(ids_RL, self.cache)[:, -1]
+        else:
+            self.hidden_RD = self.decode(ids_RL[:, 0], self.cache)
         for sample in self.samples:
             if sample.unfed:
                 del sample.unfed[:length]

@@ -96,8 +96,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.heads, self.head_size = config.heads, config.head_size
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.qkv: nn.Module = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out: nn.Module = nn.Linear(config.width, config.width, bias=False)
         if config.qk_norm:
             affine = config.norm_affine
             self.q_norm = nn.LayerNorm(config.head_size, NORM_EPS, elementwise_affine=affine)
@@ -125,13 +125,17 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.down = nn.Linear(config.ffn_width, config.width, bias=False)
+        self.up: nn.Module = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.down: nn.Module = nn.Linear(config.ffn_width, config.width, bias=False)
         self.gate: nn.Linear | None = None
         if config.mlp == "swiglu":
             self.gate = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.wide: nn.Module | None = None  # gate and up side by side; see precision
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        if self.wide is not None:
+            gate_TF, up_TF = self.wide(x_TD).chunk(2, dim=-1)
+            return self.down(F.silu(gate_TF) * up_TF)
         if self.gate is None:
             return self.down(F.relu(self.up(x_TD)))
         return self.down(F.silu(self.gate(x_TD)) * self.up(x_TD))
@@ -213,8 +217,9 @@ class Decoder(nn.Module):
             draw(self.position.weight, self.config.position_std)
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.attention.out.weight.zero_()
-            block.mlp.down.weight.zero_()
+            for last in (block.attention.out, block.mlp.down):
+                assert isinstance(last, nn.Linear)
+                last.weight.zero_()
 
     def forward(
         self,

@@ -10,13 +10,13 @@ Shapes: T = rows of activations, K = width in, N = width out, G = groups of GROU
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cm3leon.model import Decoder
+from cm3leon.model import Block, Decoder, FeedForward
 from tokenizer.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
@@ -39,23 +39,48 @@ def prepare(
         precision = "bf16" if fit else "fp32"
     if say is not None:
         say(f"precision: {precision}")
-    if precision == "fp32":
-        return precision
-    if precision == "bf16" or device.type == "cuda":
+    if precision != "fp32" and (precision == "bf16" or device.type == "cuda"):
         model.to(torch.bfloat16)
     pack = packer(precision, device)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        lay_side_by_side(block.mlp)
+        if pack is not None:
+            pack_block(block, pack)
     if pack is not None:
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear) and child is not model.head:
-                    setattr(module, name, pack(child.weight))
         model.reader = PackedHead(model.head_weight, pack)
     return precision
+
+
+@torch.no_grad()
+def lay_side_by_side(mlp: FeedForward) -> None:
+    """Give gate and up one piece of memory, so that one product can read both. The weights keep
+    their names and take no more room."""
+    if mlp.gate is not None and isinstance(mlp.up, nn.Linear):
+        wide_FD = torch.cat((mlp.gate.weight, mlp.up.weight))
+        mlp.gate.weight.data, mlp.up.weight.data = wide_FD.chunk(2)
+
+
+def pack_block(block: Block, pack: Callable[[Tensor], nn.Module]) -> None:
+    """Swap the matrices of one block."""
+    attention, mlp = block.attention, block.mlp
+    qkv, out, up, down = (
+        cast(nn.Linear, module).weight
+        for module in (attention.qkv, attention.out, mlp.up, mlp.down)
+    )
+    attention.qkv, attention.out, mlp.down = pack(qkv), pack(out), pack(down)
+    if mlp.gate is None:
+        mlp.up = pack(up)
+    else:
+        mlp.wide = pack(torch.cat((mlp.gate.weight, up)))
+        mlp.gate, mlp.up = None, nn.Identity()
 
 
 def packer(precision: Precision, device: torch.device) -> Callable[[Tensor], nn.Module] | None:
     """What makes a packed matrix of a plain one; None where plain ones are best."""
     on_cpu = device.type == "cpu"
+    if precision == "fp32":
+        return None
     if precision == "bf16":
         packs = on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         return MkldnnLinear if packs else None

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import cm3leon.engine as module
+from cm3leon.attention import KVCache
+from cm3leon.decode import FastDecoder
 from cm3leon.engine import logits_of
 from cm3leon.generate import generate, generate_batch
 from cm3leon.grammar import (
@@ -193,47 +195,46 @@ def test_how_often_a_draw_falls_on_a_border(model: Decoder, mode: str) -> None:
     assert excused == 0
 
 
-def test_samples_of_one_prompt_share_its_prefill(
-    model: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes: list[tuple[int, ...]] = []
-    forward = model.forward
+@pytest.fixture
+def read(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and ids a row of every pass through the decoder, in order."""
+    shapes: list[tuple[int, int]] = []
+    forward, step = model.forward, FastDecoder.__call__
 
     def counting(ids_BL: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        shapes.append(tuple(ids_BL.shape))
+        shapes.append((ids_BL.shape[0], ids_BL.shape[1]))
         return forward(ids_BL, *args, **kwargs)
 
+    def counting_steps(self: FastDecoder, ids_R: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        shapes.append((len(ids_R), 1))
+        return step(self, ids_R, cache)
+
     monkeypatch.setattr(model, "forward", counting)
+    monkeypatch.setattr(FastDecoder, "__call__", counting_steps)
+    return shapes
+
+
+def test_samples_of_one_prompt_share_its_prefill(
+    model: Decoder, read: list[tuple[int, int]]
+) -> None:
     streams, sampling = MODES["edit"]
     generate(model, streams, GRAMMARS["picture"], sampling, range(5))
     # three prompts once, then every stream of every sample; nobody reads the last code
-    assert shapes == [(3, len(EDIT)), *[(15, 1)] * (CODES - 1)]
-    shapes.clear()
+    assert read == [(3, len(EDIT)), *[(15, 1)] * (CODES - 1)]
+    read.clear()
     requests = [
-        Request(
-            streams=Streams((prompt, UNCOND)),
-            grammar=GRAMMARS["picture"],
-            seeds=(1, 2),
-            sampling=sampling,
-        )
+        Request(streams=Streams((prompt, UNCOND)), grammar=GRAMMARS["picture"], seeds=(1, 2))
         for prompt in (COND, EDIT)
     ]
     generate_batch(model, requests)
-    assert shapes[:2] == [(3, len(EDIT)), (8, 1)]  # both have the same unconditional prompt
+    assert read[:2] == [(3, len(EDIT)), (8, 1)]  # both have the same unconditional prompt
 
 
-def test_a_given_run_is_read_at_one_go(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths: list[int] = []
-    forward = model.forward
-
-    def counting(ids_BL: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        lengths.append(ids_BL.shape[1])
-        return forward(ids_BL, *args, **kwargs)
-
-    monkeypatch.setattr(model, "forward", counting)
+def test_a_given_run_is_read_at_one_go(model: Decoder, read: list[tuple[int, int]]) -> None:
     grammar = code_filling(V, [1, 2, 3, None, 4, 5, None, 6])
     [ids] = generate(model, Streams((COND,)), grammar, Sampling(), [0])
-    assert lengths == [len(COND), 3, 3]  # known codes; a drawn one and known ones; then it is over
+    # known codes; a drawn one and known ones; then it is over
+    assert read == [(1, len(COND)), (1, 3), (1, 3)]
     assert len(ids) == 9
     assert [V.code_of(ids[i]) for i in (0, 1, 2, 4, 5, 7)] == [1, 2, 3, 4, 5, 6]
 
