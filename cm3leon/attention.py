@@ -79,27 +79,21 @@ class Window:
     keys and values themselves, which stand in lists, one entry a layer."""
 
     positions_BL: Tensor
-    bias_BLS: Tensor | None  # None: all rows see all, or, when the rows were empty, causally
-    empty: bool  # whether the rows were: then nobody looks further back than this pass
-    places_T: Tensor | None  # where the T = B * L new tokens go when all rows are laid end to end
+    bias_BLS: Tensor | None  # None: the rows were empty, and attention is causal
+    places_T: Tensor  # where the T = B * L new tokens go when all rows are laid end to end
     flat: Sequence[tuple[Tensor, Tensor]]  # keys and values so laid
     seen: Sequence[tuple[Tensor, Tensor]]  # k_BSNH and v_BSNH
 
     def put(self, layer: int, k_BLNH: Tensor, v_BLNH: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values of a layer; return what its queries look at, k and v BSNH."""
         k_BSNH, v_BSNH = self.seen[layer]
-        if self.empty:
+        if self.bias_BLS is None:
             k_BSNH.copy_(k_BLNH)
             v_BSNH.copy_(v_BLNH)
             return k_BLNH, v_BLNH
-        assert self.places_T is not None
         for flat_TNH, x_BLNH in zip(self.flat[layer], (k_BLNH, v_BLNH), strict=True):
             flat_TNH.index_copy_(0, self.places_T, x_BLNH.flatten(0, 1))
         return k_BSNH, v_BSNH
-
-    def heads_first(self) -> list[tuple[Tensor, Tensor]]:
-        """`seen` with the heads before the slots, k_BNSH and v_BNSH."""
-        return [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in self.seen]
 
 
 class KVCache:
@@ -165,17 +159,13 @@ class KVCache:
         return Window(
             positions_BL=positions_BL,
             bias_BLS=None if empty else self._bias(positions_BL, seen),
-            empty=empty,
             places_T=places_BL.flatten(),
             flat=self.flat,
             seen=list(zip(*layers, strict=True)),
         )
 
-    def _bias(self, positions_BL: Tensor, seen: int) -> Tensor | None:
-        """0 where a token sees its own row up to itself, -inf elsewhere; None when all see all."""
-        length = positions_BL.shape[1]
-        if length == 1 and seen == self.longest + 1 == min(self.lengths[self._some]) + 1:
-            return None
+    def _bias(self, positions_BL: Tensor, seen: int) -> Tensor:
+        """0 where a token sees its own row up to itself, -inf elsewhere."""
         hidden_BLS = self.slots_S[:seen] > positions_BL.unsqueeze(2)
         zeros_BLS = self.k_YBSNH.new_zeros(hidden_BLS.shape)
         return zeros_BLS.masked_fill_(hidden_BLS, -torch.inf)

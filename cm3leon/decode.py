@@ -5,10 +5,13 @@ price of calling small operations: no modules here, matrices transposed once, qu
 normalised and turned together, sums folded into products. `Decoder.forward` is the plain path and a
 test holds both to the same numbers.
 
-Shapes: R = rows, D = width, N = heads, H = head size, S = slots looked at, F = width of the
+Shapes: R = rows, D = width, N = heads, H = head size, S = slots looked at,
+C = rows of the whole cache, Y = layers, T = C * S, F = width of the
 feed-forward, E = 2 * D, K, M = widths of a matrix.
 """
 
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -16,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cm3leon.attention import KVCache, Window
+from cm3leon.attention import KVCache
 from cm3leon.model import NORM_EPS, Block, Decoder, FeedForward, rotate
 
 Function = Callable[[Tensor], Tensor]
+Step = Callable[..., Tensor]
+RECORDED = 100  # the step from which a recording is played: making one costs about as many gain
 
 
 class Product:
@@ -60,48 +65,113 @@ class Layer:
 
 
 class FastDecoder:
-    """A decoder's face for one id a row. Made of its weights as they are: make it anew when they
-    are replaced."""
+    """A decoder's face for one id a row, made of its weights where they are."""
 
     def __init__(self, model: Decoder) -> None:
         self.model = model
         self.layers = [Layer(cast(Block, block)) for block in model.blocks]
         self.norm = norm_of(model.norm)
+        self.packed = [one for one in model.blocks.modules() if hasattr(one, "packed")]
+        self.play: Step = self.read
+        self.steps = 0
+
+    @classmethod
+    def of(cls, model: Decoder) -> Callable[[Tensor, KVCache], Tensor]:
+        """The one of this model, which keeps it until its weights are replaced."""
+        if model.fast is None:
+            model.fast = cls(model)
+        return model.fast
+
+    def __deepcopy__(self, _: object) -> None:
+        """A copied decoder has other weights, of which its own will be made."""
 
     def __call__(self, ids_R: Tensor, cache: KVCache) -> Tensor:
-        """Hidden states after the final norm, hidden_RD; every row of the cache grows by one."""
+        """Hidden states after the final norm, hidden_RD; the rows of the cache, which begin with
+        the first and are not empty, grow by one."""
+        assert cache.rows.start == 0, "the first rows decode"
         window = cache.open(1)
-        hidden_RD = self.read(ids_R, window)
+        assert window.bias_BLS is not None
+        inputs = (ids_R, window.positions_BL, window.places_T, window.bias_BLS)
+        inputs += (cache.k_YBSNH, cache.v_YBSNH)
+        self.steps += 1
+        if self.steps == RECORDED:
+            self.play = Recording.of(self.read, self.packed, inputs)
+        hidden_RD = self.play(*inputs)
         cache.advance([1] * len(ids_R))
         return hidden_RD
 
-    def read(self, ids_R: Tensor, window: Window) -> Tensor:
-        """The same without a word on how far the rows are, so that it can be recorded once and
-        played again."""
-        model, rows = self.model, len(ids_R)
+    def read(
+        self,
+        ids_R: Tensor,
+        positions_R1: Tensor,
+        places_R: Tensor,
+        bias_R1S: Tensor,
+        k_YCSNH: Tensor,
+        v_YCSNH: Tensor,
+    ) -> Tensor:
+        """The same of tensors alone, so that it can be recorded once and played again for any
+        number of rows and slots. Writes into the keys and values of the whole cache."""
+        model, rows = self.model, ids_R.shape[0]
         heads, head_size = model.config.heads, model.config.head_size
-        assert window.places_T is not None
         x_RD = model.embed.weight[ids_R]
         rotation: tuple[Tensor, Tensor] | None = None
         if model.position is None:
-            rotation = model.rotation(window.positions_BL, 1, x_RD)
+            rotation = model.rotation(positions_R1, 1, x_RD)
         else:
-            x_RD = x_RD + model.position.weight[window.positions_BL.flatten()]
-        bias = None if window.bias_BLS is None else window.bias_BLS.unsqueeze(1)
-        for layer, flat, seen in zip(self.layers, window.flat, window.heads_first(), strict=True):
+            x_RD = x_RD + model.position.weight[positions_R1.flatten()]
+        bias_R11S = bias_R1S.unsqueeze(1)
+        seen = [x[:, :rows, : bias_R1S.shape[2]].transpose(2, 3) for x in (k_YCSNH, v_YCSNH)]
+        flat = [x_YCSNH.flatten(1, 2).unbind() for x_YCSNH in (k_YCSNH, v_YCSNH)]
+        for layer, k_RNSH, v_RNSH, k_TNH, v_TNH in zip(
+            self.layers, seen[0].unbind(), seen[1].unbind(), *flat, strict=True
+        ):
             qkv_R3NH = layer.qkv(layer.attention_norm(x_RD)).view(rows, 3, heads, head_size)
             qk_R2NH = qkv_R3NH[:, :2]
             if layer.qk_norm is not None:
                 qk_R2NH = layer.qk_norm(qk_R2NH)
             if rotation is not None:
                 qk_R2NH = rotate(qk_R2NH, *rotation)
-            flat[0].index_copy_(0, window.places_T, qk_R2NH[:, 1])
-            flat[1].index_copy_(0, window.places_T, qkv_R3NH[:, 2])
+            k_TNH.index_copy_(0, places_R, qk_R2NH[:, 1])
+            v_TNH.index_copy_(0, places_R, qkv_R3NH[:, 2])
             q_RN1H = qk_R2NH[:, 0].unsqueeze(2)
-            out_RN1H = F.scaled_dot_product_attention(q_RN1H, *seen, attn_mask=bias)
-            x_RD = layer.out.onto(x_RD, out_RN1H.reshape(x_RD.shape))
+            out_RN1H = F.scaled_dot_product_attention(q_RN1H, k_RNSH, v_RNSH, attn_mask=bias_R11S)
+            x_RD = layer.out.onto(x_RD, out_RN1H.reshape(rows, -1))
             x_RD = layer.down.onto(x_RD, layer.inner(layer.mlp_norm(x_RD)))
         return self.norm(x_RD)
+
+
+class Recording(nn.Module):
+    """A step played by TorchScript, which spends far less on calling small operations than Python
+    does. It computes the very same; `packed` are the modules whose weights are no plain tensors."""
+
+    def __init__(self, read: Step, packed: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.read = read
+        self.packed = nn.ModuleList(packed)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.read(*inputs)
+
+    @staticmethod
+    def of(read: Step, packed: Sequence[nn.Module], inputs: tuple[Tensor, ...]) -> Step:
+        """Record a step while it runs. On a CPU only, and as long as PyTorch and Python have it;
+        otherwise the step itself."""
+        if inputs[0].device.type != "cpu" or sys.version_info >= (3, 14):
+            return read
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its age
+            try:
+                recording = torch.jit.trace(Recording(read, packed), inputs, check_trace=False)
+            except (RuntimeError, AttributeError):  # weights that it cannot hold
+                return read
+
+        played = cast(Step, recording)
+
+        def play(*inputs: Tensor) -> Tensor:
+            with torch.jit.optimized_execution(False):  # else made anew for every length
+                return played(*inputs)
+
+        return play
 
 
 def norm_of(module: nn.Module) -> Function:

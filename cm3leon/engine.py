@@ -102,7 +102,7 @@ class Engine:
 
     def __init__(self, model: Decoder, *, rows: int, capacity: int) -> None:
         self.model = model
-        self.decode = FastDecoder(model)
+        self.decode = FastDecoder.of(model)
         self.cache = model.new_cache(rows, capacity)
         self.waiting: deque[tuple[int, Request]] = deque()
         self.jobs: dict[int, Job] = {}

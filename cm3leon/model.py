@@ -183,6 +183,7 @@ class Decoder(nn.Module):
         self.attend: Attention = attend
         self.through: Through = plainly
         self.reader: Callable[[Tensor, slice], Tensor] | None = None  # a head of other precision
+        self.fast: Callable[[Tensor, KVCache], Tensor] | None = None  # see decode
         self.embed = new_embedding(config.vocabulary, config.width)
         self.position: nn.Embedding | None = None
         if config.positions == "learned":
@@ -248,6 +249,16 @@ class Decoder(nn.Module):
         hidden_BLD = self.read(ids_BL, window.positions_BL, window)
         cache.advance([length] * rows if counts is None else counts)
         return hidden_BLD
+
+    def train(self, mode: bool = True) -> "Decoder":
+        """As every module's; what was made of the weights is dropped, for they are about to
+        change."""
+        self.fast = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Decoder":
+        self.fast = None  # its weights are elsewhere now
+        return super()._apply(fn, recurse)
 
     def read(
         self, ids_BL: Tensor, positions_BL: Tensor | None, window: Window | None = None

@@ -41,6 +41,7 @@ def prepare(
         say(f"precision: {precision}")
     if precision != "fp32" and (precision == "bf16" or device.type == "cuda"):
         model.to(torch.bfloat16)
+    model.fast = None
     pack = packer(precision, device)
     for block in model.blocks:
         assert isinstance(block, Block)
@@ -94,14 +95,17 @@ def packer(precision: Precision, device: torch.device) -> Callable[[Tensor], nn.
 class MkldnnLinear(nn.Module):
     """bf16 on a CPU, in the order in which oneDNN's kernels read."""
 
+    packed: Tensor
+
     def __init__(self, weight_NK: Tensor) -> None:
         super().__init__()
         plain = weight_NK.detach().to(torch.bfloat16).contiguous()
         with torch.no_grad():
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(plain)
+            weight = torch.ops.mkldnn._reorder_linear_weight(plain)
+        self.register_buffer("packed", weight)
 
     def forward(self, x_TK: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x_TK, self.weight, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x_TK, self.packed, None, "none", [], "")
 
 
 class DynamicInt8Linear(nn.Module):
