@@ -168,7 +168,8 @@ class Recording(nn.Module):
         played = cast(Step, recording)
 
         def play(*inputs: Tensor) -> Tensor:
-            with torch.jit.optimized_execution(False):  # else made anew for every length
+            with torch.jit.optimized_execution(False):  # pyright: ignore[reportPrivateImportUsage]
+                # else made anew for every length
                 return played(*inputs)
 
         return play
