@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from cm3leon import checkpoint, grammar, prompts
 from cm3leon.attention import best_attention
 from cm3leon.checkpoint import TaskSampling
-from cm3leon.generate import Progress, generate
+from cm3leon.generate import Progress, Watch, generate
+from cm3leon.live import Live, Watcher
 from cm3leon.model import Decoder
 from cm3leon.request import Streams
 from cm3leon.sampling import Sampling
@@ -42,7 +43,8 @@ class CM3Leon:
     request gives the same result, bit for bit, on one machine.
 
     All methods raise UserError for what the user can mend. `sampling` replaces the model's own
-    default for the task; `progress` is called with (tokens so far, at most).
+    default for the task; `progress` is called with (tokens so far, at most), `watch` now and then
+    with (the picture so far or a sheet of all, the share of it that has come).
     """
 
     def __init__(
@@ -88,11 +90,12 @@ class CM3Leon:
         retrieved: Sequence[Document] = (),
         progress: Progress | None = None,
         streams: prompts.StreamForm = "trained",
+        watch: Watcher | None = None,
     ) -> list[Image.Image]:
         """Paint `n` pictures from words; `retrieved` are examples to lean on."""
         documents = prompts.paint(prompt, examples=bool(retrieved), form=streams)
         chosen = sampling or self.sampling.text_to_image
-        return self._paint(documents, retrieved, n, seed, chosen, progress)
+        return self._paint(documents, retrieved, n, seed, chosen, progress, watch)
 
     def edit(
         self,
@@ -104,11 +107,12 @@ class CM3Leon:
         retrieved: Sequence[Document] = (),
         progress: Progress | None = None,
         streams: prompts.StreamForm = "trained",
+        watch: Watcher | None = None,
     ) -> list[Image.Image]:
         """Paint a picture again as an instruction says."""
         documents = prompts.change(instruction, self.to_picture(image), form=streams)
         chosen = sampling or self.sampling.edit
-        return self._paint(documents, retrieved, n, seed, chosen, progress)
+        return self._paint(documents, retrieved, n, seed, chosen, progress, watch)
 
     def infill(
         self,
@@ -119,6 +123,7 @@ class CM3Leon:
         seed: int = 0,
         sampling: Sampling | None = None,
         progress: Progress | None = None,
+        watch: Watcher | None = None,
     ) -> list[Image.Image]:
         """Paint a region anew: a box in the picture's own pixels, or a mask of the same size that
         is white there. What lies outside comes from the picture, pixel for pixel."""
@@ -135,7 +140,8 @@ class CM3Leon:
             fillings.insert(0, grammar.text_filling(vocabulary, min(TEXT_LIMIT, room - coming)))
         chosen = sampling or self.sampling.infill
         rule = grammar.infilling(vocabulary, fillings)
-        rows = self._generate([ids], rule, n, seed, chosen, progress)
+        live = self._live(watch, n, asked, lambda image: blend(before, image, mask_HW))
+        rows = self._generate([ids], rule, n, seed, chosen, progress, live)
         found: list[Image.Image] = []
         for row in rows:
             parts = self.codec.fill(asked.document, grammar.split_fillings(vocabulary, row))
@@ -201,11 +207,13 @@ class CM3Leon:
         seed: int,
         sampling: Sampling,
         progress: Progress | None,
+        watch: Watch | None = None,
     ) -> list[list[int]]:
         if n < 1:
             raise UserError(f"n is {n}; ask for at least 1")
         seeds = [seed + number for number in range(n)]
-        return generate(self.model, Streams(tuple(streams)), rule, sampling, seeds, progress)
+        prompt, row = Streams(tuple(streams)), self.image_tokenizer.grid
+        return generate(self.model, prompt, rule, sampling, seeds, progress, watch, row)
 
     def _paint(
         self,
@@ -215,11 +223,27 @@ class CM3Leon:
         seed: int,
         sampling: Sampling,
         progress: Progress | None,
+        watch: Watcher | None,
     ) -> list[Image.Image]:
         streams = [self.codec.open(document, retrieved) for document in documents]
         rule = grammar.picture(self.codec.vocabulary, self.codec.picture_codes)
-        rows = self._generate(streams, rule, n, seed, sampling, progress)
+        live = self._live(watch, n)
+        rows = self._generate(streams, rule, n, seed, sampling, progress, live)
         return [self.to_image(Picture(self.codec.decode_codes(row))) for row in rows]
+
+    def _live(
+        self,
+        watch: Watcher | None,
+        n: int,
+        region: prompts.Region | None = None,
+        finish: Callable[[Image.Image], Image.Image] | None = None,
+    ) -> Live | None:
+        if watch is None:
+            return None
+        size = self.image_tokenizer.size
+        return Live(
+            watch, self.codec, self.to_image, samples=n, size=size, region=region, finish=finish
+        )
 
     def _say(
         self,
