@@ -89,8 +89,8 @@ class CM3Leon:
         sampling: Sampling | None = None,
         retrieved: Sequence[Document] = (),
         progress: Progress | None = None,
-        streams: prompts.StreamForm = "trained",
         watch: Watcher | None = None,
+        streams: prompts.StreamForm = "trained",
     ) -> list[Image.Image]:
         """Paint `n` pictures from words; `retrieved` are examples to lean on."""
         documents = prompts.paint(prompt, examples=bool(retrieved), form=streams)
@@ -106,8 +106,8 @@ class CM3Leon:
         sampling: Sampling | None = None,
         retrieved: Sequence[Document] = (),
         progress: Progress | None = None,
-        streams: prompts.StreamForm = "trained",
         watch: Watcher | None = None,
+        streams: prompts.StreamForm = "trained",
     ) -> list[Image.Image]:
         """Paint a picture again as an instruction says."""
         documents = prompts.change(instruction, self.to_picture(image), form=streams)

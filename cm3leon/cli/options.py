@@ -28,6 +28,9 @@ Count = Annotated[int, _COUNT]
 OtherCount = Annotated[int | None, _COUNT]
 Out = Annotated[Path, typer.Option(help="The PNG to write; with -n, the contact sheet's name.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Show the picture as it comes, in a terminal that can.")
+]
 Temperature = Annotated[
     float | None, typer.Option(help="Boldness of the draws; 0 takes the likeliest.")
 ]

@@ -18,16 +18,18 @@ from cm3leon.cli.retrieving import (
     Wanted,
 )
 from cm3leon.cli.retrieving import retrieve as find_documents
+from cm3leon.cli.terminal import open_screen
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from cm3leon.generate import Progress as Progressing
+    from cm3leon.live import Watcher
     from cm3leon.pipeline import Box, CM3Leon
     from cm3leon.sampling import Sampling
 
-    Paint = Callable[[CM3Leon, Sampling, Progressing], list[Image.Image]]
+    Paint = Callable[[CM3Leon, Sampling, Progressing, Watcher | None], list[Image.Image]]
 
 CfgScale = Annotated[float | None, typer.Option(help="Pull towards the prompt; 1 is no guidance.")]
 Contrastive = Annotated[
@@ -57,6 +59,7 @@ class Request:
     retrieved: Retrieved = Retrieved()  # noqa: RUF009  frozen
     device: str
     threads: int | None
+    watch: bool
     as_json: bool
 
 
@@ -79,6 +82,7 @@ def generate(
     model: options.Model = "default",
     device: options.Device = "auto",
     threads: options.Threads = None,
+    watch: options.Watch = False,
     as_json: options.Json = False,
 ) -> None:
     """Paint a picture from words."""
@@ -106,12 +110,13 @@ def generate(
         retrieved=find_documents(wanted, folder, device, text=prompt),
         device=device,
         threads=threads,
+        watch=watch,
         as_json=as_json,
     )
     _paint(
         request,
-        lambda leon, sampling, progress: leon.text_to_image(
-            prompt, samples, request.seed, sampling, request.retrieved.documents, progress
+        lambda leon, sampling, progress, watch: leon.text_to_image(
+            prompt, samples, request.seed, sampling, request.retrieved.documents, progress, watch
         ),
     )
 
@@ -133,6 +138,7 @@ def edit(
     model: options.Model = "default",
     device: options.Device = "auto",
     threads: options.Threads = None,
+    watch: options.Watch = False,
     as_json: options.Json = False,
 ) -> None:
     """Paint a picture again as an instruction says."""
@@ -159,12 +165,13 @@ def edit(
         retrieved=find_documents(wanted, folder, device, text=instruction, picture=image),
         device=device,
         threads=threads,
+        watch=watch,
         as_json=as_json,
     )
     _paint(
         request,
-        lambda leon, sampling, progress: leon.edit(
-            image, instruction, n, seed, sampling, request.retrieved.documents, progress
+        lambda leon, sampling, progress, watch: leon.edit(
+            image, instruction, n, seed, sampling, request.retrieved.documents, progress, watch
         ),
     )
 
@@ -185,6 +192,7 @@ def infill(
     model: options.Model = "default",
     device: options.Device = "auto",
     threads: options.Threads = None,
+    watch: options.Watch = False,
     as_json: options.Json = False,
 ) -> None:
     """Paint a region of a picture anew."""
@@ -204,12 +212,13 @@ def infill(
         sampling=sampling,
         device=device,
         threads=threads,
+        watch=watch,
         as_json=as_json,
     )
     _paint(
         request,
-        lambda leon, sampling, progress: leon.infill(
-            image, region, prompt, n, seed, sampling, progress
+        lambda leon, sampling, progress, watch: leon.infill(
+            image, region, prompt, n, seed, sampling, progress, watch
         ),
     )
 
@@ -273,13 +282,14 @@ def _region(size: tuple[int, int], box: str | None, mask: Path | None) -> "Image
 
 def _paint(request: Request, paint: "Paint") -> None:
     """Load, paint, write the pictures with their notes, and say where they are."""
+    screen = open_screen() if request.watch else None
     leon = options.open_model(request.folder, request.device, request.threads)
     if request.like is not None and request.like.model != leon.hash:
         options.say(f"that was by model {request.like.model}, this is {leon.hash}: it will differ")
     if request.like is not None and request.like.retrieved != request.retrieved.told:
         options.say("that was with other documents retrieved: it will differ")
     with Progress(request.samples) as progress:
-        pictures = paint(leon, request.sampling, progress)
+        pictures = paint(leon, request.sampling, progress, screen and screen.show)
     numbers: Sequence[int | None] = range(1, request.samples + 1)
     if request.keep is not None:
         numbers, pictures = [request.keep], [pictures[request.keep - 1]]
@@ -298,6 +308,8 @@ def _paint(request: Request, paint: "Paint") -> None:
         for number in [*numbers, *([None] if several else [])]
     ]
     paths = write_pictures(request.out, pictures, tables)
+    if screen:
+        screen.finish(request.out, below=1)  # what Progress says in the end
     table = {
         "task": request.task,
         "files": [str(path) for path in paths[: len(pictures)]],
