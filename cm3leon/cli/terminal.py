@@ -94,7 +94,7 @@ class Screen:
             self.stream.write(text)
             self.stream.flush()
         except BaseException:  # a picture that is cut short must not swallow what follows
-            self.stream.write(END + _kitty("a=d,d=I,q=2") + RESTORE)
+            self.stream.write(END + _kitty(f"a=d,d=I,i={os.getpid()},q=2") + RESTORE)
             self.stream.flush()
             raise
 
