@@ -15,36 +15,45 @@ if TYPE_CHECKING:
     from eval.stages import Command
 
 
+Shape = Annotated[
+    str, typer.Option(help="chameleon, paper, or a named size of decoder: 350m, 760m, 7b.")
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="A checkpoint's pictures in the place of a shape."),
+]
+Against = Annotated[
+    Literal["transformers"] | None, typer.Option(help="Whose decoding to compare with.")
+]
+Counts = Annotated[
+    list[int] | None,
+    typer.Option("-n", "--n", min=1, help="Pictures at once; may be repeated."),
+]
+Guided = Annotated[
+    bool, typer.Option("--guided/--unguided", help="With classifier-free guidance or without.")
+]
+Weights = Annotated[
+    Literal["fp32", "bf16", "int8", "int4"] | None,
+    typer.Option(help="Of our weights; fp32, and bf16 for a named size."),
+]
+AsCommand = Annotated[
+    bool, typer.Option("--cli", help="Time 'generate' with --model as a whole process too.")
+]
+
+
 def generate(
     context: typer.Context,
-    shape: Annotated[
-        str, typer.Option(help="chameleon, paper, or a named size of decoder: 350m, 760m, 7b.")
-    ] = "chameleon",
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="A checkpoint's pictures in the place of a shape."),
-    ] = None,
-    against: Annotated[
-        Literal["transformers"] | None, typer.Option(help="Whose decoding to compare with.")
-    ] = None,
-    n: Annotated[
-        list[int] | None,
-        typer.Option("-n", "--n", min=1, help="Pictures at once; may be repeated."),
-    ] = None,
-    guided: Annotated[
-        bool, typer.Option("--guided/--unguided", help="With classifier-free guidance or without.")
-    ] = True,
-    precision: Annotated[
-        Literal["fp32", "bf16", "int8", "int4"] | None,
-        typer.Option(help="Of our weights; fp32, and bf16 for a named size."),
-    ] = None,
+    shape: Shape = "chameleon",
+    model: Checkpoint = None,
+    against: Against = None,
+    n: Counts = None,
+    guided: Guided = True,
+    precision: Weights = None,
     times: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 5,
     layers: Annotated[int | None, typer.Option(min=1, help="Of a shape.")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="Of a shape.")] = None,
     tokens: Annotated[int | None, typer.Option(min=2, help="Image tokens of a picture.")] = None,
-    cli: Annotated[
-        bool, typer.Option("--cli", help="Time 'generate' with --model as a whole process too.")
-    ] = False,
+    cli: AsCommand = False,
     device: options.Device = "cpu",
     threads: options.Threads = None,
     as_json: options.Json = False,
