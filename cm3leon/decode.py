@@ -19,29 +19,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cm3leon import kernels
 from cm3leon.attention import KVCache
 from cm3leon.model import NORM_EPS, Block, Decoder, FeedForward, rotate
 
 Function = Callable[[Tensor], Tensor]
 Step = Callable[..., Tensor]
+Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_RNH, k_RNH, v_RNH -> out
 RECORDED = 100  # the step from which a recording is played: making one costs about as many gain
 
 
 class Product:
-    """A matrix as it is multiplied with: plain, or packed by `precision`."""
+    """A matrix as it is multiplied with: plain, or a module packed by `precision`."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.weight_KM = module.weight.detach().T if isinstance(module, nn.Linear) else None
-        self.forward = module.forward
+    def __init__(self, matrix: nn.Module | Tensor) -> None:
+        weight_MK = matrix.weight if isinstance(matrix, nn.Linear) else matrix
+        self.weight_MK = weight_MK.detach() if isinstance(weight_MK, Tensor) else None
+        self.forward = cast(Function, matrix)
+        self.by_kernel = self.weight_MK is not None and kernels.here(self.weight_MK.device)
 
     def __call__(self, x_RK: Tensor) -> Tensor:
-        return self.forward(x_RK) if self.weight_KM is None else torch.mm(x_RK, self.weight_KM)
+        if self.weight_MK is None:
+            return self.forward(x_RK)
+        if self.by_kernel and len(x_RK) <= kernels.MANY:
+            return kernels.product(x_RK, self.weight_MK)
+        return torch.mm(x_RK, self.weight_MK.T)
 
     def onto(self, sum_RM: Tensor, x_RK: Tensor) -> Tensor:
         """What is added to a sum."""
-        if self.weight_KM is None:
+        if self.weight_MK is None:
             return sum_RM + self.forward(x_RK)
-        return torch.addmm(sum_RM, x_RK, self.weight_KM)
+        if self.by_kernel and len(x_RK) <= kernels.MANY:
+            return kernels.product(x_RK, self.weight_MK, onto_RN=sum_RM)
+        return torch.addmm(sum_RM, x_RK, self.weight_MK.T)
 
 
 class Layer:
@@ -72,22 +82,23 @@ class FastDecoder:
         self.layers = [Layer(cast(Block, block)) for block in model.blocks]
         self.norm = norm_of(model.norm)
         self.packed = [one for one in model.blocks.modules() if hasattr(one, "packed")]
-        self.play: Step = self.read
+        self.play: Step = self.read_rows
         self.steps = 0
 
     @classmethod
-    def of(cls, model: Decoder) -> Callable[[Tensor, KVCache], Tensor]:
+    def of(cls, model: Decoder) -> "FastDecoder":
         """The one of this model, which keeps it until its weights are replaced."""
         if model.fast is None:
             model.fast = cls(model)
-        return model.fast
+        return cast(FastDecoder, model.fast)
 
     def __deepcopy__(self, _: object) -> None:
         """A copied decoder has other weights, of which its own will be made."""
 
-    def __call__(self, ids_R: Tensor, cache: KVCache) -> Tensor:
-        """Hidden states after the final norm, hidden_RD; the rows of the cache, which begin with
-        the first and are not empty, grow by one."""
+    def step(self, cache: KVCache, ids_R: Tensor) -> Tensor:
+        """Hidden states after the final norm, hidden_RD, on a CPU; the rows of the cache, which
+        begin with the first and are not empty, grow by one. From RECORDED on a step is played from
+        a recording."""
         assert cache.rows.start == 0, "the first rows decode"
         window = cache.open(1)
         assert window.bias_BLS is not None
@@ -95,12 +106,12 @@ class FastDecoder:
         inputs += (cache.k_YBSNH, cache.v_YBSNH)
         self.steps += 1
         if self.steps == RECORDED:
-            self.play = Recording.of(self.read, self.packed, inputs)
+            self.play = Recording.of(self.read_rows, self.packed, inputs)
         hidden_RD = self.play(*inputs)
         cache.advance([1] * len(ids_R))
         return hidden_RD
 
-    def read(
+    def read_rows(
         self,
         ids_R: Tensor,
         positions_R1: Tensor,
@@ -109,8 +120,25 @@ class FastDecoder:
         k_YCSNH: Tensor,
         v_YCSNH: Tensor,
     ) -> Tensor:
-        """The same of tensors alone, so that it can be recorded once and played again for any
+        """The step of tensors alone, so that it can be recorded once and played again for any
         number of rows and slots. Writes into the keys and values of the whole cache."""
+        rows, bias_R11S = len(ids_R), bias_R1S.unsqueeze(1)
+        caches = (k_YCSNH, v_YCSNH)
+        seen = [x[:, :rows, : bias_R1S.shape[2]].transpose(2, 3).unbind() for x in caches]
+        flat = [x.flatten(1, 2).unbind() for x in caches]
+
+        def attend(layer: int, q_RNH: Tensor, k_RNH: Tensor, v_RNH: Tensor) -> Tensor:
+            for flat_YTNH, x_RNH in zip(flat, (k_RNH, v_RNH), strict=True):
+                flat_YTNH[layer].index_copy_(0, places_R, x_RNH)
+            k_RNSH, v_RNSH = (x[layer] for x in seen)
+            q_RN1H = q_RNH.unsqueeze(2)
+            return F.scaled_dot_product_attention(q_RN1H, k_RNSH, v_RNSH, attn_mask=bias_R11S)
+
+        return self.read(ids_R, positions_R1, attend)
+
+    def read(self, ids_R: Tensor, positions_R1: Tensor, attend: Mix) -> Tensor:
+        """Hidden states of one id a row, hidden_RD; `attend` stores keys and values of a layer, and
+        looks at them."""
         model, rows = self.model, ids_R.shape[0]
         heads, head_size = model.config.heads, model.config.head_size
         x_RD = model.embed.weight[ids_R]
@@ -119,23 +147,15 @@ class FastDecoder:
             rotation = model.rotation(positions_R1, 1, x_RD)
         else:
             x_RD = x_RD + model.position.weight[positions_R1.flatten()]
-        bias_R11S = bias_R1S.unsqueeze(1)
-        seen = [x[:, :rows, : bias_R1S.shape[2]].transpose(2, 3) for x in (k_YCSNH, v_YCSNH)]
-        flat = [x_YCSNH.flatten(1, 2).unbind() for x_YCSNH in (k_YCSNH, v_YCSNH)]
-        for layer, k_RNSH, v_RNSH, k_TNH, v_TNH in zip(
-            self.layers, seen[0].unbind(), seen[1].unbind(), *flat, strict=True
-        ):
+        for number, layer in enumerate(self.layers):
             qkv_R3NH = layer.qkv(layer.attention_norm(x_RD)).view(rows, 3, heads, head_size)
             qk_R2NH = qkv_R3NH[:, :2]
             if layer.qk_norm is not None:
                 qk_R2NH = layer.qk_norm(qk_R2NH)
             if rotation is not None:
                 qk_R2NH = rotate(qk_R2NH, *rotation)
-            k_TNH.index_copy_(0, places_R, qk_R2NH[:, 1])
-            v_TNH.index_copy_(0, places_R, qkv_R3NH[:, 2])
-            q_RN1H = qk_R2NH[:, 0].unsqueeze(2)
-            out_RN1H = F.scaled_dot_product_attention(q_RN1H, k_RNSH, v_RNSH, attn_mask=bias_R11S)
-            x_RD = layer.out.onto(x_RD, out_RN1H.reshape(rows, -1))
+            out = attend(number, qk_R2NH[:, 0], qk_R2NH[:, 1], qkv_R3NH[:, 2])
+            x_RD = layer.out.onto(x_RD, out.reshape(rows, -1))
             x_RD = layer.down.onto(x_RD, layer.inner(layer.mlp_norm(x_RD)))
         return self.norm(x_RD)
 
@@ -188,6 +208,8 @@ def norm_of(module: nn.Module) -> Function:
     small = NORM_EPS if eps is None else eps
 
     def both_signs(x_RD: Tensor) -> Tensor:
+        if x_RD.is_cuda:  # where it is one operation
+            return F.rms_norm(x_RD, shape, weight, small)
         x_RE = torch.cat((x_RD, -x_RD), dim=1)
         return torch.layer_norm(x_RE, [2 * width], weight_E, None, small, False)[:, :width]
 
@@ -219,6 +241,5 @@ def wide_of(mlp: FeedForward) -> Function:
     assert isinstance(mlp.up, nn.Linear)
     gate_FD, up_FD = mlp.gate.weight.detach(), mlp.up.weight.detach()
     if gate_FD.data_ptr() + gate_FD.nbytes == up_FD.data_ptr():
-        wide_DF = gate_FD.as_strided((2 * len(gate_FD), gate_FD.shape[1]), gate_FD.stride()).T
-        return lambda x_RD: torch.mm(x_RD, wide_DF)
+        return Product(gate_FD.as_strided((2 * len(gate_FD), gate_FD.shape[1]), gate_FD.stride()))
     return lambda x_RD: torch.cat((x_RD @ gate_FD.T, x_RD @ up_FD.T), dim=1)

@@ -18,8 +18,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from cm3leon.decode import FastDecoder
 from cm3leon.grammar import Choices
+from cm3leon.graphs import stepper
 from cm3leon.model import Decoder
 from cm3leon.request import Request, Sample
 from cm3leon.sampling import Sampling, choose, combine
@@ -102,8 +102,8 @@ class Engine:
 
     def __init__(self, model: Decoder, *, rows: int, capacity: int) -> None:
         self.model = model
-        self.decode = FastDecoder.of(model)
         self.cache = model.new_cache(rows, capacity)
+        self.decode = stepper(model, self.cache)
         self.waiting: deque[tuple[int, Request]] = deque()
         self.jobs: dict[int, Job] = {}
         self.samples: list[Sample] = []  # under way
@@ -253,6 +253,7 @@ class Engine:
         for mover, gap in zip(movers, gaps, strict=True):
             sample, stream = self.owners[gap] = self.owners[mover]
             sample.rows[stream] = gap
+        self.cache.clear(range(left, len(self.owners)))
         del self.owners[left:]
         self.samples = [sample for sample in self.samples if sample not in samples]
         order = list(range(len(self.hidden_RD)))
@@ -279,7 +280,7 @@ class Engine:
         if length > 1:
             self.hidden_RD = self.model(ids_RL, self.cache)[:, -1]
         else:
-            self.hidden_RD = self.decode(ids_RL[:, 0], self.cache)
+            self.hidden_RD = self.decode(ids_RL[:, 0])
         for sample in self.samples:
             if sample.unfed:
                 del sample.unfed[:length]

@@ -183,7 +183,7 @@ class Decoder(nn.Module):
         self.attend: Attention = attend
         self.through: Through = plainly
         self.reader: Callable[[Tensor, slice], Tensor] | None = None  # a head of other precision
-        self.fast: Callable[[Tensor, KVCache], Tensor] | None = None  # see decode
+        self.fast: object = None  # what `decode` has made of the weights
         self.embed = new_embedding(config.vocabulary, config.width)
         self.position: nn.Embedding | None = None
         if config.positions == "learned":

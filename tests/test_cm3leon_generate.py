@@ -199,18 +199,18 @@ def test_how_often_a_draw_falls_on_a_border(model: Decoder, mode: str) -> None:
 def read(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Rows and ids a row of every pass through the decoder, in order."""
     shapes: list[tuple[int, int]] = []
-    forward, step = model.forward, FastDecoder.__call__
+    forward, step = model.forward, FastDecoder.step
 
     def counting(ids_BL: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         shapes.append((ids_BL.shape[0], ids_BL.shape[1]))
         return forward(ids_BL, *args, **kwargs)
 
-    def counting_steps(self: FastDecoder, ids_R: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    def counting_steps(self: FastDecoder, cache: KVCache, ids_R: torch.Tensor) -> torch.Tensor:
         shapes.append((len(ids_R), 1))
-        return step(self, ids_R, cache)
+        return step(self, cache, ids_R)
 
     monkeypatch.setattr(model, "forward", counting)
-    monkeypatch.setattr(FastDecoder, "__call__", counting_steps)
+    monkeypatch.setattr(FastDecoder, "step", counting_steps)
     return shapes
 
 

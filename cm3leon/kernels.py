@@ -1,0 +1,207 @@
+"""A decode step's products and attention as Triton kernels, for an NVIDIA GPU.
+
+Called by decode, which asks `here` first: Triton comes with PyTorch's builds for CUDA and is
+imported nowhere else. With a handful of rows a product is nothing but a wait for its weights, which
+these read once, in long runs, in bf16 or in int8; and attention over a cache of which every row is
+filled to another length needs neither a mask nor a host that knows the lengths, so that one
+recorded step serves all of them.
+
+Shapes: R = rows, K = width in, N = width out (products) or heads (attention), H = head size,
+S = slots, C = rows of the whole cache.
+"""
+
+# pyright: basic, reportMissingImports=false, reportInvalidTypeForm=false
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MANY = 4  # rows above this are multiplied by PyTorch, whose kernels reuse what they have read
+TILE_N, TILE_K, WARPS = 4, 1024, 4  # of a product: outputs and inputs at a time
+TILE_S = 64  # slots at a time
+
+triton: Any = None
+tl: Any = None
+if find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
+
+
+def here(device: torch.device) -> bool:
+    """Whether these kernels run on a device."""
+    return device.type == "cuda" and triton is not None and torch.version.hip is None
+
+
+def product(
+    x_RK: Tensor,
+    weight_NK: Tensor,
+    scales_N: Tensor | None = None,
+    *,
+    onto_RN: Tensor | None = None,
+) -> Tensor:
+    """x @ weight.T for at most MANY rows; with a scale an output, on top of a sum.
+    Sums are in fp32; the result is in the type of x."""
+    rows, width = x_RK.shape
+    outputs = len(weight_NK)
+    assert rows <= MANY, f"{rows} rows"
+    assert weight_NK.is_contiguous()
+    assert x_RK.stride(1) == 1
+    y_RN = x_RK.new_empty(rows, outputs)
+    product_kernel[(triton.cdiv(outputs, TILE_N),)](
+        x_RK,
+        weight_NK,
+        x_RK if scales_N is None else scales_N,
+        y_RN if onto_RN is None else onto_RN,
+        y_RN,
+        outputs,
+        width,
+        x_RK.stride(0),
+        rows=rows,
+        scaled=scales_N is not None,
+        summed=onto_RN is not None,
+        tile_n=TILE_N,
+        tile_k=min(TILE_K, triton.next_power_of_2(width)),
+        num_warps=WARPS,
+    )
+    return y_RN
+
+
+def attend(
+    q_RNH: Tensor, k_RNH: Tensor, v_RNH: Tensor, k_CSNH: Tensor, v_CSNH: Tensor, places_R: Tensor
+) -> Tensor:
+    """out_RNH of one query a row over the first `places_R` slots of its row of the cache and over
+    its own key and value, which are stored in the slot after those."""
+    rows, heads, head_size = q_RNH.shape
+    out_RNH = q_RNH.new_empty(q_RNH.shape)
+    assert k_CSNH.stride() == v_CSNH.stride()
+    assert k_RNH.stride() == q_RNH.stride()
+    attend_kernel[(rows, heads)](
+        q_RNH,
+        k_RNH,
+        v_RNH,
+        k_CSNH,
+        v_CSNH,
+        places_R,
+        out_RNH,
+        head_size**-0.5,
+        q_RNH.stride(0),
+        v_RNH.stride(0),
+        k_CSNH.stride(0),
+        k_CSNH.stride(1),
+        heads=heads,
+        size=head_size,
+        tile_s=TILE_S,
+        tile_h=triton.next_power_of_2(head_size),
+        num_warps=4,
+    )
+    return out_RNH
+
+
+if triton is not None:
+
+    @triton.jit
+    def product_kernel(
+        x_ptr,
+        weight_ptr,
+        scales_ptr,
+        onto_ptr,
+        y_ptr,
+        outputs,
+        width,
+        x_stride,
+        rows: tl.constexpr,
+        scaled: tl.constexpr,
+        summed: tl.constexpr,
+        tile_n: tl.constexpr,
+        tile_k: tl.constexpr,
+    ):
+        """`tile_n` outputs of all rows. Every row has its own sums, in as many lanes as a tile has
+        numbers: they are added up in the end only."""
+        n = tl.program_id(0) * tile_n + tl.arange(0, tile_n)[:, None]
+        k = tl.arange(0, tile_k)[None, :]
+        inside = n < outputs
+        lines = weight_ptr + n.to(tl.int64) * width
+        sums0 = tl.zeros((tile_n, tile_k), tl.float32)
+        sums1, sums2, sums3 = sums0, sums0, sums0
+        for start in range(0, width, tile_k):
+            at = start + k
+            fits = at < width
+            w = tl.load(lines + at, mask=inside & fits, other=0).to(tl.float32)
+            x = x_ptr + at + tl.zeros_like(n)
+            sums0 += w * tl.load(x, mask=fits & inside, other=0).to(tl.float32)
+            if rows > 1:
+                sums1 += w * tl.load(x + x_stride, mask=fits & inside, other=0).to(tl.float32)
+            if rows > 2:
+                sums2 += w * tl.load(x + 2 * x_stride, mask=fits & inside, other=0).to(tl.float32)
+            if rows > 3:
+                sums3 += w * tl.load(x + 3 * x_stride, mask=fits & inside, other=0).to(tl.float32)
+        for row in tl.static_range(rows):
+            if row == 0:
+                y = tl.sum(sums0, 1)
+            elif row == 1:
+                y = tl.sum(sums1, 1)
+            elif row == 2:
+                y = tl.sum(sums2, 1)
+            else:
+                y = tl.sum(sums3, 1)
+            to = tl.program_id(0) * tile_n + tl.arange(0, tile_n)
+            if scaled:
+                y *= tl.load(scales_ptr + to, mask=to < outputs, other=0).to(tl.float32)
+            if summed:
+                sum_ptr = onto_ptr + row * outputs + to
+                y += tl.load(sum_ptr, mask=to < outputs, other=0).to(tl.float32)
+            tl.store(y_ptr + row * outputs + to, y.to(y_ptr.dtype.element_ty), mask=to < outputs)
+
+    @triton.jit
+    def attend_kernel(
+        q_ptr,
+        k_ptr,
+        v_ptr,
+        k_cache,
+        v_cache,
+        places_ptr,
+        out_ptr,
+        scale,
+        q_stride,
+        v_stride,
+        row_stride,
+        slot_stride,
+        heads: tl.constexpr,
+        size: tl.constexpr,
+        tile_s: tl.constexpr,
+        tile_h: tl.constexpr,
+    ):
+        """One head of one row, by tiles of slots: the sums of a softmax, rescaled whenever a larger
+        score comes (flash attention's way)."""
+        row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+        place = tl.load(places_ptr + row)
+        h = tl.arange(0, tile_h)
+        inside = h < size
+        at = head * size + h
+        q = tl.load(q_ptr + row * q_stride + at, mask=inside, other=0).to(tl.float32) * scale
+        k_new = tl.load(k_ptr + row * q_stride + at, mask=inside, other=0)
+        v_new = tl.load(v_ptr + row * v_stride + at, mask=inside, other=0)
+        own = row * row_stride + place * slot_stride + at
+        tl.store(k_cache + own, k_new, mask=inside)
+        tl.store(v_cache + own, v_new, mask=inside)
+        most = tl.sum(q * k_new.to(tl.float32), 0)
+        total = most * 0 + 1.0
+        sums = v_new.to(tl.float32)
+        for start in range(0, place, tile_s):
+            slot = start + tl.arange(0, tile_s)
+            seen = slot < place
+            where = row * row_stride + slot[:, None].to(tl.int64) * slot_stride + at[None, :]
+            shown = seen[:, None] & inside[None, :]
+            k = tl.load(k_cache + where, mask=shown, other=0).to(tl.float32)
+            v = tl.load(v_cache + where, mask=shown, other=0).to(tl.float32)
+            scores = tl.where(seen, tl.sum(k * q[None, :], 1), float("-inf"))
+            above = tl.maximum(most, tl.max(scores, 0))
+            shares = tl.exp(scores - above)
+            shrunk = tl.exp(most - above)
+            sums = sums * shrunk + tl.sum(shares[:, None] * v, 0)
+            total = total * shrunk + tl.sum(shares, 0)
+            most = above
+        out = out_ptr + row * heads * size + at
+        tl.store(out, (sums / total).to(out_ptr.dtype.element_ty), mask=inside)
