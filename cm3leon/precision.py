@@ -130,9 +130,10 @@ class DynamicInt8Linear(nn.Module):
         self.range_1K[0, :2] = torch.tensor([1.0, -1.0])
 
     def forward(self, x_TK: Tensor) -> Tensor:
-        most_T1 = x_TK.abs().amax(1, keepdim=True).clamp_(min=1e-30)
+        most_T1 = x_TK.float().abs().amax(1, keepdim=True).clamp_(min=1e-30)
         rows = torch.cat((x_TK / most_T1, self.range_1K))
-        return torch.ops.quantized.linear_dynamic(rows, self.packed, False)[:-1] * most_T1
+        y_TN = torch.ops.quantized.linear_dynamic(rows, self.packed, False)[:-1] * most_T1
+        return y_TN.to(x_TK.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -188,7 +189,7 @@ class PackedHead:
         self.packed: dict[tuple[int, int], nn.Module] = {}
 
     def __call__(self, hidden_K: Tensor, ids: slice) -> Tensor:
-        if ids.stop - ids.start < FEW:
+        if ids.stop - ids.start < FEW or (ids.stop - ids.start) % 16:  # int4 packs no others
             return F.linear(hidden_K, self.weight_VK[ids])
         key = ids.start, ids.stop
         if key not in self.packed:
