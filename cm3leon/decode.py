@@ -122,7 +122,7 @@ class FastDecoder:
     ) -> Tensor:
         """The step of tensors alone, so that it can be recorded once and played again for any
         number of rows and slots. Writes into the keys and values of the whole cache."""
-        rows, bias_R11S = len(ids_R), bias_R1S.unsqueeze(1)
+        rows, bias_R11S = ids_R.shape[0], bias_R1S.unsqueeze(1)  # len() would be recorded
         caches = (k_YCSNH, v_YCSNH)
         seen = [x[:, :rows, : bias_R1S.shape[2]].transpose(2, 3).unbind() for x in caches]
         flat = [x.flatten(1, 2).unbind() for x in caches]

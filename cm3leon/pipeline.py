@@ -22,6 +22,7 @@ from cm3leon.checkpoint import TaskSampling
 from cm3leon.generate import Progress, Watch, generate
 from cm3leon.live import Live, Watcher
 from cm3leon.model import Decoder
+from cm3leon.precision import Precision, prepare
 from cm3leon.request import Streams
 from cm3leon.sampling import Sampling
 from tokenizer.codec import Codec
@@ -54,30 +55,44 @@ class CM3Leon:
         image_tokenizer: ImageTokenizer,
         sampling: TaskSampling | None = None,
         model_hash: str = "",
+        precision: Precision = "fp32",
     ) -> None:
         self.model = model
         self.codec = codec
         self.image_tokenizer = image_tokenizer
         self.sampling = sampling or TaskSampling()
         self.hash = model_hash  # of the folder it came from; "" before it is saved
+        self.precision = precision  # of the decoder's weights
 
     @classmethod
     def from_pretrained(
-        cls, source: Path | str = "default", *, device: str = "cpu", say: Say | None = None
+        cls,
+        source: Path | str = "default",
+        *,
+        device: str = "cpu",
+        precision: Precision = "auto",
+        say: Say | None = None,
     ) -> Self:
         """Read a checkpoint: a folder, `default` (the embedded model) or `hf:owner/name`.
 
-        device: `cpu`, `cuda`, `cuda:1` ..., or `auto` for a GPU where there is one.
+        device: `cpu`, `cuda`, `cuda:1` ..., or `auto` for a GPU where there is one; precision: of
+        the decoder's weights (`cm3leon.precision.prepare`).
         """
         place = pick_device(device)
         parts = checkpoint.load(checkpoint.find(source, say))
         aloud = None if place.type == "cpu" else say  # a CPU leaves nothing to choose
         parts.model.to(place).attend = best_attention(place, say=aloud)
         image_tokenizer = parts.image_tokenizer.to(place)
-        return cls(parts.model, parts.codec, image_tokenizer, parts.sampling, parts.hash)
+        chosen = prepare(parts.model, precision, aloud if precision == "auto" else say)
+        return cls(parts.model, parts.codec, image_tokenizer, parts.sampling, parts.hash, chosen)
 
     def save_pretrained(self, folder: Path | str, *, half: bool = False) -> None:
         """Write the checkpoint as a new folder; `half` stores the decoder in fp16."""
+        if self.precision != "fp32":
+            raise UserError(
+                f"the decoder's weights are packed as {self.precision}, which is not stored; load "
+                "the model with precision 'fp32' to save it"
+            )
         parts = (self.model, self.codec, self.image_tokenizer)
         checkpoint.save(folder, *parts, sampling=self.sampling, half=half)
 

@@ -75,6 +75,7 @@ def bits(
     limit: tables.Limit = None,
     out: tables.Lines = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
@@ -84,7 +85,7 @@ def bits(
 
     Shards.open(shards)  # cheap, before the weights
     tables.check_lines(out)
-    leon = _open_model(model, device, threads)
+    leon = _open_model(model, device, threads, precision)
     tokens = Shards.open(shards, leon.image_tokenizer.hash, leon.codec.text.hash)
     pairs = measure(leon.model, leon.codec, tokens, limit=limit, progress=tables.steps("bits"))
     tables.write_lines(out, map(dataclasses.asdict, pairs))
@@ -98,7 +99,11 @@ def bits(
         }
         for kind, row in rows.items()
     }
-    about = {"model": leon.hash, "measured on": tables.place(shards.name, limit)}
+    about = {
+        "model": leon.hash,
+        "precision": leon.precision,
+        "measured on": tables.place(shards.name, limit),
+    }
     tables.tell_table(context, about, table, tables.plain(rows), as_json)
 
 
@@ -109,6 +114,7 @@ def captions(
     limit: tables.Limit = None,
     out: tables.Lines = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
@@ -118,7 +124,7 @@ def captions(
 
     Shards.open(shards)  # cheap, before the weights
     tables.check_lines(out)
-    leon = _open_model(model, device, threads)
+    leon = _open_model(model, device, threads, precision)
     tokens = Shards.open(shards, leon.image_tokenizer.hash, leon.codec.text.hash)
     said = measure(leon.model, leon.codec, tokens, limit=limit, progress=tables.steps("captions"))
     tables.write_lines(out, map(dataclasses.asdict, said))
@@ -126,7 +132,11 @@ def captions(
     columns = ("label named", "style named", "both", "exact first caption")
     shares = [tables.share_text(figure) for figure in rows.values()]
     table = {"all": {"pictures": str(len(said)), **dict(zip(columns, shares, strict=True))}}
-    about = {"model": leon.hash, "measured on": tables.place(shards.name, limit)}
+    about = {
+        "model": leon.hash,
+        "precision": leon.precision,
+        "measured on": tables.place(shards.name, limit),
+    }
     tables.tell_table(context, about, table, tables.plain(rows), as_json)
 
 
@@ -140,6 +150,7 @@ def sheet(
     out: Annotated[Path, typer.Option(help="The folder to write the sheets to.")],
     split: Annotated[str, typer.Option(help="The tars whose names begin so.")] = "train",
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
@@ -152,7 +163,7 @@ def sheet(
     chosen = Chosen.read(prompts)
     tars = find_tars(corpus, f"{split}-")
     check_out(out)
-    leon = _open_model(model, device, threads)
+    leon = _open_model(model, device, threads, precision)
     ids = frozenset(edit.source for edit in chosen.edits)
     sources = find_images(tars, leon.image_tokenizer.size, ids)
     drawn = draw(leon, chosen, sources, tables.steps("sheet"))
@@ -161,10 +172,11 @@ def sheet(
         "prompt": f"the sheet with SHA-256 {file_hash(prompts)}",
         "seed": "the number of the picture",
         "settings": json.dumps(dataclasses.asdict(leon.sampling)),
+        "precision": leon.precision,
     }
     paths = [str(path) for path in write(out, chosen, drawn, sources, notes)]
     counts = {"pictures": str(len(chosen.pictures)), "edits": str(len(chosen.edits))}
-    about = {"model": leon.hash, "measured on": prompts.name}
+    about = {"model": leon.hash, "precision": leon.precision, "measured on": prompts.name}
     tables.tell_table(context, about, {"all": counts}, {"files": paths}, as_json)
     if not as_json:
         tell(["", *paths], {}, as_json)
@@ -188,7 +200,9 @@ def _open_tokenizer(model: str, threads: int | None) -> tuple["ImageTokenizer", 
     return ImageTokenizer.load(folder / IMAGE), hash_of(folder)
 
 
-def _open_model(model: str, device: str, threads: int | None) -> "CM3Leon":
+def _open_model(
+    model: str, device: str, threads: int | None, precision: options.Precision
+) -> "CM3Leon":
     from cm3leon.checkpoint import find
 
-    return options.open_model(find(model, options.say), device, threads)
+    return options.open_model(find(model, options.say), device, threads, precision)

@@ -28,6 +28,13 @@ Count = Annotated[int, _COUNT]
 OtherCount = Annotated[int | None, _COUNT]
 Out = Annotated[Path, typer.Option(help="The PNG to write; with -n, the contact sheet's name.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "int8", "int4"],
+    typer.Option(
+        help="Of the weights: auto is bf16 on a GPU and fp32 on a CPU; int8 and int4 are quicker "
+        "and less exact."
+    ),
+]
 Watch = Annotated[
     bool, typer.Option("--watch", help="Show the picture as it comes, in a terminal that can.")
 ]
@@ -78,7 +85,9 @@ def sampling_of(
     return folder, with_changes(getattr(read_sampling(folder), task), **given)
 
 
-def open_model(folder: Path, device: str, threads: int | None) -> "CM3Leon":
+def open_model(
+    folder: Path, device: str, threads: int | None, precision: Precision = "auto"
+) -> "CM3Leon":
     """Read the weights: the dear part, after all cheap checks."""
     import torch
 
@@ -86,7 +95,7 @@ def open_model(folder: Path, device: str, threads: int | None) -> "CM3Leon":
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return CM3Leon.from_pretrained(folder, device=device, say=say)
+    return CM3Leon.from_pretrained(folder, device=device, precision=precision, say=say)
 
 
 def bytes_of(text: str | None) -> int | None:
