@@ -119,14 +119,12 @@ class Engine:
         return bool(self.jobs or self.waiting)
 
     @property
-    def farthest(self) -> int:
-        """Ids of the sample under way that has come farthest."""
-        settled = [len(sample.ids) for sample in self.samples]
-        drawn = [
-            max(len(sample.ids) for sample in group.samples) + len(group.drawn)
-            for group in self.groups or ()
-        ]
-        return max([*settled, *drawn], default=0)
+    def lengths(self) -> list[int]:
+        """Ids that each sample under way has come to."""
+        unsettled = {
+            id(sample): len(group.drawn) for group in self.groups or () for sample in group.samples
+        }
+        return [len(sample.ids) + unsettled.get(id(sample), 0) for sample in self.samples]
 
     def submit(self, request: Request) -> int:
         """Put a request in the queue; its number. Raises UserError when it can never fit."""

@@ -55,7 +55,7 @@ def generate_batch(
     while engine.busy:
         over = engine.step()
         found |= over
-        done = max(done, engine.farthest, *(len(ids) for rows in over.values() for ids in rows))
+        done = max(done, *engine.lengths, *(len(ids) for rows in over.values() for ids in rows))
         if progress is not None:
             progress(done, most)
         if watch is not None and engine.busy and done // every > told // every:

@@ -1,0 +1,43 @@
+"""Many prompts through one engine are painted as each alone."""
+
+import pytest
+
+from cm3leon import prompts
+from cm3leon.batch import Wish, paint_all
+from cm3leon.pipeline import CM3Leon
+from cm3leon.sampling import Sampling
+from tokenizer.errors import UserError
+
+
+@pytest.mark.parametrize("in_flight", [1, 3, 16])
+def test_pictures_are_those_painted_alone(tiny: CM3Leon, in_flight: int) -> None:
+    example = prompts.pair("a blue heart", tiny.to_picture(tiny.text_to_image("a red fox")[0]))
+    wishes = [
+        Wish(prompt=prompt, seed=seed, retrieved=(example,) if seed == 3 else ())
+        for seed, prompt in enumerate(["a red fox", "a blue heart", "a cat", "a cat's head", "red"])
+    ]
+    sampling = Sampling(top_p=0.9)
+    told: list[tuple[int, int]] = []
+    found = dict(
+        paint_all(
+            tiny,
+            wishes,
+            sampling,
+            in_flight=in_flight,
+            progress=lambda done, most: told.append((done, most)),
+        )
+    )
+    for number, wish in enumerate(wishes):
+        [alone] = tiny.text_to_image(
+            wish.prompt, seed=wish.seed, sampling=sampling, retrieved=wish.retrieved
+        )
+        assert found[number].tobytes() == alone.tobytes()
+    assert told[-1] == (5 * 16, 5 * 16)
+    assert told == sorted(told)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_any_is_painted(tiny: CM3Leon) -> None:
+    wishes = [Wish(prompt="a cat"), Wish(prompt="a red fox " * 100)]
+    with pytest.raises(UserError, match="do not fit into the model"):
+        next(paint_all(tiny, wishes))
+    assert list(paint_all(tiny, [])) == []
