@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cm3leon.cli import benching_generation, options, tables
+from cm3leon.cli import benching_batching, benching_generation, options, tables
 from cm3leon.cli.retrieving import (
     COUNT,
     DEFAULT,
@@ -37,6 +37,7 @@ def add_to(app: typer.Typer) -> None:
     group.command()(retrieval)
     group.command()(train)
     group.command()(benching_generation.generate)
+    group.command()(benching_batching.batching)
     app.add_typer(group, name="bench")
 
 

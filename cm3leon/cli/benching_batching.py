@@ -1,0 +1,45 @@
+"""bench batching: many requests together against one by one."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from cm3leon.cli import options, tables
+
+
+def batching(
+    context: typer.Context,
+    model: options.Model = "default",
+    requests: Annotated[int, typer.Option(min=2, help="Requests of mixed tasks.")] = 32,
+    in_flight: Annotated[int, typer.Option(min=2, help="Requests under way at a time.")] = 16,
+    times: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 5,
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Continuous batching: requests of all tasks through one engine, against each by itself."""
+    from cm3leon.checkpoint import find
+    from eval.batching import measure
+
+    leon = options.open_model(find(model, options.say), device, threads, precision)
+    options.say(f"{requests} requests, {in_flight} in flight: {times} runs of each, by turns")
+    found = measure(leon, requests, in_flight, times)
+    table = {
+        name: {
+            "seconds": f"{side.median:.2f} ({side.least:.2f}-{side.most:.2f})",
+            "requests a second": f"{found.requests / side.median:.1f}",
+            "tokens a second": f"{found.tokens / side.median:,.0f}",
+        }
+        for name, side in (("together", found.together), ("one by one", found.alone))
+    }
+    about = {
+        "model": leon.hash,
+        "precision": leon.precision,
+        "requests": f"{found.requests} of mixed tasks, {found.in_flight} in flight",
+        "together over one by one": f"{found.ratio:.2f}",
+        "the same ids": f"{found.equal} of {found.requests}",
+    }
+    result = {**dataclasses.asdict(found), "ratio": found.ratio}
+    tables.tell_table(context, about, table, result, as_json)
