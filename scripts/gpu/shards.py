@@ -1,10 +1,10 @@
 """Token shards of a pack, and its pictures a little moved, in one pass over the pixels that the
 image tokenizer was trained on: minutes of a GPU are dear, and nothing is decoded twice.
 
-    python3 scripts/gpu/shards.py PACK.tar RUN FOLDER [--val VAL.tar] [--views 16] [--device cuda]
+    python3 scripts/gpu/shards.py PACK.tar RUN FOLDER [--val VAL.tar] [--views 16]
 
-RUN is the run of the image tokenizer, with the pixels it read; where it was stopped early, its newest
-state is made an image tokenizer first. Writes FOLDER/shards, FOLDER/views and FOLDER/shards-val.
+RUN is the run of the image tokenizer, with the pixels it read; where it was stopped early, its
+newest state is made an image tokenizer first. Writes FOLDER/shards, FOLDER/views, FOLDER/shards-val.
 """
 
 # Shapes: V = views, P = pictures, N = codes of one, B = batch, 3 = red, green, blue, H, W = pixels
