@@ -23,12 +23,12 @@ TEXT=${TEXT:-cm3leon/assets/default/tokenizer.model}
 OUT=${OUT:-$RUNS/out}
 RESERVE=15 # seconds to validate, save and copy at the end
 LATE=40    # seconds that the image tokenizer may take from the decoder
-probe_image=60 probe_decoder=80 most=100000
+probe_image=60 probe_decoder=80 most=100000 size=128
 image_changes=()
 changes=("rows.moved=0.5" "sample_prompts=[]")
 if [ "$TINY" = 1 ]; then
-    probe_image=12 probe_decoder=8 most=12 VIEWS=2
-    image_changes=(batch=4 model.size=32 model.ch=32 model.codes=32)
+    probe_image=12 probe_decoder=8 most=12 size=32 VIEWS=2
+    image_changes=(batch=4 "model.size=$size" model.ch=32 model.codes=32)
     changes+=(batch=8 micro_tokens=4096 model.layers=1 model.width=32 model.heads=2)
     changes+=(workers=1 'rows.edits={}' 'rows.questions={}')
 fi
@@ -106,10 +106,17 @@ tar=$(unpacked "$PACK")
 cp "${PACK%.tar*}".*.jsonl.gz "$RUNS/"
 val=${VAL:+$(unpacked "$VAL")}
 
+stage pixels env PYTHONPATH="$PWD:${PYTHONPATH:-}" "$PYTHON" -c '
+import sys
+from pathlib import Path
+from train.corpus import load_pixels
+
+tar, size, cache = sys.argv[1:]
+load_pixels([Path(tar)], int(size), frozenset(), Path(cache), say=print)' "$tar" "$size" "$RUNS/image"
+mkdir -p "$RUNS/probe-image"
+cp -rl "$RUNS/image"/pixels-* "$RUNS/probe-image/"
 stage image-probe train_image "steps=$probe_image" "loss.perceptual_start=$((probe_image / 2))" \
     sample_every=100000 --out "$RUNS/probe-image"
-mkdir -p "$RUNS/image"
-mv "$RUNS/probe-image"/pixels-* "$RUNS/image/" # read once
 steps=$(steps_in "$RUNS/probe-image" $((SECONDS_IMAGE - SECONDS)) "$TOOK" image)
 stage image train_image "steps=$steps" "loss.perceptual_start=$((steps * 3 / 4))" \
     "save_every=$((steps / 4))" "sample_every=$steps" --out "$RUNS/image" --resume latest \

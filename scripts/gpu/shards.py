@@ -4,7 +4,7 @@ image tokenizer was trained on: minutes of a GPU are dear, and nothing is decode
     python3 scripts/gpu/shards.py PACK.tar RUN FOLDER [--val VAL.tar] [--views 16]
 
 RUN is the run of the image tokenizer, with the pixels it read; where it was stopped early, its
-newest state is made an image tokenizer first. Writes FOLDER/shards, FOLDER/views, FOLDER/shards-val.
+newest state is made an image tokenizer first. Writes shards, views and shards-val into FOLDER.
 """
 
 # Shapes: V = views, P = pictures, N = codes of one, B = batch, 3 = red, green, blue, H, W = pixels
