@@ -103,7 +103,9 @@ train_decoder() { # NAME=VALUE... --out RUN
 }
 
 tar=$(unpacked "$PACK")
-cp "${PACK%.tar*}".*.jsonl.gz "$RUNS/"
+for what in edits questions; do
+    [ ! -f "${PACK%.tar*}.$what.jsonl.gz" ] || cp "${PACK%.tar*}.$what.jsonl.gz" "$RUNS/"
+done
 val=${VAL:+$(unpacked "$VAL")}
 
 stage pixels env PYTHONPATH="$PWD:${PYTHONPATH:-}" "$PYTHON" -c '
@@ -144,7 +146,7 @@ for name in ("image", "emoji-128"):
     log = [json.loads(line) for line in Path(sys.argv[1], name, "log.jsonl").open()]
     told = [line for line in log if "held_out_image_bits" in line]
     print(name)
-    for line in log[:: max(1, len(log) // 8)] + told + log[-1:]:
+    for line in [*log[:: len(log) // 7 + 1], *told[-4:], log[-1]]:
         print(" ".join(f"{k} {v:.4g}" for k, v in line.items())[:280])
 PYTHON_END
 bring
