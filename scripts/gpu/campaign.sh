@@ -44,7 +44,7 @@ bring() { # what is there, to OUT; each once but for the logs
     if [ -d "$RUNS/emoji-128/model" ] && [ ! -f "$OUT/model.tar.00" ]; then
         tar cf - -C "$RUNS/emoji-128" model | split -d -b 16000000 - "$OUT/model.tar."
     fi
-    (cd "$RUNS" && tar cJf "$OUT_FULL/logs.tar.xz" words $(ls -d ./*/log.jsonl ./image/*.png)) \
+    (cd "$RUNS" && tar czf "$OUT_FULL/logs.tar.gz" words $(ls -d ./*/log.jsonl ./image/*.png)) \
         2>/dev/null || true
 }
 OUT_FULL=$(cd "$OUT" && pwd)
@@ -64,7 +64,8 @@ stage() { # NAME COMMAND...: what it says goes to WORDS/NAME.txt, its end is sho
 }
 
 minutes() { # SECONDS; at least a few
-    awk -v s="$1" 'BEGIN { print (s > 5 ? s : 5) / 60 }'
+    local left=$(($1 > 5 ? $1 : 5))
+    printf '%d.%02d\n' $((left / 60)) $((left % 60 * 100 / 60))
 }
 
 steps_in() { # RUN SECONDS TOOK PARTS: steps as fast as the last of RUN's; see below
