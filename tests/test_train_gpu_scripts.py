@@ -105,7 +105,7 @@ def test_the_scripts_make_a_model_from_a_pack(packed: Path) -> None:
     found = run("decoder.sh", packed, "steps=3", VAL=str(packed))
     assert found == str(runs / "emoji-128" / "model")
     model = load(found).model
-    assert (model.config.context, model.config.width) == (1536, 32)
+    assert (model.config.context, model.config.width) == (1280, 32)
     lines = read(runs / "emoji-128")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert "held_out_image_bits" in lines[-1]
@@ -122,6 +122,29 @@ def test_the_scripts_make_a_model_from_a_pack(packed: Path) -> None:
     assert (again / "model.safetensors").read_bytes() == Path(
         found, "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_campaign_brings_what_is_done(packed: Path, broken: bool) -> None:
+    out = packed.parent / "brought"
+    given = {"VAL": str(packed), "OUT": str(out)}
+    if broken:
+        given["TEXT"] = "nowhere.model"
+        with pytest.raises(AssertionError):
+            run("campaign.sh", packed, **given)
+    else:
+        assert run("campaign.sh", packed, **given).endswith(" s] done")
+    names = {path.name for path in out.iterdir()}
+    wanted = {"image_tokenizer.tar", "logs.tar.gz"}
+    assert names == (wanted if broken else {*wanted, "model.tar.00"})
+    if not broken:
+        with tarfile.open(out / "model.tar.00") as tar:
+            tar.extractall(packed.parent, filter="data")
+        assert load(packed.parent / "model").model.config.width == 32
+        lines = read(packed.parent / "runs" / "emoji-128")
+        assert len(lines) == 12
+        assert sum("held_out_image_bits" in line for line in lines) == 4
 
 
 def test_the_page_names_what_is_there() -> None:

@@ -143,6 +143,28 @@ def test_tables_of_too_little_or_of_others_are_refused(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_documents_that_stand_alone_are_moved_whole(
+    shards: Shards, tiny: CM3Leon, share: float
+) -> None:
+    views_VPN = np.stack([shards.codes_PN + 10, shards.codes_PN + 20]).astype(np.uint16)
+    codec = Codec(tiny.codec.vocabulary, tiny.codec.text, GRID**2, 300)
+    config = RowsConfig(forms={"pair": 0.6, "edit": 0.4}, moved=share)
+    rows = Rows(shards, codec, config, MaskConfig(spans_mean=0, field=0), 0, None, views_VPN)
+    seen = {"pair": [0, 0, 0], "edit": [0, 0, 0]}
+    for row in range(400):
+        form, _ = rows.deck.at(row)
+        found = [
+            part.codes for part in codec.decode(rows.at(row).tolist()) if isinstance(part, Picture)
+        ]
+        tens = {code // 10 for codes in found for code in codes or ()}
+        assert len(tens) == 1, "both ends of an edit are seen through one view"
+        seen[form][tens.pop()] += 1
+    for as_it_is, *moved in seen.values():
+        assert sum(moved) / (as_it_is + sum(moved)) == pytest.approx(share, abs=0.1)
+        assert share == 0 or min(moved) > 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_all_pictures_of_a_row_share_a_view_and_only_behind_documents(
     shards: Shards, tiny: CM3Leon, share: float
 ) -> None:

@@ -17,6 +17,7 @@ from train.schedule import Schedule
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
 UNKNOWN = 1  # a vocabulary that the tokenizers are yet to tell
+ALONE = "views need neighbours, behind which a row is seen anew, or rows.moved above 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class RowsConfig:
     retrieved: int = 2  # most documents in front of one, where there is a table of neighbours
     unrelated: float = 0.0  # share of those drawn from all of its kind, so that not all are trusted
     seen_anew: float = 0.6  # share of captioned pictures behind others to see through a view
+    moved: float = 0.0  # of all documents where no table of neighbours is: both ends of an edit too
 
     def __post_init__(self) -> None:
         for table in (self.forms, self.kinds, self.edits, self.questions):
@@ -53,7 +55,7 @@ class RowsConfig:
                 raise UserError(f"unknown form '{name}'; known: {', '.join(known)}")
         if self.forms and not any(self.forms.values()):
             raise UserError("forms must name at least one kind of document")
-        for name in ("packed", "first_caption", "unrelated", "seen_anew"):
+        for name in ("packed", "first_caption", "unrelated", "seen_anew", "moved"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; a probability lies in 0..1")
         if self.retrieved < 0:
@@ -73,8 +75,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise UserError(f"weight is {self.weight}; it must be above 0, or leave the source out")
-        if self.views is not None and self.neighbours is None:
-            raise UserError("views need neighbours: only behind documents is a row seen anew")
+        if self.views and not (self.neighbours or (self.rows and self.rows.moved)):
+            raise UserError(ALONE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +182,8 @@ class PretrainRecipe:
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.views is not None and self.neighbours is None:
-            raise UserError("views need neighbours: only behind documents is a row seen anew")
+        if self.views and not (self.neighbours or self.rows.moved):
+            raise UserError(ALONE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,8 @@ class Rows:
         item = self.sources[form].at(place, rng)
         if form in FORMS:
             own, table = self.columns.pictures(item), self.shards.document(item)
-            shown = [self.picture(number) for number in own]
+            view = self.moved(rng)
+            shown = [self.picture(number, view) for number in own]
             try:
                 document = FORMS[form](table, shown, lambda count: int(rng.integers(count)))
                 return self.codec.encode(document, self.retrieved(own, rng)[0])
@@ -132,7 +133,7 @@ class Rows:
         there are any; the document itself must then be seen through it too.
         """
         if self.neighbours_PN is None:
-            return [], None
+            return [], self.moved(rng) if seen_anew else None
         count = int(rng.integers(self.config.retrieved + 1))
         known = self.neighbours_PN[own[0]].tolist() if count else []
         others = rng.permutation([one for one in known if one >= 0 and one not in own])[:count]
@@ -152,6 +153,12 @@ class Rows:
             for one in others.astype(int).tolist()
         ]
         return documents, view
+
+    def moved(self, rng: np.random.Generator) -> int | None:
+        """The view of a document that none can stand in front of, in a share `config.moved`."""
+        if self.views_VPN is None or self.neighbours_PN is not None or not self.config.moved:
+            return None
+        return int(rng.integers(len(self.views_VPN))) if rng.random() < self.config.moved else None
 
     @cached_property
     def window_places(self) -> int:

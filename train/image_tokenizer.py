@@ -38,6 +38,7 @@ from train.state import ALONE, Say
 from train.world import World, quiet, world
 
 CPU = torch.device("cpu")
+HELD = 4 << 30  # bytes of pixels that a GPU keeps, rather than wait for each batch
 FREE = ("save_every", "sample_every", "keep", "keep_every", "hung_after")
 
 
@@ -104,8 +105,9 @@ class Batches:
     ) -> None:
         if not kinds:
             raise UserError("there are no pictures to train on")
-        self.pixels, self.recipe, self.device = pixels, recipe, device
-        self.share_of = we.share(recipe.batch)
+        self.recipe, self.device, self.share_of = recipe, device, we.share(recipe.batch)
+        held = device.type != "cpu" and pixels.nbytes <= HELD
+        self.pixels = torch.from_numpy(np.array(pixels)).to(device) if held else pixels
         numbers = np.arange(len(kinds))
         shares = recipe.shares or {k: float(kinds.count(k)) for k in sorted(set(kinds))}
         missing = [k for k in shares if k not in kinds]
@@ -122,7 +124,8 @@ class Batches:
         rows = [self.groups[g][rng.integers(len(self.groups[g]))] for g in group]
         half = rng.random(self.recipe.batch) < 0.5
         mine = slice(self.share_of.start, self.share_of.stop)
-        x_B3HW = torch.from_numpy(self.pixels[rows[mine]]).to(self.device).float() / 127.5 - 1
+        drawn_B3HW = torch.as_tensor(self.pixels[rows[mine]], device=self.device)
+        x_B3HW = drawn_B3HW.float() / 127.5 - 1
         mirrored = torch.from_numpy(half[mine]).to(self.device)
         x_B3HW[mirrored] = x_B3HW[mirrored].flip(-1)
         return x_B3HW.contiguous(memory_format=torch.channels_last)

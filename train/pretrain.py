@@ -170,7 +170,12 @@ def open_rows(
         return Rows(shards, codec, source.rows or recipe.rows, recipe.mask, seed, near, views)
 
     if recipe.shards is not None:
-        alone = SourceConfig(shards=recipe.shards, neighbours=recipe.neighbours, views=recipe.views)
+        alone = SourceConfig(
+            shards=recipe.shards,
+            neighbours=recipe.neighbours,
+            views=recipe.views,
+            rows=recipe.rows,
+        )
         return rows_of(alone, recipe.seed)
     found = {
         name: rows_of(source, recipe.seed + SOURCE_SEEDS * number)
