@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cm3leon import kernels
 from cm3leon.attention import KVCache
 from cm3leon.model import NORM_EPS, Block, Decoder, FeedForward, rotate
 
@@ -34,24 +33,17 @@ class Product:
 
     def __init__(self, matrix: nn.Module | Tensor) -> None:
         weight_MK = matrix.weight if isinstance(matrix, nn.Linear) else matrix
-        self.weight_MK = weight_MK.detach() if isinstance(weight_MK, Tensor) else None
+        self.weight_KM = weight_MK.detach().T if isinstance(weight_MK, Tensor) else None
         self.forward = cast(Function, matrix)
-        self.by_kernel = self.weight_MK is not None and kernels.here(self.weight_MK.device)
 
     def __call__(self, x_RK: Tensor) -> Tensor:
-        if self.weight_MK is None:
-            return self.forward(x_RK)
-        if self.by_kernel and len(x_RK) <= kernels.MANY:
-            return kernels.product(x_RK, self.weight_MK)
-        return torch.mm(x_RK, self.weight_MK.T)
+        return self.forward(x_RK) if self.weight_KM is None else torch.mm(x_RK, self.weight_KM)
 
     def onto(self, sum_RM: Tensor, x_RK: Tensor) -> Tensor:
         """What is added to a sum."""
-        if self.weight_MK is None:
+        if self.weight_KM is None:
             return sum_RM + self.forward(x_RK)
-        if self.by_kernel and len(x_RK) <= kernels.MANY:
-            return kernels.product(x_RK, self.weight_MK, onto_RN=sum_RM)
-        return torch.addmm(sum_RM, x_RK, self.weight_MK.T)
+        return torch.addmm(sum_RM, x_RK, self.weight_KM)
 
 
 class Layer:

@@ -1,12 +1,11 @@
-"""A decode step's products and attention as Triton kernels, for an NVIDIA GPU.
+"""What a decode step on an NVIDIA GPU needs of Triton: a product with int8 weights, and attention.
 
-Called by decode, which asks `here` first: Triton comes with PyTorch's builds for CUDA and is
-imported nowhere else. With a handful of rows a product is nothing but a wait for its weights, which
-these read once, in long runs, in bf16 or in int8; and attention over a cache of which every row is
-filled to another length needs neither a mask nor a host that knows the lengths, so that one
-recorded step serves all of them.
+Called by precision and graphs, which ask `here` first: Triton comes with PyTorch's builds for CUDA
+and is imported nowhere else. With a handful of rows a product is a wait for its weights, which are
+read here once, as int8. Attention looks up how far each row of the cache is filled: it needs no
+mask, and no host that knows the lengths, so that one recorded step serves all of them.
 
-Shapes: R = rows, K = width in, N = width out (products) or heads (attention), H = head size,
+Shapes: R = rows, K = width in, N = width out (product) or heads (attention), H = head size,
 S = slots, C = rows of the whole cache.
 """
 
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MANY = 4  # rows above this are multiplied by PyTorch, whose kernels reuse what they have read
-TILE_N, TILE_K, WARPS = 4, 1024, 4  # of a product: outputs and inputs at a time
-TILE_S = 64  # slots at a time
+FEW = 4  # rows of a product at most
+TILE_N, TILE_K = 2, 1024  # outputs and inputs at a time; the best of seven tried on an H200
+TILE_S = 64  # slots at a time; the best of three
 
 triton: Any = None
 tl: Any = None
@@ -34,36 +33,26 @@ def here(device: torch.device) -> bool:
     return device.type == "cuda" and triton is not None and torch.version.hip is None
 
 
-def product(
-    x_RK: Tensor,
-    weight_NK: Tensor,
-    scales_N: Tensor | None = None,
-    *,
-    onto_RN: Tensor | None = None,
-) -> Tensor:
-    """x @ weight.T for at most MANY rows; with a scale an output, on top of a sum.
-    Sums are in fp32; the result is in the type of x."""
+def product(x_RK: Tensor, ints_NK: Tensor, scales_N: Tensor) -> Tensor:
+    """x @ (ints * scales).T for at most FEW rows. Sums are in fp32, the result is of x's type."""
     rows, width = x_RK.shape
-    outputs = len(weight_NK)
-    assert rows <= MANY, f"{rows} rows"
-    assert weight_NK.is_contiguous()
+    outputs = len(ints_NK)
+    assert rows <= FEW, f"{rows} rows"
+    assert ints_NK.is_contiguous()
     assert x_RK.stride(1) == 1
     y_RN = x_RK.new_empty(rows, outputs)
     product_kernel[(triton.cdiv(outputs, TILE_N),)](
         x_RK,
-        weight_NK,
-        x_RK if scales_N is None else scales_N,
-        y_RN if onto_RN is None else onto_RN,
+        ints_NK,
+        scales_N,
         y_RN,
         outputs,
         width,
         x_RK.stride(0),
         rows=rows,
-        scaled=scales_N is not None,
-        summed=onto_RN is not None,
         tile_n=TILE_N,
-        tile_k=min(TILE_K, triton.next_power_of_2(width)),
-        num_warps=WARPS,
+        tile_k=TILE_K,
+        num_warps=4,
     )
     return y_RN
 
@@ -104,16 +93,13 @@ if triton is not None:
     @triton.jit
     def product_kernel(
         x_ptr,
-        weight_ptr,
+        ints_ptr,
         scales_ptr,
-        onto_ptr,
         y_ptr,
         outputs,
         width,
         x_stride,
         rows: tl.constexpr,
-        scaled: tl.constexpr,
-        summed: tl.constexpr,
         tile_n: tl.constexpr,
         tile_k: tl.constexpr,
     ):
@@ -122,7 +108,7 @@ if triton is not None:
         n = tl.program_id(0) * tile_n + tl.arange(0, tile_n)[:, None]
         k = tl.arange(0, tile_k)[None, :]
         inside = n < outputs
-        lines = weight_ptr + n.to(tl.int64) * width
+        lines = ints_ptr + n.to(tl.int64) * width
         sums0 = tl.zeros((tile_n, tile_k), tl.float32)
         sums1, sums2, sums3 = sums0, sums0, sums0
         for start in range(0, width, tile_k):
@@ -147,11 +133,7 @@ if triton is not None:
             else:
                 y = tl.sum(sums3, 1)
             to = tl.program_id(0) * tile_n + tl.arange(0, tile_n)
-            if scaled:
-                y *= tl.load(scales_ptr + to, mask=to < outputs, other=0).to(tl.float32)
-            if summed:
-                sum_ptr = onto_ptr + row * outputs + to
-                y += tl.load(sum_ptr, mask=to < outputs, other=0).to(tl.float32)
+            y *= tl.load(scales_ptr + to, mask=to < outputs, other=0).to(tl.float32)
             tl.store(y_ptr + row * outputs + to, y.to(y_ptr.dtype.element_ty), mask=to < outputs)
 
     @triton.jit

@@ -149,7 +149,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scales_N", scales_N.to(weight_NK.dtype))
 
     def forward(self, x_TK: Tensor) -> Tensor:
-        if len(x_TK) <= kernels.MANY and kernels.here(x_TK.device):
+        if len(x_TK) <= kernels.FEW and kernels.here(x_TK.device):
             return kernels.product(x_TK, self.ints_NK, self.scales_N)
         return F.linear(x_TK, self.ints_NK.to(x_TK.dtype)) * self.scales_N
 

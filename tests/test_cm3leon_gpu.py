@@ -56,24 +56,15 @@ def no_tf32() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", range(1, kernels.MANY + 1))
+@pytest.mark.parametrize("rows", range(1, kernels.FEW + 1))
 def test_a_product_is_that_of_pytorch(rows: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x_RK, weight_NK, onto_RN = (
-        torch.randn(shape, device=CUDA, dtype=dtype)
-        for shape in ((rows, 1500), (333, 1500), (rows, 333))
-    )
+    x_RK = torch.randn((rows, 1500), device=CUDA, dtype=dtype)
+    scales_N, ints_NK = to_int8(torch.randn((333, 1500), device=CUDA))
+    wanted_RN = x_RK.float() @ (ints_NK * scales_N[:, None]).T
+    found_RN = kernels.product(x_RK, ints_NK, scales_N.to(dtype)).float()
     close = 1e-3 if dtype == torch.float32 else 0.5
-
-    def check(found_RN: torch.Tensor, wanted_RN: torch.Tensor) -> None:
-        torch.testing.assert_close(found_RN.float(), wanted_RN, rtol=1e-2 * close, atol=close)
-
-    wanted = x_RK.float() @ weight_NK.float().T
-    check(kernels.product(x_RK, weight_NK), wanted)
-    check(kernels.product(x_RK, weight_NK, onto_RN=onto_RN), wanted + onto_RN.float())
-    scales_N, ints_NK = to_int8(weight_NK.float())
-    wanted = x_RK.float() @ (ints_NK * scales_N[:, None]).T
-    check(kernels.product(x_RK, ints_NK, scales_N.to(dtype)), wanted)
+    torch.testing.assert_close(found_RN, wanted_RN, rtol=1e-2 * close, atol=close)
 
 
 @pytest.mark.parametrize("size", [64, 96])
