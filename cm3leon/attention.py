@@ -180,17 +180,20 @@ class KVCache:
         else:
             self.lengths_B[self._some] += torch.tensor(counts, device=self.device)
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Make the rows `targets` the same as `sources`."""
+    def copy(
+        self, sources: Sequence[int], targets: Sequence[int], lengths: Sequence[int] | None = None
+    ) -> None:
+        """Make the rows `targets` the same as `sources`, or of those the first `lengths` tokens."""
         if not targets:
             return
-        seen = max(self.lengths[row] for row in sources)
+        lengths = lengths or [self.lengths[row] for row in sources]
+        seen = max(lengths)
         from_R, to_R = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
         for x_YBSNH in (self.k_YBSNH, self.v_YBSNH):
             x_YBSNH[:, to_R, :seen] = x_YBSNH[:, from_R, :seen]
-        self.lengths_B[to_R] = self.lengths_B[from_R]
-        for source, target in zip(sources, targets, strict=True):
-            self.lengths[target] = self.lengths[source]
+        self.lengths_B[to_R] = torch.tensor(lengths, device=self.device)
+        for target, length in zip(targets, lengths, strict=True):
+            self.lengths[target] = length
 
     def clear(self, rows: range) -> None:
         """Forget what these rows hold."""

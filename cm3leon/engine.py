@@ -1,17 +1,17 @@
 """Continuous batching: requests join and leave between two tokens, whatever their task.
 
 Below `generate`, which hands it requests and waits. Every stream of every sample has a row of the
-KV cache and all rows advance by one id a step. Equal prompts that come in together are read once,
-their rows copied. Samples that may draw the same ids in the same way form a group, which draws
-without the host looking at the result until something can change: no step of a picture waits for
-the device.
+KV cache and all rows advance by one id a step. Equal prompts that come in together, and equal
+beginnings of prompts, are read once, their rows copied. Samples that may draw the same ids in the
+same way form a group, which draws without the host looking at the result until something can
+change: no step of a picture waits for the device.
 
 Shapes: R = rows of the cache in use, W = guidance streams, B = samples of a group, M = W * B,
 P = distinct prompts, L = new tokens, D = width, T = steps, V = ids that may be drawn.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -21,12 +21,11 @@ from torch import Tensor
 from cm3leon.grammar import Choices
 from cm3leon.graphs import stepper
 from cm3leon.model import Decoder
+from cm3leon.prefill import Prompt, Reading, plan
 from cm3leon.request import Request, Sample
 from cm3leon.sampling import Sampling, choose, combine
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAD
-
-Prompt = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -189,31 +188,46 @@ class Engine:
             self._prefill(wanted)
 
     def _prefill(self, wanted: Sequence[tuple[Sample, int, Prompt]]) -> None:
-        """Read every distinct prompt once, right-padded in one batch, into the first row that is
-        to hold it; copy that row to the others."""
-        places: dict[Prompt, int] = {}
-        leaders, others = list[tuple[Sample, int, Prompt]](), list[tuple[Sample, int, Prompt]]()
-        for entry in wanted:
-            (others if entry[2] in places else leaders).append(entry)
-            places.setdefault(entry[2], len(places))
-        first, device = len(self.owners), self.cache.device
-        counts = [len(prompt) for prompt in places]
-        padded = [[*prompt, *[PAD] * (max(counts) - len(prompt))] for prompt in places]
-        self.cache.rows = range(first, first + len(places))
-        self.cache.clear(self.cache.rows)
-        hidden_PLD = self.model(torch.tensor(padded, device=device), self.cache, counts=counts)
-        last_P = torch.tensor(counts, device=device) - 1
-        hidden_PD = hidden_PLD[torch.arange(len(counts), device=device), last_P]
-        if not hidden_PD.isfinite().all():
+        """Read every distinct prompt once, into the first row that is to hold it; copy that row to
+        the others."""
+        first = len(self.owners)
+        passes = plan(list({prompt: None for *_, prompt in wanted}), self.cache.capacity)
+        order = [reading.prompt for readings in passes for reading in readings]
+        places = {prompt: first + number for number, prompt in enumerate(order)}
+        hidden = torch.cat([self._read(readings, places) for readings in passes])
+        if not hidden.isfinite().all():
             raise UserError("the model's answers are not finite numbers; its weights are bad")
-        sources = [places[prompt] for *_, prompt in (*leaders, *others)]
-        targets = range(first, first + len(sources))
-        shared = [first + source for source in sources[len(leaders) :]]
-        self.cache.copy(shared, targets[len(leaders) :])
-        for row, (sample, stream, _) in zip(targets, (*leaders, *others), strict=True):
+        leaders: dict[Prompt, tuple[Sample, int, Prompt]] = {}
+        others: list[tuple[Sample, int, Prompt]] = []
+        for entry in wanted:
+            if leaders.setdefault(entry[2], entry) is not entry:
+                others.append(entry)
+        entries = [*(leaders[prompt] for prompt in order), *others]
+        sources = [places[prompt] for *_, prompt in others]
+        self.cache.copy(sources, range(first + len(order), first + len(entries)))
+        for row, (sample, stream, _) in enumerate(entries, first):
             sample.rows[stream] = row
             self.owners.append((sample, stream))
-        self.hidden_RD = torch.cat((self.hidden_RD[:first], hidden_PD[sources]))
+        at = [places[prompt] - first for *_, prompt in entries]
+        self.hidden_RD = torch.cat((self.hidden_RD[:first], hidden[at]))
+
+    def _read(self, readings: Sequence[Reading], places: Mapping[Prompt, int]) -> Tensor:
+        """One pass of the plan, right-padded: hidden states after the last ids, hidden_PD."""
+        cache, device = self.cache, self.cache.device
+        start = places[readings[0].prompt]
+        cache.rows = range(start, start + len(readings))
+        cache.clear(cache.rows)
+        if readings[0].source:
+            sources = [places[reading.source] for reading in readings]
+            cache.copy(sources, cache.rows, [reading.shared for reading in readings])
+        counts = [len(reading.rest) for reading in readings]
+        padded = [
+            [*reading.rest, *[PAD] * (max(counts) - count)]
+            for reading, count in zip(readings, counts, strict=True)
+        ]
+        hidden_PLD = self.model(torch.tensor(padded, device=device), cache, counts=counts)
+        last_P = torch.tensor(counts, device=device) - 1
+        return hidden_PLD[torch.arange(len(counts), device=device), last_P]
 
     def _draw(self) -> None:
         """One id for every sample that has been read to its end, by groups of the like-minded."""

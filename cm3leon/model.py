@@ -234,14 +234,13 @@ class Decoder(nn.Module):
 
         Without a cache the rows are whole documents, right-padded at will: causal attention never
         looks at what follows. With one, `ids_BL` continues each row where it stands; `counts`
-        says how many of the L ids are real when an empty cache is filled with padded prompts.
+        says how many of the L ids of each row are real, the others being padding behind them.
         `positions_BL` is for rows that do not count from 0.
         """
         if cache is None:
             assert ids_BL.shape[1] <= self.config.context, "more tokens than the context holds"
             return self.read(ids_BL, positions_BL)
         assert positions_BL is None, "the cache knows the positions"
-        assert counts is None or cache.longest == 0, "padding is for empty rows only"
         rows, length = ids_BL.shape
         seen = cache.longest + length
         assert seen <= self.config.context, "more tokens than the context holds"
