@@ -92,6 +92,13 @@ def test_the_speed_of_variants_is_told(tmp_path: Path) -> None:
     assert len(read_lines(tmp_path / "runs" / "speed" / "350m-plain.jsonl")) == 7
 
 
+@pytest.mark.slow
+def test_the_speed_of_decoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pack.tar").touch()
+    last = run("decoding.sh", tmp_path / "pack.tar", TIMES="1")
+    assert last.startswith("| 760m, guided, 64 at once: ours, bf16 |")
+
+
 def read_lines(path: Path) -> list[str]:
     return path.read_text("utf-8").splitlines()
 
