@@ -1,0 +1,298 @@
+"""What sample and rerank is worth: does the picked candidate show the thing that was asked for more
+often than any candidate, and how often did one of them show it.
+
+tars -> `choose` prompts -> candidates painted, drawn alike and (`mix`) half by CD-K -> the score
+function picks -> the judge, MobileNetV2's features against real train pictures (`Judge`), says of
+each candidate whether it is a hit -> `figures`.
+"""
+
+# Shapes: P = real pictures, B = batch, F = features, 3HW = pixels
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from cm3leon import grammar, prompts
+from cm3leon.candidates import Score, best, samplings
+from cm3leon.generate import generate_batch
+from cm3leon.pipeline import CM3Leon
+from cm3leon.request import Request, Streams
+from cm3leon.sampling import Sampling
+from eval.figures import Figure, evenly, kind_of, ratio
+from eval.sets import read_images
+from tokenizer.document import Picture
+from tokenizer.errors import UserError
+from tokenizer.features import FeatureNet
+from tokenizer.pixels import fit, sheet, to_pixels
+from tokenizer.tars import Tally
+
+TOGETHER = 4  # prompts painted in one batch
+BATCH = 64  # real pictures looked at together
+SHOWN, CELL, FRAME = 12, 96, 4  # prompts on the sheet, and their pictures in pixels
+PLAIN, MIXED = "alike", "mixed"
+
+Progress = Callable[[int, int], None]
+Drawn = list[tuple[int, Sampling]]  # of each candidate: its seed, and how it is drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A prompt: a caption of the picture `id`, and the family that would be a hit.
+
+    A family is what the corpus calls so: of an emoji its code point less skin tone, gender, hair
+    and direction, in whatever style; of an icon or a clip art its name; of a photo the kind of
+    groceries. It is the thing shown, never how it is drawn.
+    """
+
+    id: str
+    kind: str
+    family: str
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Candidates of one prompt: what the picker said of each, and whether the judge has a hit."""
+
+    scores: tuple[float, ...]
+    hits: tuple[bool, ...]
+
+    def of(self, places: Sequence[int]) -> tuple[float, float, float]:
+        """Whether the pick of the candidates at these places is a hit, the share of hits among
+        them, and whether there is one."""
+        hits = [self.hits[place] for place in places]
+        picked = best([self.scores[place] for place in places])
+        return float(hits[picked]), sum(hits) / len(hits), float(any(hits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A prompt with its pools by name, and the judge's word on the prompt's own picture."""
+
+    asked: Asked
+    own: bool
+    pools: dict[str, Pool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Shares of prompts, and differences of shares, with errors over prompts."""
+
+    pick: Figure
+    random: Figure
+    any: Figure
+    gain: Figure
+    """Pick less random, prompt by prompt."""
+
+
+def choose(
+    listed: Iterable[Mapping[str, Any]], families: Set[str], count: int, seed: int
+) -> list[Asked]:
+    """`count` prompts by lot: pictures in an order drawn from the seed, of each one of its captions
+    drawn likewise; no caption twice, no family that is not in `families`.
+
+    Raises UserError where there are fewer.
+    """
+    draw = random.Random(seed)
+    fitting = [one for one in listed if one.get("family") in families and one.get("captions")]
+    found: dict[str, Asked] = {}
+    for one in draw.sample(fitting, len(fitting)):
+        prompt = draw.choice(one["captions"])
+        family, kind = one["family"], kind_of(one)
+        found.setdefault(prompt, Asked(id=one["id"], kind=kind, family=family, prompt=prompt))
+    if len(found) < count:
+        raise UserError(
+            f"{count} prompts are asked for, but lots give {len(found)} different captions of "
+            "families that the real pictures have too; ask for fewer"
+        )
+    return list(islice(found.values(), count))
+
+
+def choose_real(
+    listed: Iterable[Mapping[str, Any]], excluded: Set[str], limit: int
+) -> dict[str, str]:
+    """The family by id of the pictures to compare with: at most `limit` of each family, evenly
+    spaced, so that a family with many variants is not near to everything."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for one in listed:
+        if one.get("family") and one["id"] not in excluded:
+            groups[one["family"]].append(one["id"])
+    return {
+        ids[place]: family
+        for family, ids in groups.items()
+        for place in evenly(range(len(ids)), limit)
+    }
+
+
+class Judge:
+    """Names a picture's family: that of the nearest real picture, by the cosine of MobileNetV2's
+    pooled features. Real pictures are taken as the codebook gives them back, since everything that
+    is painted has come through it."""
+
+    def __init__(self, leon: CM3Leon, net: FeatureNet) -> None:
+        self.tokenizer, self.net = leon.image_tokenizer, net
+        self.device = next(leon.image_tokenizer.net.parameters()).device
+        self.families: list[str] = []
+        self.real_PF = torch.zeros(0)
+
+    def learn(
+        self, tars: Sequence[Path], families: Mapping[str, str], tally: Tally, progress: Progress
+    ) -> None:
+        """Look at the real pictures with these ids."""
+        rows: list[Tensor] = []
+        read = read_images(tars, families.keys(), tally, self.tokenizer.size)
+        while batch := list(islice(read, BATCH)):
+            rows.append(self.features(image for _, image in batch))
+            self.families += [families[one["id"]] for one, _ in batch]
+            progress(len(self.families), len(families))
+        self.real_PF = torch.cat(rows)
+
+    @torch.inference_mode()
+    def features(self, images: Iterable[Image.Image]) -> Tensor:
+        """Features of length 1 of real pictures through the codebook, [B, F]."""
+        pixels_B3HW = torch.stack([to_pixels(image) for image in images]).to(self.device)
+        return self._features(self.tokenizer.decode(self.tokenizer.encode(pixels_B3HW)))
+
+    @torch.inference_mode()
+    def name(self, features_BF: Tensor) -> list[str]:
+        """The family of each picture's nearest real one."""
+        return [self.families[place] for place in (features_BF @ self.real_PF.T).argmax(1).tolist()]
+
+    @torch.inference_mode()
+    def of_painted(self, images: Sequence[Image.Image]) -> list[str]:
+        """The families of painted pictures."""
+        pixels_B3HW = torch.stack([to_pixels(image) for image in images]).to(self.device)
+        return self.name(self._features(pixels_B3HW))
+
+    def _features(self, pixels_B3HW: Tensor) -> Tensor:
+        return F.normalize(self.net.pooled(pixels_B3HW.clamp(-1, 1)), dim=-1)
+
+
+def pools(sampling: Sampling, candidates: int, mix: bool, seed: int) -> dict[str, Drawn]:
+    """How the candidates of a prompt are drawn, by the name of the pool. What stands in both is
+    one candidate, so that the pools are paired."""
+    seeds = range(seed, seed + candidates)
+    found = {PLAIN: list(zip(seeds, samplings(sampling, candidates, False), strict=True))}
+    if mix:
+        found[MIXED] = list(zip(seeds, samplings(sampling, candidates, True), strict=True))
+    return found
+
+
+def measure(
+    leon: CM3Leon,
+    judge: Judge,
+    score: Score,
+    asked: Sequence[Asked],
+    own: Mapping[str, Image.Image],
+    *,
+    candidates: int,
+    mix: bool,
+    seed: int,
+    progress: Progress,
+) -> tuple[list[Judged], list[list[Image.Image]]]:
+    """Paint, score and judge; also the candidates of the first `SHOWN` prompts' last pool.
+
+    The candidates of prompt k have the seeds from `seed + k * candidates` on.
+    """
+    judged: list[Judged] = []
+    shown: list[list[Image.Image]] = []
+    sampling = leon.sampling.text_to_image
+    for start in range(0, len(asked), TOGETHER):
+        group = asked[start : start + TOGETHER]
+        seeds = [seed + (start + place) * candidates for place in range(len(group))]
+        wanted = [pools(sampling, candidates, mix, first) for first in seeds]
+        for one, drawn, painted in zip(group, wanted, _paint(leon, group, wanted), strict=True):
+            families = dict(zip(painted, judge.of_painted(list(painted.values())), strict=True))
+            scores = dict(zip(painted, score(one.prompt, list(painted.values())), strict=True))
+            (named,) = judge.name(judge.features([own[one.id]]))
+            found = {
+                name: Pool(
+                    scores=tuple(scores[way] for way in ways),
+                    hits=tuple(families[way] == one.family for way in ways),
+                )
+                for name, ways in drawn.items()
+            }
+            judged.append(Judged(asked=one, own=named == one.family, pools=found))
+            if len(shown) < SHOWN:
+                shown.append([painted[way] for way in list(drawn.values())[-1]])
+        progress(len(judged), len(asked))
+    return judged, shown
+
+
+def _paint(
+    leon: CM3Leon, asked: Sequence[Asked], wanted: Sequence[dict[str, Drawn]]
+) -> Iterator[dict[tuple[int, Sampling], Image.Image]]:
+    """The different candidates of each prompt, all in one batch."""
+    rule = grammar.picture(leon.codec.vocabulary, leon.codec.picture_codes)
+    requests: list[Request] = []
+    ways: list[Drawn] = []
+    for one, drawn in zip(asked, wanted, strict=True):
+        ways.append(list(dict.fromkeys(way for pool in drawn.values() for way in pool)))
+        streams = tuple(leon.codec.open(stream) for stream in prompts.paint(one.prompt))
+        requests.append(
+            Request(
+                streams=Streams(streams),
+                grammar=rule,
+                seeds=tuple(seed for seed, _ in ways[-1]),
+                sampling=[sampling for _, sampling in ways[-1]],
+            )
+        )
+    for keys, rows in zip(ways, generate_batch(leon.model, requests), strict=True):
+        codes = [Picture(leon.codec.decode_codes(row)) for row in rows]
+        yield dict(zip(keys, map(leon.to_image, codes), strict=True))
+
+
+def places(name: str, count: int, candidates: int) -> list[int]:
+    """Which of a pool's candidates are its pool of `count`: the first, of each half of a mix."""
+    if name != MIXED:
+        return list(range(count))
+    return [start + place for start in (0, candidates // 2) for place in range(count // 2)]
+
+
+def figures(judged: Sequence[Judged], candidates: int) -> dict[str, Row]:
+    """Rows `2 alike`, `2 mixed`, ... for the powers of two up to all candidates, and all of them;
+    then what the mix of all has more than those drawn alike."""
+    powers = (2**power for power in range(1, candidates.bit_length()))
+    counts = sorted({candidates, *(power for power in powers if power < candidates)})
+    table = {
+        f"{count} {name}": [one.pools[name].of(places(name, count, candidates)) for one in judged]
+        for count in counts
+        for name in judged[0].pools
+    }
+    if MIXED in judged[0].pools:
+        plain, mixed = table[f"{candidates} {PLAIN}"], table[f"{candidates} {MIXED}"]
+        table["mixed - alike"] = [
+            (c - a, d - b, f - e) for (a, b, e), (c, d, f) in zip(plain, mixed, strict=True)
+        ]
+    return {name: _row(values) for name, values in table.items()}
+
+
+def _row(values: Sequence[tuple[float, float, float]]) -> Row:
+    pick, chance, some = zip(*values, strict=True)
+    gain = [a - b for a, b in zip(pick, chance, strict=True)]
+    return Row(pick=ratio(pick), random=ratio(chance), any=ratio(some), gain=ratio(gain))
+
+
+def picture(judged: Sequence[Judged], shown: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """The sheet: a row of candidates for each prompt, the pick in a red frame, hits said."""
+    cells: list[Image.Image] = []
+    labels: list[str] = []
+    for one, images in zip(judged, shown, strict=False):
+        pool = list(one.pools.values())[-1]
+        picked = best(pool.scores)
+        for place, image in enumerate(images):
+            colour = "red" if place == picked else "white"
+            cells.append(ImageOps.expand(fit(image, CELL), FRAME, colour))
+            hit = " hit" if pool.hits[place] else ""
+            labels.append(f"{pool.scores[place]:.3f}{hit}")
+        labels[-len(images)] += f" {one.asked.prompt}"
+    return sheet(cells, len(shown[0]), labels)
