@@ -2,24 +2,17 @@
 often than any candidate, and how often did one of them show it.
 
 tars -> `choose` prompts -> candidates painted, drawn alike and (`mix`) half by CD-K -> the score
-function picks -> the judge, MobileNetV2's features against real train pictures (`Judge`), says of
-each candidate whether it is a hit -> `figures`.
+function picks -> the judge (`eval.families`), which is another network, says of each candidate
+whether it is a hit -> `figures`.
 """
 
-# Shapes: P = real pictures, B = batch, F = features, 3HW = pixels
-
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
-from torch.nn import functional as F
 
 from cm3leon import grammar, prompts
 from cm3leon.candidates import Score, best, samplings
@@ -27,16 +20,13 @@ from cm3leon.generate import generate_batch
 from cm3leon.pipeline import CM3Leon
 from cm3leon.request import Request, Streams
 from cm3leon.sampling import Sampling
-from eval.figures import Figure, evenly, kind_of, ratio
-from eval.sets import read_images
+from eval.families import Judge
+from eval.figures import Figure, kind_of, ratio
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
-from tokenizer.features import FeatureNet
-from tokenizer.pixels import fit, sheet, to_pixels
-from tokenizer.tars import Tally
+from tokenizer.pixels import fit, sheet
 
 TOGETHER = 4  # prompts painted in one batch
-BATCH = 64  # real pictures looked at together
 SHOWN, CELL, FRAME = 12, 96, 4  # prompts on the sheet, and their pictures in pixels
 PLAIN, MIXED = "alike", "mixed"
 
@@ -112,69 +102,9 @@ def choose(
     if len(found) < count:
         raise UserError(
             f"{count} prompts are asked for, but lots give {len(found)} different captions of "
-            "families that the real pictures have too; ask for fewer"
+            "families that other real pictures have too; ask for fewer, or for another split or ids"
         )
     return list(islice(found.values(), count))
-
-
-def choose_real(
-    listed: Iterable[Mapping[str, Any]], excluded: Set[str], limit: int
-) -> dict[str, str]:
-    """The family by id of the pictures to compare with: at most `limit` of each family, evenly
-    spaced, so that a family with many variants is not near to everything."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for one in listed:
-        if one.get("family") and one["id"] not in excluded:
-            groups[one["family"]].append(one["id"])
-    return {
-        ids[place]: family
-        for family, ids in groups.items()
-        for place in evenly(range(len(ids)), limit)
-    }
-
-
-class Judge:
-    """Names a picture's family: that of the nearest real picture, by the cosine of MobileNetV2's
-    pooled features. Real pictures are taken as the codebook gives them back, since everything that
-    is painted has come through it."""
-
-    def __init__(self, leon: CM3Leon, net: FeatureNet) -> None:
-        self.tokenizer, self.net = leon.image_tokenizer, net
-        self.device = next(leon.image_tokenizer.net.parameters()).device
-        self.families: list[str] = []
-        self.real_PF = torch.zeros(0)
-
-    def learn(
-        self, tars: Sequence[Path], families: Mapping[str, str], tally: Tally, progress: Progress
-    ) -> None:
-        """Look at the real pictures with these ids."""
-        rows: list[Tensor] = []
-        read = read_images(tars, families.keys(), tally, self.tokenizer.size)
-        while batch := list(islice(read, BATCH)):
-            rows.append(self.features(image for _, image in batch))
-            self.families += [families[one["id"]] for one, _ in batch]
-            progress(len(self.families), len(families))
-        self.real_PF = torch.cat(rows)
-
-    @torch.inference_mode()
-    def features(self, images: Iterable[Image.Image]) -> Tensor:
-        """Features of length 1 of real pictures through the codebook, [B, F]."""
-        pixels_B3HW = torch.stack([to_pixels(image) for image in images]).to(self.device)
-        return self._features(self.tokenizer.decode(self.tokenizer.encode(pixels_B3HW)))
-
-    @torch.inference_mode()
-    def name(self, features_BF: Tensor) -> list[str]:
-        """The family of each picture's nearest real one."""
-        return [self.families[place] for place in (features_BF @ self.real_PF.T).argmax(1).tolist()]
-
-    @torch.inference_mode()
-    def of_painted(self, images: Sequence[Image.Image]) -> list[str]:
-        """The families of painted pictures."""
-        pixels_B3HW = torch.stack([to_pixels(image) for image in images]).to(self.device)
-        return self.name(self._features(pixels_B3HW))
-
-    def _features(self, pixels_B3HW: Tensor) -> Tensor:
-        return F.normalize(self.net.pooled(pixels_B3HW.clamp(-1, 1)), dim=-1)
 
 
 def pools(sampling: Sampling, candidates: int, mix: bool, seed: int) -> dict[str, Drawn]:
@@ -213,7 +143,7 @@ def measure(
         for one, drawn, painted in zip(group, wanted, _paint(leon, group, wanted), strict=True):
             families = dict(zip(painted, judge.of_painted(list(painted.values())), strict=True))
             scores = dict(zip(painted, score(one.prompt, list(painted.values())), strict=True))
-            (named,) = judge.name(judge.features([own[one.id]]))
+            (named,) = judge.of_real([own[one.id]])
             found = {
                 name: Pool(
                     scores=tuple(scores[way] for way in ways),
