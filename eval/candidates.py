@@ -36,12 +36,7 @@ Drawn = list[tuple[int, Sampling]]  # of each candidate: its seed, and how it is
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A prompt: a caption of the picture `id`, and the family that would be a hit.
-
-    A family is what the corpus calls so: of an emoji its code point less skin tone, gender, hair
-    and direction, in whatever style; of an icon or a clip art its name; of a photo the kind of
-    groceries. It is the thing shown, never how it is drawn.
-    """
+    """A prompt: a caption of the picture `id`, and the family that would be a hit."""
 
     id: str
     kind: str
@@ -87,8 +82,9 @@ class Row:
 def choose(
     listed: Iterable[Mapping[str, Any]], families: Set[str], count: int, seed: int
 ) -> list[Asked]:
-    """`count` prompts by lot: pictures in an order drawn from the seed, of each one of its captions
-    drawn likewise; no caption twice, no family that is not in `families`.
+    """`count` prompts of as many families, by lot: pictures in an order drawn from the seed, of
+    each one of its captions drawn likewise. One prompt a family, or those with many variants (skin
+    tones) would be most of the prompts; none of a family that is not in `families`.
 
     Raises UserError where there are fewer.
     """
@@ -96,13 +92,13 @@ def choose(
     fitting = [one for one in listed if one.get("family") in families and one.get("captions")]
     found: dict[str, Asked] = {}
     for one in draw.sample(fitting, len(fitting)):
-        prompt = draw.choice(one["captions"])
-        family, kind = one["family"], kind_of(one)
-        found.setdefault(prompt, Asked(id=one["id"], kind=kind, family=family, prompt=prompt))
+        prompt, family = draw.choice(one["captions"]), one["family"]
+        asked = Asked(id=one["id"], kind=kind_of(one), family=family, prompt=prompt)
+        found.setdefault(family, asked)
     if len(found) < count:
         raise UserError(
-            f"{count} prompts are asked for, but lots give {len(found)} different captions of "
-            "families that other real pictures have too; ask for fewer, or for another split or ids"
+            f"{count} prompts are asked for, but only {len(found)} families of theirs are among "
+            "other real pictures too; ask for fewer, or give another split or ids"
         )
     return list(islice(found.values(), count))
 

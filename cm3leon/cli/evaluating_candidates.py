@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,11 @@ from cm3leon.cli.output import signature
 from cm3leon.cli.retrieving import DEFAULT, EncoderName, open_embedder
 
 if TYPE_CHECKING:
-    from eval.candidates import Asked, Row
+    from PIL import Image
+
+    from cm3leon.pipeline import CM3Leon
+    from eval.candidates import Asked, Judged, Row
+    from eval.families import Judge
 
 REAL = "train"  # the split that painted pictures are compared with
 PER_FAMILY = 16
@@ -35,12 +40,12 @@ def candidates(
     prompts: Annotated[int, typer.Option(min=2, help="How many, drawn from the seed.")] = 200,
     split: Annotated[str, typer.Option(help="The tars whose captions are the prompts.")] = "test",
     ids: Annotated[Path | None, typer.Option(help="Ids of pictures, one a line: no other.")] = None,
-    real: Annotated[int, typer.Option(min=1, help="Train pictures of a family.")] = PER_FAMILY,
     encoder: EncoderName = DEFAULT,
     seed: options.Seed = 0,
     sheet: Annotated[Path | None, typer.Option(help="A PNG of some prompts to write.")] = None,
     out: tables.Lines = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
@@ -48,39 +53,27 @@ def candidates(
     was asked for: beside a random one of them, and any of them."""
     from cm3leon.candidates import check
     from cm3leon.checkpoint import find, read_sampling
-    from eval.candidates import Judge, choose, choose_real, figures, measure, picture
-    from eval.sets import find_images, list_pictures
+    from eval.candidates import figures, measure
+    from eval.sets import find_images
     from retrieval.embed import closeness
-    from tokenizer.features import FeatureNet
-    from tokenizer.manifest import check_writable, write_file
-    from tokenizer.pixels import encode_png
-    from tokenizer.tars import Tally, find_tars, read_ids
+    from tokenizer.tars import find_tars, read_ids
 
     folder = find(model, options.say)
     check(read_sampling(folder).text_to_image, candidates, mix)
-    tars, real_tars = find_tars(corpus, f"{split}-"), find_tars(corpus, f"{REAL}-")
     tables.check_lines(out)
-    if sheet is not None:
-        check_writable(sheet)
-    net = FeatureNet.load(features)
-    only = None if ids is None else read_ids(ids)
+    tables.check_lines(sheet)
+    asked, families = _choose(corpus, split, None if ids is None else read_ids(ids), prompts, seed)
     embedder = open_embedder(encoder, device)
-    listed, there = list_pictures(tars), list_pictures(real_tars)
-    pool = [one for one in listed if only is None or one["id"] in only]
-    known = choose_real(there, only or frozenset(), real)
-    asked = choose(pool, set(known.values()), prompts, seed)
-    families = choose_real(there, {one.id for one in asked} | (only or set()), real)
-    leon = options.open_model(folder, device, threads)
-    judge, tally = Judge(leon, net.to(leon.model.embed.weight.device)), Tally()
-    judge.learn(real_tars, families, tally, tables.steps("real pictures"))
-    tally.tell(options.say)
-    size = leon.image_tokenizer.size
+    leon = options.open_model(folder, device, threads, precision)
+    judge = _open_judge(features, corpus, families, leon)
+    wanted = {one.id for one in asked}
+    own = find_images(find_tars(corpus, f"{split}-"), leon.image_tokenizer.size, wanted)
     judged, shown = measure(
         leon,
         judge,
         partial(closeness, embedder),
         asked,
-        find_images(tars, size, {one.id for one in asked}),
+        own,
         candidates=candidates,
         mix=mix,
         seed=seed,
@@ -88,26 +81,62 @@ def candidates(
     )
     tables.write_lines(out, map(dataclasses.asdict, judged))
     if sheet is not None:
-        notes = signature("eval candidates", leon.hash)
-        write_file(sheet, encode_png(picture(judged, shown), notes))
+        _draw(sheet, judged, shown, leon.hash)
     rows = figures(judged, candidates)
-    own = sum(one.own for one in judged) / len(judged)
-    about = {
-        "model": leon.hash,
-        "picked by": embedder.id,
-        "measured on": _told(asked, split, corpus.name),
-        "judged by": f"{len(judge.families):,} {REAL} pictures of {len(set(judge.families)):,} "
-        f"families; of the prompts' own pictures {own:.1%} are hits",
-    }
+    about = {"model": leon.hash, "precision": leon.precision, "picked by": embedder.id}
+    about |= {"measured on": _told(asked, split, corpus.name)}
+    about |= {"judged by": _judging(judge, sum(one.own for one in judged) / len(judged))}
     tables.tell_table(context, about, _shown(rows), tables.plain(rows), as_json)
 
 
+def _choose(
+    corpus: Path, split: str, only: Set[str] | None, count: int, seed: int
+) -> tuple[list["Asked"], dict[str, str]]:
+    """The prompts, and the real pictures to compare with: none that a prompt could have come from,
+    none of the ids."""
+    from eval.candidates import choose
+    from eval.families import choose_real
+    from eval.sets import list_pictures
+    from tokenizer.tars import find_tars
+
+    listed = list_pictures(find_tars(corpus, f"{split}-"))
+    pool = [one for one in listed if only is None or one["id"] in only]
+    excluded = {one["id"] for one in pool} | (only or set())
+    real = choose_real(list_pictures(find_tars(corpus, f"{REAL}-")), excluded, PER_FAMILY)
+    return choose(pool, set(real.values()), count, seed), real
+
+
+def _open_judge(features: Path, corpus: Path, families: dict[str, str], leon: "CM3Leon") -> "Judge":
+    """A judge that has seen all real pictures."""
+    from eval.families import Judge
+    from tokenizer.features import FeatureNet
+    from tokenizer.tars import Tally, find_tars
+
+    judge, tally = Judge(leon.image_tokenizer, FeatureNet.load(features)), Tally()
+    judge.learn(find_tars(corpus, f"{REAL}-"), families, tally, tables.steps("real pictures"))
+    tally.tell(options.say)
+    return judge
+
+
+def _draw(path: Path, judged: "list[Judged]", shown: "list[list[Image.Image]]", model: str) -> None:
+    from eval.candidates import picture
+    from tokenizer.manifest import write_file
+    from tokenizer.pixels import encode_png
+
+    write_file(path, encode_png(picture(judged, shown), signature("eval candidates", model)))
+
+
 def _told(asked: "list[Asked]", split: str, corpus: str) -> str:
-    """`200 captions of test of CORPUS, 81 families: 150 emoji, 50 photo`."""
+    """`200 captions of test of CORPUS, one a family: 150 emoji, 50 photo`."""
     kinds = Counter(one.kind for one in asked)
     named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    families = len({one.family for one in asked})
-    return f"{len(asked)} captions of {split} of {corpus}, {families} families: {named}"
+    return f"{len(asked)} captions of {split} of {corpus}, one a family: {named}"
+
+
+def _judging(judge: "Judge", own: float) -> str:
+    """How good the judge can be: what it says of real pictures."""
+    counts = f"{len(judge.families):,} {REAL} pictures of {len(set(judge.families)):,} families"
+    return f"{counts}; of the prompts' own pictures {own:.1%} are hits"
 
 
 def _shown(rows: "dict[str, Row]") -> dict[str, dict[str, str]]:
