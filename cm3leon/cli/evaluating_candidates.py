@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cm3leon.pipeline import CM3Leon
     from eval.candidates import Asked, Judged, Row
     from eval.families import Judge
+    from tokenizer.features import FeatureNet
 
 REAL = "train"  # the split that painted pictures are compared with
 PER_FAMILY = 16
@@ -56,6 +57,7 @@ def candidates(
     from eval.candidates import figures, measure
     from eval.sets import find_images
     from retrieval.embed import closeness
+    from tokenizer.features import FeatureNet
     from tokenizer.tars import find_tars, read_ids
 
     folder = find(model, options.say)
@@ -63,9 +65,9 @@ def candidates(
     tables.check_lines(out)
     tables.check_lines(sheet)
     asked, families = _choose(corpus, split, None if ids is None else read_ids(ids), prompts, seed)
-    embedder = open_embedder(encoder, device)
+    embedder, net = open_embedder(encoder, device), FeatureNet.load(features)
     leon = options.open_model(folder, device, threads, precision)
-    judge = _open_judge(features, corpus, families, leon)
+    judge = _open_judge(leon, net, corpus, families)
     wanted = {one.id for one in asked}
     own = find_images(find_tars(corpus, f"{split}-"), leon.image_tokenizer.size, wanted)
     judged, shown = measure(
@@ -106,13 +108,14 @@ def _choose(
     return choose(pool, set(real.values()), count, seed), real
 
 
-def _open_judge(features: Path, corpus: Path, families: dict[str, str], leon: "CM3Leon") -> "Judge":
+def _open_judge(
+    leon: "CM3Leon", net: "FeatureNet", corpus: Path, families: dict[str, str]
+) -> "Judge":
     """A judge that has seen all real pictures."""
     from eval.families import Judge
-    from tokenizer.features import FeatureNet
     from tokenizer.tars import Tally, find_tars
 
-    judge, tally = Judge(leon.image_tokenizer, FeatureNet.load(features)), Tally()
+    judge, tally = Judge(leon.image_tokenizer, net), Tally()
     judge.learn(find_tars(corpus, f"{REAL}-"), families, tally, tables.steps("real pictures"))
     tally.tell(options.say)
     return judge
