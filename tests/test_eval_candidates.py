@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cm3leon.candidates import best
+from cm3leon.checkpoint import TaskSampling
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
 from eval.candidates import (
@@ -96,7 +97,7 @@ def test_hits_are_counted() -> None:
         for name, row in rows.items()
     }
     assert table["2 alike"] == [0.5, 0.5, 1.0, 0.0]  # x. .x
-    assert table["2 mixed"] == [0.5, 0.5, 1.0, 0.0]  # .x .x, the pick is the third of all: x x
+    assert table["2 mixed"] == [1.0, 0.5, 1.0, 0.5]  # .x .x: the first and the third of four
     assert table["4 alike"] == [0.5, 0.375, 1.0, 0.125]
     assert table["4 mixed"] == [0.5, 0.625, 1.0, -0.125]
     assert table["mixed - alike"] == [0.0, 0.25, 0.0, -0.25]
@@ -106,17 +107,19 @@ def test_hits_are_counted() -> None:
 def test_what_is_judged_is_what_the_pipeline_paints_and_picks(
     tiny: CM3Leon, features_file: Path, corpus_folder: Path
 ) -> None:
-    judge = Judge(tiny.image_tokenizer, FeatureNet.load(features_file))
+    parts = (tiny.model, tiny.codec, tiny.image_tokenizer)
+    leon = CM3Leon(*parts, TaskSampling(text_to_image=TASK))
+    judge = Judge(leon.image_tokenizer, FeatureNet.load(features_file))
     families = {f"p{number}": str(number) for number in range(6)}
     judge.learn([corpus_folder / "train-0.tar"], families, Tally(), lambda *_: None)
     asked = [
         Asked(id=f"p{number}", kind="icon", family=str(number), prompt=f"a red fox {number}")
         for number in range(6)
     ]
-    own = find_images([corpus_folder / "test-0.tar"], tiny.image_tokenizer.size, set(families))
+    own = find_images([corpus_folder / "test-0.tar"], leon.image_tokenizer.size, set(families))
     told: list[tuple[int, int]] = []
     found, shown = measure(
-        tiny,
+        leon,
         judge,
         brightness,
         asked,
@@ -128,7 +131,7 @@ def test_what_is_judged_is_what_the_pipeline_paints_and_picks(
     )
     assert told == [(4, 6), (6, 6)]
     for number, (one, images) in enumerate(zip(found, shown, strict=True)):
-        (kept,) = tiny.text_to_image(
+        (kept,) = leon.text_to_image(
             one.asked.prompt, seed=7 + 4 * number, candidates=4, mix=True, score=brightness
         )
         pool = one.pools[MIXED]

@@ -37,7 +37,7 @@ def test_a_picture_is_named_by_the_nearest(
 ) -> None:
     size = tiny.image_tokenizer.size
     images = find_images([corpus_folder / "test-0.tar"], size, {"p5", *FAMILIES})
-    known = [images[id] for id in FAMILIES]
+    known = [images[name] for name in FAMILIES]
     assert judge.of_real(known) == list(FAMILIES.values())
     assert judge.of_painted([tiny.reconstruct(image) for image in known]) == list(FAMILIES.values())
     assert judge.of_real([images["p5"]])[0] in FAMILIES.values()  # it was not to be looked at
