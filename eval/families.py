@@ -1,8 +1,11 @@
-"""What a picture shows, by a network that had no part in painting or picking it.
+"""What a picture shows, by a judge that had no part in painting or picking it.
 
 A family is what the corpus calls so: of an emoji its code point less skin tone, gender, hair and
 direction, in whatever style; of an icon or a clip art its name; of a photo the kind of groceries.
 It is the thing shown, never how it is drawn.
+
+MobileNetV2 as ImageNet left it is another network than any encoder of retrieval, but akin to the
+small one, whose picture tower started from it. Pixels are akin to nothing, and see less.
 """
 
 # Shapes: P = real pictures, B = batch, F = features, 3HW = pixels
@@ -26,6 +29,7 @@ from tokenizer.pixels import to_pixels
 from tokenizer.tars import Tally
 
 BATCH = 64  # real pictures looked at together
+SIDE = 16  # of a picture whose pixels are compared
 
 
 def choose_real(
@@ -46,12 +50,13 @@ def choose_real(
 
 class Judge:
     """Names a picture's family: that of the nearest real picture, by the cosine of MobileNetV2's
-    pooled features. Real pictures are taken as the codebook gives them back, since everything that
-    is painted has come through it."""
+    pooled features or, without a net, of what is not white in SIDE x SIDE pixels. Real pictures
+    are taken as the codebook gives them back, since all that is painted has come through it."""
 
-    def __init__(self, tokenizer: ImageTokenizer, net: FeatureNet) -> None:
+    def __init__(self, tokenizer: ImageTokenizer, net: FeatureNet | None) -> None:
         self.device = next(tokenizer.net.parameters()).device
-        self.tokenizer, self.net = tokenizer, net.to(self.device)
+        self.tokenizer = tokenizer
+        self.net = None if net is None else net.to(self.device)
         self.families: list[str] = []
         self.real_PF = torch.zeros(0)
 
@@ -88,7 +93,10 @@ class Judge:
     @torch.inference_mode()
     def _features(self, pixels_B3HW: Tensor) -> Tensor:
         """Features of length 1, [B, F]."""
-        return F.normalize(self.net.pooled(pixels_B3HW.clamp(-1, 1)), dim=-1)
+        pixels_B3HW = pixels_B3HW.clamp(-1, 1)
+        if self.net is not None:
+            return F.normalize(self.net.pooled(pixels_B3HW), dim=-1)
+        return F.normalize(1 - F.adaptive_avg_pool2d(pixels_B3HW, SIDE).flatten(1), dim=-1)
 
     def _nearest(self, features_BF: Tensor) -> list[str]:
         return [self.families[place] for place in (features_BF @ self.real_PF.T).argmax(1).tolist()]

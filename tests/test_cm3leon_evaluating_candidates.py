@@ -42,14 +42,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def words(tiny_folder: Path, corpus: Path, features_file: Path, small_encoder: Path) -> list[str]:
-    given = ["eval", "candidates", str(tiny_folder), str(corpus), "--features", str(features_file)]
-    return [*given, "--encoder", str(small_encoder), "--device", "cpu"]
+def words(tiny_folder: Path, corpus: Path, small_encoder: Path) -> list[str]:
+    given = ["eval", "candidates", str(tiny_folder), str(corpus), "--encoder", str(small_encoder)]
+    return [*given, "--device", "cpu"]
 
 
 def test_a_table_is_printed(
-    words: list[str], tiny: CM3Leon, small_encoder: Path, tmp_path: Path, capsys: Capture
+    words: list[str],
+    tiny: CM3Leon,
+    small_encoder: Path,
+    features_file: Path,
+    tmp_path: Path,
+    capsys: Capture,
 ) -> None:
+    words += ["--features", str(features_file)]
     files = ["--sheet", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "lines.jsonl")]
     asked = ["--candidates", "4", "--prompts", "5", "--mix", *files]
     assert main([*words, *asked]) == 0
@@ -61,7 +67,9 @@ def test_a_table_is_printed(
         f"picked by: {SmallEmbedder.load(small_encoder).id}",
         "measured on: 5 captions of test of families0, one a family: 5 emoji",
     ]
-    assert lines[5].startswith("judged by: 10 train pictures of 5 families; of the prompts' own")
+    assert lines[5].startswith(
+        "judged by: MobileNetV2 against 10 train pictures of 5 families; of the prompts' own"
+    )
     assert lines[7] == "|  | the pick | a random one | any of them | pick - random |"
     names = [line.split(" | ")[0] for line in lines[9:]]
     assert names == ["| 2 alike", "| 2 mixed", "| 4 alike", "| 4 mixed", "| mixed - alike"]
@@ -85,7 +93,7 @@ def test_prompts_of_the_real_split_are_not_compared_with_themselves(
     asked = ["--split", "train", "--candidates", "2", "--prompts", "2"]
     assert main([*words, *asked, "--ids", str(ids), "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert table["judged by"].startswith("8 train pictures of 5 families")
+    assert table["judged by"].startswith("16 x 16 pixels against 8 train pictures of 5 families")
     assert list(table)[-1] == "2 alike"
     assert main([*words, *asked]) == 1  # all of them could be asked for
     assert "only 0 families" in capsys.readouterr().err

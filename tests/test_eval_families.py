@@ -25,9 +25,12 @@ def test_real_pictures_are_evenly_of_each_family() -> None:
     }
 
 
-@pytest.fixture
-def judge(tiny: CM3Leon, features_file: Path, corpus_folder: Path) -> Judge:
-    judge = Judge(tiny.image_tokenizer, FeatureNet.load(features_file))
+@pytest.fixture(params=["MobileNetV2", "pixels"])
+def judge(
+    request: pytest.FixtureRequest, tiny: CM3Leon, features_file: Path, corpus_folder: Path
+) -> Judge:
+    net = FeatureNet.load(features_file) if request.param == "MobileNetV2" else None
+    judge = Judge(tiny.image_tokenizer, net)
     judge.learn([corpus_folder / "train-0.tar"], FAMILIES, Tally(), lambda *_: None)
     return judge
 

@@ -35,7 +35,9 @@ def candidates(
     model: tables.Model,
     corpus: tables.Corpus,
     *,
-    features: Annotated[Path, typer.Option(help="MobileNetV2's weights, in safetensors.")],
+    features: Annotated[
+        Path | None, typer.Option(help="MobileNetV2's weights, which judge; pixels do without.")
+    ] = None,
     candidates: Annotated[int, typer.Option(min=2, max=options.MOST, help="For a prompt.")] = 8,
     mix: Annotated[bool, typer.Option("--mix", help="Half by top-p, half by CD-K, too.")] = False,
     prompts: Annotated[int, typer.Option(min=2, help="How many, drawn from the seed.")] = 200,
@@ -65,7 +67,8 @@ def candidates(
     tables.check_lines(out)
     tables.check_lines(sheet)
     asked, families = _choose(corpus, split, None if ids is None else read_ids(ids), prompts, seed)
-    embedder, net = open_embedder(encoder, device), FeatureNet.load(features)
+    net = None if features is None else FeatureNet.load(features)
+    embedder = open_embedder(encoder, device)
     leon = options.open_model(folder, device, threads, precision)
     judge = _open_judge(leon, net, corpus, families)
     wanted = {one.id for one in asked}
@@ -109,7 +112,7 @@ def _choose(
 
 
 def _open_judge(
-    leon: "CM3Leon", net: "FeatureNet", corpus: Path, families: dict[str, str]
+    leon: "CM3Leon", net: "FeatureNet | None", corpus: Path, families: dict[str, str]
 ) -> "Judge":
     """A judge that has seen all real pictures."""
     from eval.families import Judge
@@ -138,8 +141,11 @@ def _told(asked: "list[Asked]", split: str, corpus: str) -> str:
 
 def _judging(judge: "Judge", own: float) -> str:
     """How good the judge can be: what it says of real pictures."""
+    from eval.families import SIDE
+
+    by = f"{SIDE} x {SIDE} pixels" if judge.net is None else "MobileNetV2"
     counts = f"{len(judge.families):,} {REAL} pictures of {len(set(judge.families)):,} families"
-    return f"{counts}; of the prompts' own pictures {own:.1%} are hits"
+    return f"{by} against {counts}; of the prompts' own pictures {own:.1%} are hits"
 
 
 def _shown(rows: "dict[str, Row]") -> dict[str, dict[str, str]]:
