@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 REAL = "train"  # the split that painted pictures are compared with
 PER_FAMILY = 16
 
+Features = Annotated[
+    Path | None, typer.Option(help="MobileNetV2's weights, which judge; without them pixels do.")
+]
+
 
 def add_to(group: typer.Typer) -> None:
     """Name this file's command in the group of all that measure."""
@@ -35,9 +39,7 @@ def candidates(
     model: tables.Model,
     corpus: tables.Corpus,
     *,
-    features: Annotated[
-        Path | None, typer.Option(help="MobileNetV2's weights, which judge; pixels do without.")
-    ] = None,
+    features: Features = None,
     candidates: Annotated[int, typer.Option(min=2, max=options.MOST, help="For a prompt.")] = 8,
     mix: Annotated[bool, typer.Option("--mix", help="Half by top-p, half by CD-K, too.")] = False,
     prompts: Annotated[int, typer.Option(min=2, help="How many, drawn from the seed.")] = 200,
@@ -71,14 +73,13 @@ def candidates(
     embedder = open_embedder(encoder, device)
     leon = options.open_model(folder, device, threads, precision)
     judge = _open_judge(leon, net, corpus, families)
-    wanted = {one.id for one in asked}
-    own = find_images(find_tars(corpus, f"{split}-"), leon.image_tokenizer.size, wanted)
+    tars, size = find_tars(corpus, f"{split}-"), leon.image_tokenizer.size
     judged, shown = measure(
         leon,
         judge,
         partial(closeness, embedder),
         asked,
-        own,
+        find_images(tars, size, {one.id for one in asked}),
         candidates=candidates,
         mix=mix,
         seed=seed,
