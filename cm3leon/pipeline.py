@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
+from cm3leon import candidates as pool
 from cm3leon import checkpoint, grammar, prompts
 from cm3leon.attention import best_attention
 from cm3leon.checkpoint import TaskSampling
@@ -23,6 +21,7 @@ from cm3leon.generate import Progress, Watch, generate
 from cm3leon.live import Live, Watcher
 from cm3leon.model import Decoder
 from cm3leon.precision import Precision, prepare
+from cm3leon.regions import Box, blend, cells_of, mask_of
 from cm3leon.request import Streams
 from cm3leon.sampling import Sampling
 from tokenizer.codec import Codec
@@ -32,11 +31,9 @@ from tokenizer.image import ImageTokenizer
 from tokenizer.pixels import fit, open_image, to_image, to_pixels
 
 Source = Image.Image | Path | str  # an RGB picture, or the file of one
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom excluded
 Say = Callable[[str], None]
 
 TEXT_LIMIT = 256  # most pieces of a caption or an answer; also what is left of the context
-FEATHER = 32  # the border of a repainted region fades over this share of a picture's side
 
 
 class CM3Leon:
@@ -106,11 +103,19 @@ class CM3Leon:
         progress: Progress | None = None,
         watch: Watcher | None = None,
         streams: prompts.StreamForm = "trained",
+        candidates: int = 1,
+        mix: bool = False,
+        score: pool.Score | None = None,
     ) -> list[Image.Image]:
-        """Paint `n` pictures from words; `retrieved` are examples to lean on."""
+        """Paint `n` pictures from words; `retrieved` are examples to lean on.
+
+        Each is the best by `score` of so many candidates, half of them by CD-K in a `mix`; all are
+        painted in one batch, those of a picture with neighbouring seeds."""
         documents = prompts.paint(prompt, examples=bool(retrieved), form=streams)
         chosen = sampling or self.sampling.text_to_image
-        return self._paint(documents, retrieved, n, seed, chosen, progress, watch)
+        drawn = pool.samplings(chosen, candidates, mix) * n
+        painted = self._paint(documents, retrieved, n * candidates, seed, drawn, progress, watch)
+        return pool.pick(prompt, painted, candidates, score)
 
     def edit(
         self,
@@ -143,9 +148,9 @@ class CM3Leon:
         """Paint a region anew: a box in the picture's own pixels, or a mask of the same size that
         is white there. What lies outside comes from the picture, pixel for pixel."""
         whole = _opened(image)
-        mask_HW = self._mask(whole, region)
-        before = fit(whole, self.image_tokenizer.size)
-        wanted = self._wanted(mask_HW)
+        size = self.image_tokenizer.size
+        before, mask_HW = fit(whole, size), mask_of(whole, region, size)
+        wanted = cells_of(mask_HW, self.image_tokenizer.grid)
         asked = prompts.complete(self.to_picture(before), wanted, prompt)
         ids = self.codec.infill(asked.document)
         vocabulary, room = self.codec.vocabulary, self._room(ids)
@@ -220,7 +225,7 @@ class CM3Leon:
         rule: grammar.Grammar,
         n: int,
         seed: int,
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         progress: Progress | None,
         watch: Watch | None = None,
     ) -> list[list[int]]:
@@ -236,7 +241,7 @@ class CM3Leon:
         retrieved: Sequence[Document],
         n: int,
         seed: int,
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         progress: Progress | None,
         watch: Watcher | None,
     ) -> list[Image.Image]:
@@ -274,44 +279,6 @@ class CM3Leon:
         rows = self._generate([ids], rule, n, seed, sampling, progress)
         return [self.codec.decode_text(row).strip() for row in rows]
 
-    def _mask(self, whole: Image.Image, region: Image.Image | Box) -> Tensor:
-        """Bool [H, W] at the model's size: True where to paint."""
-        if not isinstance(region, Image.Image):
-            check_box(region, whole.size)
-            mask = Image.new("L", whole.size)
-            mask.paste(255, region)
-        elif region.size != whole.size:
-            (wide, high), (width, height) = region.size, whole.size
-            raise UserError(
-                f"the mask has {wide} x {high} pixels, the picture {width} x {height}; "
-                "make them the same size"
-            )
-        else:
-            mask = region.convert("L")
-        return torch.from_numpy(np.array(fit(mask, self.image_tokenizer.size))) > 127
-
-    def _wanted(self, mask_HW: Tensor) -> list[bool]:
-        """Whether to paint each code: every one that covers a pixel of the mask."""
-        cell = self.image_tokenizer.size // self.image_tokenizer.grid
-        covered = F.max_pool2d(mask_HW[None].float(), cell) > 0
-        if not covered.any():
-            raise UserError(
-                "the region to repaint is empty, too small, or outside the picture's middle "
-                "square, which is all that the model sees; mark a larger one"
-            )
-        return covered.flatten().tolist()
-
-
-def check_box(box: Box, size: tuple[int, int]) -> None:
-    """Refuse a box that is empty or reaches out of a picture of `size` (width, height)."""
-    left, top, right, bottom = box
-    width, height = size
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise UserError(
-            f"the box {left},{top},{right},{bottom} is not inside the picture of {width} x {height}"
-            "; give left,top,right,bottom in its pixels"
-        )
-
 
 def _opened(image: Source) -> Image.Image:
     if not isinstance(image, Image.Image):
@@ -334,15 +301,3 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported; use cpu, cuda or auto")
     return device
-
-
-def blend(before: Image.Image, after: Image.Image, mask_HW: Tensor) -> Image.Image:
-    """`after` inside the mask, fading in from its border; `before`, exactly, outside."""
-    steps = max(1, before.width // FEATHER)
-    outside_1HW = (~mask_HW)[None].float()
-    share_1HW = 1 - outside_1HW
-    for _ in range(steps):  # each round, the outside grows by a pixel
-        outside_1HW = F.max_pool2d(outside_1HW, 3, stride=1, padding=1)
-        share_1HW = share_1HW + 1 - outside_1HW
-    before_3HW, after_3HW = to_pixels(before), to_pixels(after)
-    return to_image(before_3HW.lerp(after_3HW, share_1HW / (steps + 1)))

@@ -65,6 +65,11 @@ def document_vectors(
     return unit(sums_DE)
 
 
+def closeness(embedder: Embedder, text: str, pictures: Sequence[Image.Image]) -> list[float]:
+    """The cosine of a text with each picture: which of several shows it best."""
+    return (embedder.pictures(pictures) @ embedder.texts([text])[0]).tolist()
+
+
 def unit(vectors_DE: Vectors) -> Vectors:
     """The vectors made of length 1 (one of length 0 stays)."""
     lengths_D1 = np.linalg.norm(vectors_DE, axis=1, keepdims=True)

@@ -243,6 +243,26 @@ def small_memory(
     return memory.folder
 
 
+@pytest.fixture(scope="session")
+def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MobileNetV2's file with random weights; larger than torch's own, so that something is left
+    after 50 layers."""
+    import torch
+    from safetensors.torch import save_file
+
+    from tokenizer.features import FeatureNet
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = FeatureNet()
+        for parameter in net.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim == 4 else 100
+            torch.nn.init.normal_(parameter, std=(2 / fan_in) ** 0.5)
+    path = tmp_path_factory.mktemp("mobilenet") / "weights.safetensors"
+    save_file(net.state_dict(), path)
+    return path
+
+
 SIZE = 4
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 EDITS: list[Any] = [

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cm3leon import pipeline, prompts
-from cm3leon.pipeline import Box, CM3Leon
+from cm3leon import prompts
+from cm3leon.pipeline import CM3Leon
+from cm3leon.regions import Box, blend
 from cm3leon.sampling import Sampling
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
@@ -103,7 +104,7 @@ def test_the_border_of_a_repainted_region_fades() -> None:
     white, black = (Image.new("RGB", (64, 64), colour) for colour in ("white", "black"))
     mask_HW = torch.zeros(64, 64, dtype=torch.bool)
     mask_HW[:, 20:40] = True
-    row = array(pipeline.blend(white, black, mask_HW))[30, :, 0]
+    row = array(blend(white, black, mask_HW))[30, :, 0]
     assert row[18:25].tolist() == [255, 255, 170, 85, 0, 0, 0]
     assert row[36:42].tolist() == [0, 0, 85, 170, 255, 255]
 

@@ -15,21 +15,8 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_mobilenet.py"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights; larger than torch's own, so that something is left after 50 layers."""
-    torch.manual_seed(0)
-    net = FeatureNet()
-    for parameter in net.parameters():
-        fan_in = parameter[0].numel() if parameter.ndim == 4 else 100
-        nn.init.normal_(parameter, std=(2 / fan_in) ** 0.5)
-    path = tmp_path_factory.mktemp("mobilenet") / "weights.safetensors"
-    save_file(net.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def net(weights: Path) -> FeatureNet:
-    return FeatureNet.load(weights)
+def net(features_file: Path) -> FeatureNet:
+    return FeatureNet.load(features_file)
 
 
 def pictures(count: int, side: int, seed: int = 0) -> Tensor:
@@ -84,14 +71,14 @@ def test_distance(net: FeatureNet) -> None:
     assert torch.isfinite(flat_B3HW.grad).all()
 
 
-def test_load_is_strict(weights: Path, tmp_path: Path) -> None:
+def test_load_is_strict(features_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     with pytest.raises(UserError, match="no MobileNetV2 weights there"):
         FeatureNet.load(path)
-    path.write_bytes(weights.read_bytes()[:-100])
+    path.write_bytes(features_file.read_bytes()[:-100])
     with pytest.raises(UserError, match="not a whole safetensors file"):
         FeatureNet.load(path)
-    good = load_file(weights)
+    good = load_file(features_file)
     bias = good["blocks.0.0.bias"]
     for change, reason in (
         ({"blocks.0.0.bias": None}, r"'blocks\.0\.0\.bias' is not there, wanted 32\."),
@@ -105,8 +92,8 @@ def test_load_is_strict(weights: Path, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_half_weights_load_as_float32(weights: Path, tmp_path: Path) -> None:
-    half = {name: tensor.half() for name, tensor in load_file(weights).items()}
+def test_half_weights_load_as_float32(features_file: Path, tmp_path: Path) -> None:
+    half = {name: tensor.half() for name, tensor in load_file(features_file).items()}
     save_file(half, tmp_path / "half.safetensors")
     net = FeatureNet.load(tmp_path / "half.safetensors")
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}

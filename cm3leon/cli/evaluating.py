@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cm3leon.cli import evaluating_retrieval, options, tables
+from cm3leon.cli import evaluating_candidates, evaluating_retrieval, options, tables
 from cm3leon.cli.output import signature, tell
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def add_to(app: typer.Typer) -> None:
     for command in (reconstruction, bits, captions, sheet):
         group.command()(command)
     evaluating_retrieval.add_to(group)
+    evaluating_candidates.add_to(group)
     app.add_typer(group, name="eval")
 
 

@@ -45,10 +45,15 @@ class Notes:
     settings: "Sampling"
     model: str
     retrieved: str = ""  # JSON of the documents that stood in front of the prompt
+    candidates: int = 1  # painted for each sample, which is the best of them
+    mix: bool = False  # half of the candidates by CD-K
+    encoder: str = ""  # id of what picked
 
     def table(self) -> dict[str, str]:
         """The notes as PNG text."""
         numbered = {} if self.number is None else {"number": str(self.number)}
+        picked = {"candidates": str(self.candidates), "mix": json.dumps(self.mix)}
+        picked |= {"encoder": self.encoder}
         return {
             **signature(self.task, self.model),
             "prompt": self.prompt,
@@ -57,6 +62,7 @@ class Notes:
             **numbered,
             "settings": json.dumps(asdict(self.settings)),
             **({"retrieved": self.retrieved} if self.retrieved else {}),
+            **(picked if self.candidates > 1 else {}),
         }
 
     @classmethod
@@ -82,10 +88,16 @@ class Notes:
                 settings=settings.build(Sampling, json.loads(table["settings"])),
                 model=table["model"],
                 retrieved=table.get("retrieved", ""),
+                candidates=int(table.get("candidates", "1")),
+                mix=table.get("mix") == "true",
+                encoder=table.get("encoder", ""),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: its notes are damaged ({error})") from error
-        if not (0 <= notes.seed <= LAST_SEED and 1 <= (notes.number or 1) <= notes.samples <= MOST):
+        fits = notes.candidates >= 1 and notes.samples * notes.candidates <= MOST
+        if not (
+            0 <= notes.seed <= LAST_SEED and 1 <= (notes.number or 1) <= notes.samples and fits
+        ):
             raise UserError(f"{path}: its notes have a seed or a number out of range")
         return notes
 

@@ -1,7 +1,7 @@
 """Commands that end in a picture: generate, edit, infill, reconstruct."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +9,7 @@ import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import Notes, Progress, check_out, signature, tell, write_pictures
+from cm3leon.cli.picking import Candidates, Mix, Picker
 from cm3leon.cli.retrieving import (
     DEFAULT,
     Count,
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
     from cm3leon.generate import Progress as Progressing
     from cm3leon.live import Watcher
-    from cm3leon.pipeline import Box, CM3Leon
+    from cm3leon.pipeline import CM3Leon
+    from cm3leon.regions import Box
     from cm3leon.sampling import Sampling
 
     Paint = Callable[[CM3Leon, Sampling, Progressing, Watcher | None], list[Image.Image]]
@@ -57,6 +59,7 @@ class Request:
     folder: Path
     sampling: "Sampling"
     retrieved: Retrieved = Retrieved()  # noqa: RUF009  frozen
+    picker: Picker = field(default_factory=Picker)
     device: str
     threads: int | None
     watch: bool
@@ -73,6 +76,8 @@ def generate(
     seed: options.OtherSeed = None,
     cfg_scale: CfgScale = None,
     contrastive: Contrastive = None,
+    candidates: Candidates = None,
+    mix: Mix = None,
     memory: MemoryFolder = None,
     encoder: EncoderName = DEFAULT,
     retrieve: Count = None,
@@ -86,8 +91,10 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Paint a picture from words."""
-    wanted = Wanted(memory=memory, encoder=encoder, count=retrieve)
     notes = None if like is None else Notes.read(like, "generate")
+    picker = Picker.of(candidates, mix, encoder, notes)
+    picks = picker.candidates > 1
+    wanted = Wanted(memory=memory, encoder=encoder, count=retrieve, picks=picks)
     prompt = _prompt(prompt, notes, wanted)
     keep = notes.number if notes and n is None else None
     samples = n or (notes.samples if notes else 1)
@@ -97,6 +104,7 @@ def generate(
     folder, sampling = options.sampling_of(model, "text_to_image", **given)
     if notes is not None:
         sampling = options.with_changes(notes.settings, **given)
+    picker.open(samples, sampling, device)
     request = Request(
         task="generate",
         prompt=prompt,
@@ -108,17 +116,13 @@ def generate(
         folder=folder,
         sampling=sampling,
         retrieved=find_documents(wanted, folder, device, text=prompt),
+        picker=picker,
         device=device,
         threads=threads,
         watch=watch,
         as_json=as_json,
     )
-    _paint(
-        request,
-        lambda leon, sampling, progress, watch: leon.text_to_image(
-            prompt, samples, request.seed, sampling, request.retrieved.documents, progress, watch
-        ),
-    )
+    _paint(request, _from_words(request))
 
 
 def edit(
@@ -242,6 +246,14 @@ def reconstruct(
     tell(paths, {"task": "reconstruct", "files": [str(out)], "model": leon.hash}, as_json)
 
 
+def _from_words(request: Request) -> "Paint":
+    """How `generate` paints."""
+    examples, asked = request.retrieved.documents, request.picker.asked
+    return lambda leon, sampling, progress, watch: leon.text_to_image(
+        request.prompt, request.samples, request.seed, sampling, examples, progress, watch, **asked
+    )
+
+
 def _prompt(prompt: str | None, notes: Notes | None, wanted: Wanted) -> str:
     """The prompt given, or else that of the picture to be repeated."""
     if notes is None:
@@ -270,7 +282,7 @@ def _region(size: tuple[int, int], box: str | None, mask: Path | None) -> "Image
     if mask is not None:
         return options.open_picture(mask)
     assert box is not None
-    from cm3leon.pipeline import check_box
+    from cm3leon.regions import check_box
 
     try:
         left, top, right, bottom = (int(side) for side in box.split(","))
@@ -288,7 +300,9 @@ def _paint(request: Request, paint: "Paint") -> None:
         options.say(f"that was by model {request.like.model}, this is {leon.hash}: it will differ")
     if request.like is not None and request.like.retrieved != request.retrieved.told:
         options.say("that was with other documents retrieved: it will differ")
-    with Progress(request.samples) as progress:
+    picker = request.picker
+    picker.warn(request.like)
+    with Progress(request.samples * picker.candidates) as progress:
         pictures = paint(leon, request.sampling, progress, screen and screen.show)
     numbers: Sequence[int | None] = range(1, request.samples + 1)
     if request.keep is not None:
@@ -304,6 +318,9 @@ def _paint(request: Request, paint: "Paint") -> None:
             settings=request.sampling,
             model=leon.hash,
             retrieved=request.retrieved.told,
+            candidates=picker.candidates,
+            mix=picker.mix,
+            encoder=picker.id,
         ).table()
         for number in [*numbers, *([None] if several else [])]
     ]
@@ -318,5 +335,6 @@ def _paint(request: Request, paint: "Paint") -> None:
         "seed": request.seed,
         "model": leon.hash,
         "retrieved": request.retrieved.used,
+        **picker.table(request.keep),
     }
     tell(paths, table, request.as_json)

@@ -44,9 +44,11 @@ class Wanted:
     memory: Path | None
     encoder: str
     count: int | None
+    picks: bool = False  # the encoder has candidates to judge, too
 
     def __post_init__(self) -> None:
-        if self.memory is None and (self.encoder != DEFAULT or self.count):
+        idle = self.encoder != DEFAULT and not self.picks
+        if self.memory is None and (idle or self.count):
             raise typer.BadParameter("--encoder and --retrieve go with --memory")
 
 

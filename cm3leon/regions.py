@@ -1,0 +1,71 @@
+"""The part of a picture that is to be painted anew: a box or a mask, as pixels and as codes.
+
+The pipeline's `infill` asks for it; `blend` puts what was painted back into the picture.
+"""
+
+# Shapes: H, W = pixels a side, 3 = red, green, blue
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenizer.errors import UserError
+from tokenizer.pixels import fit, to_image, to_pixels
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom excluded
+
+FEATHER = 32  # the border of a repainted region fades over this share of a picture's side
+
+
+def mask_of(whole: Image.Image, region: Image.Image | Box, size: int) -> Tensor:
+    """Bool [H, W] of the middle square at `size`, the model's: True where to paint."""
+    if not isinstance(region, Image.Image):
+        check_box(region, whole.size)
+        mask = Image.new("L", whole.size)
+        mask.paste(255, region)
+    elif region.size != whole.size:
+        (wide, high), (width, height) = region.size, whole.size
+        raise UserError(
+            f"the mask has {wide} x {high} pixels, the picture {width} x {height}; "
+            "make them the same size"
+        )
+    else:
+        mask = region.convert("L")
+    return torch.from_numpy(np.array(fit(mask, size))) > 127
+
+
+def cells_of(mask_HW: Tensor, grid: int) -> list[bool]:
+    """Whether to paint each of grid x grid codes: every one that covers a pixel of the mask."""
+    cell = mask_HW.shape[0] // grid
+    covered = F.max_pool2d(mask_HW[None].float(), cell) > 0
+    if not covered.any():
+        raise UserError(
+            "the region to repaint is empty, too small, or outside the picture's middle "
+            "square, which is all that the model sees; mark a larger one"
+        )
+    return covered.flatten().tolist()
+
+
+def check_box(box: Box, size: tuple[int, int]) -> None:
+    """Refuse a box that is empty or reaches out of a picture of `size` (width, height)."""
+    left, top, right, bottom = box
+    width, height = size
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise UserError(
+            f"the box {left},{top},{right},{bottom} is not inside the picture of {width} x {height}"
+            "; give left,top,right,bottom in its pixels"
+        )
+
+
+def blend(before: Image.Image, after: Image.Image, mask_HW: Tensor) -> Image.Image:
+    """`after` inside the mask, fading in from its border; `before`, exactly, outside."""
+    steps = max(1, before.width // FEATHER)
+    outside_1HW = (~mask_HW)[None].float()
+    share_1HW = 1 - outside_1HW
+    for _ in range(steps):  # each round, the outside grows by a pixel
+        outside_1HW = F.max_pool2d(outside_1HW, 3, stride=1, padding=1)
+        share_1HW = share_1HW + 1 - outside_1HW
+    before_3HW, after_3HW = to_pixels(before), to_pixels(after)
+    return to_image(before_3HW.lerp(after_3HW, share_1HW / (steps + 1)))
