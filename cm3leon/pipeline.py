@@ -59,7 +59,7 @@ class CM3Leon:
         self.image_tokenizer = image_tokenizer
         self.sampling = sampling or TaskSampling()
         self.hash = model_hash  # of the folder it came from; "" before it is saved
-        self.precision = precision  # of the decoder's weights
+        self.precision: Precision = precision  # of the decoder's weights
 
     @classmethod
     def from_pretrained(

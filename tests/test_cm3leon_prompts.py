@@ -1,165 +1,109 @@
-"""prompts.py: every prompt is the beginning of some masked training row."""
+"""`generate --prompts` and `--precision`, with the tiny model."""
 
-import numpy as np
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from cm3leon import prompts
-from tokenizer.codec import Codec
-from tokenizer.document import Document, Field, Hole, Picture
+from cm3leon.__main__ import main
+from cm3leon.pipeline import CM3Leon
 from tokenizer.errors import UserError
-from tokenizer.text import TextTokenizer
-from tokenizer.vocabulary import EOS, Vocabulary
-from train.objective import MaskConfig, mask_row, move
+from tokenizer.pixels import open_image, read_info
 
-GRID = 6
-SOURCE = Picture(tuple(range(36)))
-TARGET = Picture(tuple(reversed(range(36))))
-EXAMPLE = prompts.pair("an example", TARGET)
-ONE_FIELD = MaskConfig(field=1.0, whole_segment=0.0)
-ONE_BOX = MaskConfig(field=0.0, box=1.0)
-UNMASKED = MaskConfig(field=0.0, spans_mean=0.0)
+Run = Callable[..., list[str]]
 
 
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    text = TextTokenizer.train(["a red fox, a blue heart, a cat's head"], 280)
-    return Codec(Vocabulary(image_codes=40, text_pieces=text.pieces, sentinels=16), text, GRID**2)
+@pytest.fixture
+def run(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Run a command that must do well, in a folder of its own; its lines on stdout."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str) -> list[str]:
+        assert main([*argv, "--model", str(tiny_folder)]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
-def masked(
-    codec: Codec, document: Document, config: MaskConfig, seed: int = 0, *examples: Document
-) -> tuple[int, ...]:
-    """A training row: one whole document behind its examples."""
-    row = codec.encode(document, examples)
-    ids = mask_row(
-        row.ids,
-        row.fields,
-        codec.vocabulary,
-        config,
-        np.random.default_rng(seed),
-        room=1000,
-        grid=GRID,
-    )
-    return tuple(int(token) for token in ids)
+def test_every_line_becomes_the_picture_it_is_alone(run: Run, tmp_path: Path) -> None:
+    Path("prompts.txt").write_text("a red fox\n\n  a blue heart \na cat\n", "utf-8")
+    lines = run("generate", "--prompts", "prompts.txt", "--out", "p.png", "--seed", "5")
+    assert lines == ["p-1.png", "p-2.png", "p-3.png", "p.png"]
+    for number, prompt in enumerate(("a red fox", "a blue heart", "a cat"), start=1):
+        run("generate", prompt, "--out", "alone.png", "--seed", "5")
+        assert Path(f"p-{number}.png").read_bytes() == Path("alone.png").read_bytes()
+    assert open_image(Path("p.png")).size[0] > 16
+    (line,) = run("generate", "--prompts", "prompts.txt", "--out", "q.png", "--json")
+    table = json.loads(line)
+    assert table["files"] == ["q-1.png", "q-2.png", "q-3.png"]
+    assert table["prompts"] == ["a red fox", "a blue heart", "a cat"]
 
 
-def begins(row: tuple[int, ...], prompt: tuple[int, ...]) -> bool:
-    return len(prompt) < len(row) and row[: len(prompt)] == prompt
-
-
-@pytest.mark.parametrize("examples", [(), (EXAMPLE,), (EXAMPLE, EXAMPLE)])
-def test_painting_is_trained(codec: Codec, examples: tuple[Document, ...]) -> None:
-    full, blank = prompts.paint("a red fox", examples=bool(examples))
-    row = prompts.pair("a red fox", SOURCE)
-    whole = masked(codec, row, UNMASKED, 0, *examples)
-    assert begins(whole, codec.open(full, examples))
-    assert begins(masked(codec, row, ONE_FIELD, 0, *examples), codec.open(blank, examples))
-
-
-def test_metas_forms_leave_the_text_out(codec: Codec) -> None:
-    _, blank = prompts.paint("a red fox", form="meta")
-    assert blank == (Hole(),)
-    _, blank = prompts.paint("a red fox", examples=True, form="meta")
-    row = codec.encode(prompts.pair("a red fox", SOURCE), [EXAMPLE]).ids
-    assert begins(row, codec.open(blank, [EXAMPLE]))
-    full, blank, nothing = prompts.change("make it blue", SOURCE, form="meta")
-    assert codec.open(full)[: len(codec.open(blank))] == codec.open(blank)
-    assert nothing == (Hole(),)
-
-
-def test_editing_is_trained(codec: Codec) -> None:
-    full, image_only, nothing = prompts.change("make it blue", SOURCE)
-    row = prompts.edit("make it blue", SOURCE, TARGET)
-    assert begins(masked(codec, row, UNMASKED), codec.open(full))
-    assert begins(masked(codec, row, ONE_FIELD), codec.open(image_only))
-    pair = prompts.pair("a red fox", TARGET)
-    assert begins(masked(codec, pair, ONE_FIELD), codec.open(nothing))
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_captioning_is_trained(codec: Codec, asked: bool) -> None:
-    row = (prompts.described if asked else prompts.pair)("a red fox", SOURCE)
-    prompt = codec.infill(prompts.describe(SOURCE, asked=asked))
-    whole = masked(codec, row, ONE_FIELD)
-    assert begins(whole, prompt)
-    assert codec.decode_text(whole[len(prompt) :]) == " a red fox"
-    assert whole[-1] == codec.vocabulary.eoss_id
+def test_one_line_is_one_picture(run: Run) -> None:
+    Path("one.txt").write_text("a red fox", "utf-8")
+    assert run("generate", "--prompts", "one.txt", "--out", "p.png") == ["p.png"]
+    assert read_info(Path("p.png"))["prompt"] == "a red fox"
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("words", "line"),
     [
-        (0, "Question: what is it? Answer: a fox."),
-        (1, "Question: what is it?\na fox"),
-        (2, "Question: what is it? The answer is a fox."),
+        (["--prompts", "empty.txt"], "empty.txt: has no prompts; write one a line"),
+        (["--prompts", "no.txt"], "cannot read no.txt: No such file or directory"),
+        (["--prompts", "bytes.txt"], "bytes.txt: is no text in UTF-8"),
+        (["a fox", "--prompts", "one.txt"], "leave PROMPT, --like, -n and --candidates out"),
+        (["--prompts", "one.txt", "-n", "2"], "leave PROMPT, --like, -n and --candidates out"),
+        (["a fox", "--precision", "int9"], "'int9' is not one of"),
     ],
 )
-def test_answering_is_trained(codec: Codec, form: int, told: str) -> None:
-    row = prompts.question("what is it?", "a fox", SOURCE, form)
-    assert codec.decode(codec.encode(row).ids) == (told, SOURCE)
-    prompt = codec.infill(prompts.ask("what is it?", SOURCE, form))
-    whole = masked(codec, row, ONE_FIELD)
-    assert begins(whole, prompt)
-    assert codec.decode_text(whole[len(prompt) :]).strip() == "a fox"
+def test_bad_files_of_prompts_are_refused(
+    words: list[str],
+    line: str,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n \n")
+    Path("one.txt").write_text("a fox")
+    Path("bytes.txt").write_bytes(b"\xff\xfe\x00")
+    assert main(["generate", *words, "--model", str(tiny_folder)]) in (1, 2)
+    assert line in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("*.png"))
 
 
-def test_infilling_a_box_is_trained(codec: Codec) -> None:
-    """Every box that the objective draws is what `complete` asks for some box."""
-    sides = [(start, end) for start in range(GRID) for end in range(start + 1, GRID + 1)]
-    asked = {
-        codec.infill(prompts.complete(SOURCE, wanted(top, left, bottom, right), "a fox").document)
-        for top, bottom in sides
-        for left, right in sides
-    }
-    for seed in range(100):
-        row = masked(codec, prompts.pair("a fox", SOURCE), ONE_BOX, seed)
-        closed = row.index(EOS, 1)
-        assert row[: closed + 2] in asked
+def test_the_precision_is_noted_and_repeated(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run("generate", "a red fox", "--out", "fox.png", "--precision", "int8")
+    assert read_info(Path("fox.png"))["precision"] == "int8"
+    run("generate", "--like", "fox.png", "--out", "again.png")
+    assert Path("again.png").read_bytes() == Path("fox.png").read_bytes()
+    words = ["generate", "--like", "fox.png", "--out", "plain.png", "--precision", "fp32"]
+    run(*words)
+    assert "precision" not in read_info(Path("plain.png"))
 
 
-def wanted(top: int, left: int, bottom: int, right: int) -> list[bool]:
-    return [
-        top <= place // GRID < bottom and left <= place % GRID < right for place in range(GRID**2)
-    ]
+def test_another_precision_is_said_aloud(
+    run: Run, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("generate", "a red fox", "--out", "fox.png")
+    words = ["generate", "--like", "fox.png", "--precision", "int8", "--model", str(tiny_folder)]
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    assert "precision: int8" in told
+    assert "that was in fp32, this is int8: it will differ" in told
 
 
-def test_infilling_without_a_caption_is_trained(codec: Codec) -> None:
-    region = prompts.complete(SOURCE, wanted(1, 1, 3, 4))
-    row = codec.encode(prompts.pair("a red fox", SOURCE))
-    start = row.ids.index(codec.vocabulary.break_id) + 1
-    runs = [(start + 7, start + 10), (start + 13, start + 16)]
-    whole = move(np.array(row.ids), [*row.fields, *runs], codec.vocabulary)
-    assert begins(tuple(whole.tolist()), codec.infill(region.document))
-
-
-def test_few_runs_are_holes_of_their_own() -> None:
-    region = prompts.complete(SOURCE, wanted(1, 2, 5, 4), " a fox ")
-    assert region.document[0] == Field(" a fox")
-    assert region.known == ((None, None),) * 4
-    picture = region.document[1]
-    assert isinstance(picture, Picture)
-    assert [code for code in picture.codes if isinstance(code, Hole)] == [Hole(2)] * 4
-
-
-def test_many_runs_become_one_hole_with_known_codes_inside() -> None:
-    region = prompts.complete(SOURCE, wanted(0, 0, 5, 2))
-    (known,) = region.known
-    assert len(known) == 4 * GRID + 2
-    assert known[:8] == (None, None, 2, 3, 4, 5, None, None)
-    picture = region.document[1]
-    assert isinstance(picture, Picture)
-    assert picture.codes == (Hole(26), *range(26, 36))
-
-
-def test_full_rows_are_one_run() -> None:
-    assert prompts.complete(SOURCE, wanted(0, 0, 6, 6)).known == ((None,) * 36,)
-
-
-@pytest.mark.parametrize("empty", ["", " ", "\n\t"])
-def test_empty_texts_are_refused(empty: str) -> None:
-    with pytest.raises(UserError, match="the prompt is empty"):
-        prompts.paint(empty)
-    with pytest.raises(UserError, match="the question is empty"):
-        prompts.ask(empty, SOURCE)
-    with pytest.raises(UserError, match="the answer is empty"):
-        prompts.question("what?", empty, SOURCE)
+def test_packed_weights_are_not_saved(tiny_folder: Path, tmp_path: Path) -> None:
+    leon = CM3Leon.from_pretrained(tiny_folder, precision="int8")
+    assert leon.precision == "int8"
+    with pytest.raises(UserError, match="packed as int8, which is not stored"):
+        leon.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    CM3Leon.from_pretrained(tiny_folder).save_pretrained(tmp_path / "m")

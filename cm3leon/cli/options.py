@@ -28,13 +28,13 @@ Count = Annotated[int, _COUNT]
 OtherCount = Annotated[int | None, _COUNT]
 Out = Annotated[Path, typer.Option(help="The PNG to write; with -n, the contact sheet's name.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")]
-Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "int8", "int4"],
-    typer.Option(
-        help="Of the weights: auto is bf16 on a GPU and fp32 on a CPU; int8 and int4 are quicker "
-        "and less exact."
-    ),
-]
+_PRECISION = typer.Option(
+    help="Of the weights: auto is bf16 on a GPU and fp32 on a CPU; int8 and int4 are quicker and "
+    "less exact."
+)
+_Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
+Precision = Annotated[_Precision, _PRECISION]
+OtherPrecision = Annotated[_Precision | None, _PRECISION]
 Watch = Annotated[
     bool, typer.Option("--watch", help="Show the picture as it comes, in a terminal that can.")
 ]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import typer
 
@@ -23,6 +23,7 @@ from tokenizer.manifest import check_writable, write_file
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cm3leon.precision import Precision
     from cm3leon.sampling import Sampling
 
 MADE_BY = "cm3leon"
@@ -48,6 +49,7 @@ class Notes:
     candidates: int = 1  # painted for each sample, which is the best of them
     mix: bool = False  # half of the candidates by CD-K
     encoder: str = ""  # id of what picked
+    precision: "Precision" = "fp32"  # of the decoder's weights
 
     def table(self) -> dict[str, str]:
         """The notes as PNG text."""
@@ -63,6 +65,7 @@ class Notes:
             "settings": json.dumps(asdict(self.settings)),
             **({"retrieved": self.retrieved} if self.retrieved else {}),
             **(picked if self.candidates > 1 else {}),
+            **({"precision": self.precision} if self.precision != "fp32" else {}),
         }
 
     @classmethod
@@ -91,9 +94,12 @@ class Notes:
                 candidates=int(table.get("candidates", "1")),
                 mix=table.get("mix") == "true",
                 encoder=table.get("encoder", ""),
+                precision=cast("Precision", table.get("precision", "fp32")),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: its notes are damaged ({error})") from error
+        if notes.precision not in ("fp32", "bf16", "int8", "int4"):
+            raise UserError(f"{path}: its notes speak of a precision {notes.precision!r}")
         fits = notes.candidates >= 1 and notes.samples * notes.candidates <= MOST
         if not (
             0 <= notes.seed <= LAST_SEED and 1 <= (notes.number or 1) <= notes.samples and fits
@@ -122,15 +128,27 @@ def write_pictures(
 ) -> list[Path]:
     """Write all pictures with their notes, and of several the contact sheet last (its notes are
     the last of `tables`); return the paths in that order."""
-    from tokenizer.pixels import encode_png, sheet
-
     paths = paths_for(out, len(pictures))
     if len(pictures) > 1:
-        pictures = [*pictures, sheet(pictures, math.ceil(math.sqrt(len(pictures))))]
+        pictures = [*pictures, sheet_of(pictures)]
         paths = [*paths, out]
     for path, picture, table in zip(paths, pictures, tables, strict=True):
-        write_file(path, encode_png(picture, table))
+        write_picture(path, picture, table)
     return paths
+
+
+def write_picture(path: Path, picture: "Image.Image", table: Mapping[str, str]) -> None:
+    """Write one picture with its notes."""
+    from tokenizer.pixels import encode_png
+
+    write_file(path, encode_png(picture, table))
+
+
+def sheet_of(pictures: Sequence["Image.Image"]) -> "Image.Image":
+    """The contact sheet, about as many pictures wide as high."""
+    from tokenizer.pixels import sheet
+
+    return sheet(pictures, math.ceil(math.sqrt(len(pictures))))
 
 
 def tell(lines: Sequence[object], table: Mapping[str, Any], as_json: bool) -> None:

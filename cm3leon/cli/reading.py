@@ -28,6 +28,7 @@ def caption(
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     model: options.Model = "default",
+    precision: options.Precision = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
@@ -39,7 +40,7 @@ def caption(
         model, "caption", temperature=temperature, top_k=top_k, top_p=top_p
     )
     retrieved = find_documents(wanted, folder, device, picture=image)
-    leon = options.open_model(folder, device, threads)
+    leon = options.open_model(folder, device, threads, precision)
     with Progress(n) as progress:
         texts = leon.caption(image, n, seed, sampling, retrieved.documents, progress)
     table = {"task": "caption", "texts": texts, "seed": seed, "model": leon.hash}
@@ -55,6 +56,7 @@ def answer(
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     model: options.Model = "default",
+    precision: options.Precision = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
     as_json: options.Json = False,
@@ -66,7 +68,7 @@ def answer(
     folder, sampling = options.sampling_of(
         model, "answer", temperature=temperature, top_k=top_k, top_p=top_p
     )
-    leon = options.open_model(folder, device, threads)
+    leon = options.open_model(folder, device, threads, precision)
     with Progress(n) as progress:
         texts = leon.answer(image, question, n, seed, sampling, progress)
     tell(texts, {"task": "answer", "texts": texts, "seed": seed, "model": leon.hash}, as_json)

@@ -1,6 +1,7 @@
 """Retrieval's options, and what becomes of them: documents that stand in front of a prompt."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -73,7 +74,14 @@ def retrieve(
     text: str | None = None,
     picture: "Image.Image | None" = None,
 ) -> Retrieved:
-    """The documents that the rules take for this query; none without a memory.
+    """The documents that the rules take for this query; none without a memory (`finder`)."""
+    return finder(wanted, model, device)(text, picture)
+
+
+def finder(
+    wanted: Wanted, model: Path, device: str
+) -> "Callable[[str | None, Image.Image | None], Retrieved]":
+    """Open encoder and memory once, for any number of queries.
 
     Raises UserError for a memory that is missing, damaged, too small, or of another encoder or
     codebook than the model's.
@@ -85,7 +93,7 @@ def retrieve(
 
     count = COUNT if wanted.count is None else wanted.count
     if wanted.memory is None or count == 0:
-        return Retrieved()
+        return lambda text, picture: Retrieved()
     folder = find_memory(wanted.memory)
     there = read_contents(folder).count  # cheap, before the encoder
     if count > there:
@@ -93,16 +101,20 @@ def retrieve(
     embedder = open_embedder(wanted.encoder, device)
     codebook = read_config(model).image_tokenizer
     bank = Memory.open(folder, embedder.id, codebook, options.say)
-    least = bank.contents.least if picture is None else Rules().least
-    rules = Rules(count=count, near=bank.contents.near, least=least)
-    (found,) = bank.search(document_vectors(embedder, [text], [picture]), rules.pool)
-    chosen = select(found, rules)
-    if len(chosen) < count:
-        options.say(f"only {len(chosen)} of {count} documents keep the rules of retrieval")
-    return Retrieved(
-        documents=tuple(bank.document(one.id) for one in chosen),
-        used=tuple(described(bank.row(one.id)[0], one.score) for one in chosen),
-    )
+
+    def find(text: str | None, picture: "Image.Image | None") -> Retrieved:
+        least = bank.contents.least if picture is None else Rules().least
+        rules = Rules(count=count, near=bank.contents.near, least=least)
+        (found,) = bank.search(document_vectors(embedder, [text], [picture]), rules.pool)
+        chosen = select(found, rules)
+        if len(chosen) < count:
+            options.say(f"only {len(chosen)} of {count} documents keep the rules of retrieval")
+        return Retrieved(
+            documents=tuple(bank.document(one.id) for one in chosen),
+            used=tuple(described(bank.row(one.id)[0], one.score) for one in chosen),
+        )
+
+    return find
 
 
 def described(metadata: dict[str, Any], score: float) -> dict[str, Any]:
