@@ -7,7 +7,8 @@ and off by default.
 """
 
 # Shapes: B = batch, C = channels, H, W = feature height and width, E = code width, K = entries,
-#         L = codes of one picture (H * W, row by row)
+#         L = codes of one picture (H * W, row by row),
+#         N = positions of all pictures, S = some of them
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenizer.blocks import (
+    AttnBlock,
+    Downsample,
+    PositionNorm,
+    ResBlock,
+    Upsample,
+    conv,
+    norm,
+    turned,
+)
 from tokenizer.errors import UserError
+
+AT_ONCE = 2**20  # distances a CPU works out before it looks for the nearest: they stay in cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,81 +81,6 @@ class VQGANConfig:
     def grid(self) -> int:
         """Codes a side."""
         return self.size // self.factor
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
-
-
-def conv(c_in: int, c_out: int, local: bool = False) -> nn.Conv2d:
-    """taming's 3x3 convolution, or 1x1 where positions keep to themselves."""
-    return nn.Conv2d(c_in, c_out, 1) if local else nn.Conv2d(c_in, c_out, 3, padding=1)
-
-
-class PositionNorm(nn.LayerNorm):
-    """Normalises each position over its channels, so that no position hears of another."""
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x_BCHW.movedim(1, -1)).movedim(-1, 1)
-
-
-class ResBlock(nn.Module):
-    """Two convolutions beside a shortcut; in a `local` one no position hears of another."""
-
-    def __init__(self, c_in: int, c_out: int, dropout: float, local: bool = False) -> None:
-        super().__init__()
-        new_norm = PositionNorm if local else norm
-        self.norm1 = new_norm(c_in)
-        self.conv1 = conv(c_in, c_out, local)
-        self.norm2 = new_norm(c_out)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = conv(c_out, c_out, local)
-        if c_in != c_out:
-            self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(self.dropout(F.silu(self.norm2(h_BCHW))))
-        if hasattr(self, "nin_shortcut"):
-            x_BCHW = self.nin_shortcut(x_BCHW)
-        return x_BCHW + h_BCHW
-
-
-class AttnBlock(nn.Module):
-    """One head of attention over all positions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.norm(x_BCHW)
-        rows = (f(h_BCHW).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
-        out_BLC = F.scaled_dot_product_attention(*rows)
-        out_BCHW = out_BLC.transpose(1, 2).reshape(x_BCHW.shape)
-        return x_BCHW + self.proj_out(out_BCHW)
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
@@ -214,14 +152,14 @@ class Encoder(nn.Module):
         h_BCHW = self.conv_in(x_BCHW)
         for level in self.down:
             h_BCHW = level(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h_BCHW))))
+        return turned(self.norm_out, self.conv_out, self.mid(h_BCHW))
 
 
 class Decoder(nn.Module):
     def __init__(self, c: VQGANConfig) -> None:
         super().__init__()
         widths = [c.ch * m for m in c.ch_mult]
-        self.conv_in = nn.Conv2d(c.z_channels, widths[-1], 3, padding=1)
+        self.conv_in = conv(c.z_channels, widths[-1])
         self.mid = Middle(widths[-1], c.dropout)
         levels: list[Level] = []
         before = widths[-1]
@@ -234,13 +172,13 @@ class Decoder(nn.Module):
             before = after
         self.up = nn.ModuleList(reversed(levels))  # taming counts from the highest resolution
         self.norm_out = norm(before)
-        self.conv_out = nn.Conv2d(before, 3 * c.patch**2, 3, padding=1)
+        self.conv_out = conv(before, 3 * c.patch**2)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         h_BCHW = self.mid(self.conv_in(z_BCHW))
         for level in reversed(self.up):
             h_BCHW = level(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(h_BCHW)))
+        return turned(self.norm_out, self.conv_out, h_BCHW)
 
 
 class Quantizer(nn.Module):
@@ -267,8 +205,13 @@ class Quantizer(nn.Module):
         z_NE = z_BEHW.permute(0, 2, 3, 1).reshape(-1, z_BEHW.shape[1]).to(entries_KE.dtype)
         with torch.autocast(z_NE.device.type, enabled=False):  # rounded, another may seem nearer
             # |z|^2 is the same for every entry, so it cannot change which is nearest
-            far_NK = entries_KE.square().sum(-1) - 2.0 * z_NE @ entries_KE.T
-        return far_NK.argmin(-1).view(z_BEHW.shape[0], -1)
+            lengths_K = entries_KE.square().sum(-1)
+            some = max(1, AT_ONCE // len(entries_KE)) if z_NE.is_cpu else len(z_NE)
+            codes = [
+                torch.addmm(lengths_K, z_SE, entries_KE.T, alpha=-2).min(-1).indices
+                for z_SE in z_NE.split(some)
+            ]
+        return torch.cat(codes).view(z_BEHW.shape[0], -1)
 
     def look_up(self, codes_BL: Tensor, grid: int) -> Tensor:
         """Entries of the codes: [B, E, H, W]."""

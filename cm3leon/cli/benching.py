@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cm3leon.cli import benching_batching, benching_generation, options, tables
+from cm3leon.cli import (
+    benching_batching,
+    benching_generation,
+    benching_tokenizer,
+    options,
+    tables,
+)
 from cm3leon.cli.retrieving import (
     COUNT,
     DEFAULT,
@@ -38,6 +44,7 @@ def add_to(app: typer.Typer) -> None:
     group.command()(train)
     group.command()(benching_generation.generate)
     group.command()(benching_batching.batching)
+    group.command()(benching_tokenizer.tokenizer)
     app.add_typer(group, name="bench")
 
 
