@@ -8,16 +8,19 @@ unless it is asked for.
 # Shapes: B = pictures, L = codes of one, E = code width, H, W = height and width
 
 import contextlib
+import ctypes
 import importlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eval.decoding import Times, by_turns, parameters
 from tokenizer.errors import UserError
@@ -66,8 +69,8 @@ class Side:
     name: str
     batch: int
     parameters: int
-    encode: Pace
-    """Pixels to codes."""
+    encode: Pace | None
+    """Pixels to codes; None where a library has no such encoder."""
     decode: Pace
     """Codes to pixels."""
 
@@ -78,14 +81,16 @@ class Against:
 
     ours: Side
     theirs: Side
-    same_codes: float
-    """Share of the codes of the same pictures."""
+    same_codes: float | None
+    """Share of the codes of the same pictures, where both have them."""
     pixels_apart: float
     """The largest difference of pixels in -1..1, painted from the same codes."""
 
     @property
-    def encode(self) -> float:
-        """Our pictures a second over theirs, by medians."""
+    def encode(self) -> float | None:
+        """Our pictures a second over theirs, by medians; None where they have no such encoder."""
+        if self.ours.encode is None or self.theirs.encode is None:
+            return None
         return self.theirs.encode.seconds.median / self.ours.encode.seconds.median
 
     @property
@@ -100,8 +105,8 @@ class Network:
 
     name: str
     net: nn.Module
-    encode: Callable[[Tensor], Tensor]
-    """Pixels [B, 3, size, size] -> codes [B, L]."""
+    encode: Callable[[Tensor], Tensor] | None
+    """Pixels [B, 3, size, size] -> codes [B, L]; None where there is no such encoder."""
     decode: Callable[[Tensor], Tensor]
     """Codes [B, L] -> pixels."""
 
@@ -127,15 +132,26 @@ def ours(tokenizer: ImageTokenizer) -> Network:
 
 
 def rival(name: Rival, tokenizer: ImageTokenizer) -> Network:
-    """Another library's network with our weights. UserError where that cannot be."""
+    """Another library's network with our weights, between our patches and our lengths of vectors.
+
+    Neither library has a local encoder, so of a local codebook it has the decoder alone.
+    """
     config = tokenizer.config
-    if config.patch > 1 or config.l2_norm or config.local:
-        raise UserError(
-            f"{name} has no VQGAN with patch {config.patch}, l2_norm {config.l2_norm} and local "
-            f"{config.local}, as this codebook is; leave --model out, or --against"
-        )
     make = {"taming": _taming, "diffusers": _diffusers}[name]
-    return make(config, tokenizer.net.state_dict())
+    state = tokenizer.net.state_dict()
+    state["quantize.embedding.weight"] = tokenizer.net.quantize.entries()
+    local = {key for key in state if config.local and key.startswith("encoder.")}
+    bare = make(config, {key: weight for key, weight in state.items() if key not in local})
+    inner = bare.encode
+
+    def encode(pixels_B3HW: Tensor) -> Tensor:
+        assert inner is not None
+        return inner(F.pixel_unshuffle(pixels_B3HW, config.patch))
+
+    def decode(codes_BL: Tensor) -> Tensor:
+        return F.pixel_shuffle(bare.decode(codes_BL), config.patch)
+
+    return replace(bare, encode=encode if inner else None, decode=decode)
 
 
 def against(
@@ -145,13 +161,13 @@ def against(
     sides = [ours(tokenizer), rival(name, tokenizer)]
     pixels_B3HW = _pictures(batch, tokenizer.size, seed)
     with torch.inference_mode():
-        codes = [side.encode(pixels_B3HW) for side in sides]
+        codes = [side.encode(pixels_B3HW) for side in sides if side.encode]
         painted = [side.decode(codes[0]) for side in sides]
         measured = _measured(sides, pixels_B3HW, codes[0], times)
     return Against(
         ours=measured[0],
         theirs=measured[1],
-        same_codes=(codes[0] == codes[1]).double().mean().item(),
+        same_codes=(codes[0] == codes[1]).double().mean().item() if len(codes) > 1 else None,
         pixels_apart=(painted[0] - painted[1].clamp(-1, 1)).abs().max().item(),
     )
 
@@ -167,21 +183,27 @@ def alone(tokenizer: ImageTokenizer, batch: int, times: int, seed: int = 0) -> S
 def _measured(
     sides: Sequence[Network], pixels_B3HW: Tensor, codes_BL: Tensor, times: int
 ) -> list[Side]:
-    encodes: list[Action] = [lambda side=side: side.encode(pixels_B3HW) for side in sides]
-    decodes: list[Action] = [lambda side=side: side.decode(codes_BL) for side in sides]
-    actions = [*encodes, *decodes]
-    peaks = [peak_mb(action) for action in actions]
-    turns = by_turns(actions, times, codes_BL.device)
-    paces = [Pace(seconds=one, peak_mb=peak) for one, peak in zip(turns, peaks, strict=True)]
+    actions = dict[tuple[str, str], Action]()
+    for side in sides:
+        if side.encode is not None:
+            actions[side.name, "encode"] = partial(side.encode, pixels_B3HW)
+    for side in sides:
+        actions[side.name, "decode"] = partial(side.decode, codes_BL)
+    peaks = [peak_mb(action) for action in actions.values()]
+    turns = by_turns(list(actions.values()), times, codes_BL.device)
+    paces = {
+        key: Pace(seconds=seconds, peak_mb=peak)
+        for key, seconds, peak in zip(actions, turns, peaks, strict=True)
+    }
     return [
         Side(
             name=side.name,
             batch=len(pixels_B3HW),
             parameters=parameters(side.net),
-            encode=encode,
-            decode=decode,
+            encode=paces.get((side.name, "encode")),
+            decode=paces[side.name, "decode"],
         )
-        for side, encode, decode in zip(sides, paces, paces[len(sides) :], strict=False)
+        for side in sides
     ]
 
 
@@ -189,6 +211,8 @@ def peak_mb(action: Action) -> float:
     """The most resident memory while an action ran, beyond what there was before; the second run
     is told, for the first brings in what stays. UserError where /proc does not tell."""
     action()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what the allocator keeps would count as there before
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         before = _status("VmRSS")
@@ -219,23 +243,27 @@ def _library(module: str, name: Rival) -> Any:
         ) from error
 
 
+def _compared(config: VQGANConfig, z_BEHW: Tensor) -> Tensor:
+    return F.normalize(z_BEHW, dim=1) if config.l2_norm else z_BEHW
+
+
 def _taming(config: VQGANConfig, state: Mapping[str, Tensor]) -> Network:
     model = _library("taming.modules.diffusionmodules.model", "taming")
     quantize = _library("taming.modules.vqvae.quantize", "taming")
     shape = {
         "ch": config.ch,
-        "out_ch": 3,
+        "out_ch": 3 * config.patch**2,
         "ch_mult": config.ch_mult,
         "num_res_blocks": config.num_res_blocks,
         "attn_resolutions": config.attn_resolutions,
-        "in_channels": 3,
-        "resolution": config.size,
+        "in_channels": 3 * config.patch**2,
+        "resolution": config.size // config.patch,
         "z_channels": config.z_channels,
         "double_z": False,
     }
     with contextlib.redirect_stdout(io.StringIO()):  # its decoder speaks
         parts = {
-            "encoder": model.Encoder(**shape),
+            **({} if config.local else {"encoder": model.Encoder(**shape)}),
             "decoder": model.Decoder(**shape),
             "quantize": quantize.VectorQuantizer2(config.codes, config.embed_dim, beta=0.25),
             "quant_conv": nn.Conv2d(config.z_channels, config.embed_dim, 1),
@@ -245,7 +273,7 @@ def _taming(config: VQGANConfig, state: Mapping[str, Tensor]) -> Network:
     net.load_state_dict(state)
 
     def encode(pixels_B3HW: Tensor) -> Tensor:
-        z_BEHW = net["quant_conv"](net["encoder"](pixels_B3HW))
+        z_BEHW = _compared(config, net["quant_conv"](net["encoder"](pixels_B3HW)))
         return net["quantize"](z_BEHW)[2][2].view(len(pixels_B3HW), -1)
 
     def decode(codes_BL: Tensor) -> Tensor:
@@ -253,27 +281,32 @@ def _taming(config: VQGANConfig, state: Mapping[str, Tensor]) -> Network:
         entries_BEHW = net["quantize"].get_codebook_entry(codes_BL.flatten(), shape)
         return net["decoder"](net["post_quant_conv"](entries_BEHW))
 
-    return Network(name="taming", net=net, encode=encode, decode=decode)
+    return Network(name="taming", net=net, encode=None if config.local else encode, decode=decode)
 
 
 def _diffusers(config: VQGANConfig, state: Mapping[str, Tensor]) -> Network:
     library = _library("diffusers", "diffusers")
     levels = len(config.ch_mult)
-    attends = [config.size // 2**level in config.attn_resolutions for level in range(levels)]
+    side = config.size // config.patch
+    attends = [side // 2**level in config.attn_resolutions for level in range(levels)]
     net = library.VQModel(
+        in_channels=3 * config.patch**2,
+        out_channels=3 * config.patch**2,
         down_block_types=[f"{'Attn' * one}DownEncoderBlock2D" for one in attends],
         up_block_types=[f"{'Attn' * one}UpDecoderBlock2D" for one in reversed(attends)],
         block_out_channels=[config.ch * by for by in config.ch_mult],
         layers_per_block=config.num_res_blocks,
         latent_channels=config.z_channels,
-        sample_size=config.size,
+        sample_size=side,
         num_vq_embeddings=config.codes,
         vq_embed_dim=config.embed_dim,
     )
+    if config.local:
+        del net.encoder
     net.eval().requires_grad_(False).load_state_dict(to_diffusers(state, levels))
 
     def encode(pixels_B3HW: Tensor) -> Tensor:
-        z_BEHW = net.encode(pixels_B3HW).latents
+        z_BEHW = _compared(config, net.encode(pixels_B3HW).latents)
         return net.quantize(z_BEHW)[2][2].view(len(pixels_B3HW), -1)
 
     def decode(codes_BL: Tensor) -> Tensor:
@@ -281,7 +314,9 @@ def _diffusers(config: VQGANConfig, state: Mapping[str, Tensor]) -> Network:
         entries_BEHW = net.quantize.get_codebook_entry(codes_BL.flatten(), shape)
         return net.decode(entries_BEHW, force_not_quantize=True).sample
 
-    return Network(name="diffusers", net=net, encode=encode, decode=decode)
+    return Network(
+        name="diffusers", net=net, encode=None if config.local else encode, decode=decode
+    )
 
 
 def to_diffusers(state: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:

@@ -15,23 +15,27 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def codebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A codebook such as other libraries have, too."""
+def codebook(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codebook such as other libraries have, too, or with what we have beside it."""
+    kind = getattr(request, "param", "plain")
+    patched = kind != "plain"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = VQGANConfig(
             size=32, codes=64, embed_dim=16, z_channels=8, ch=32, ch_mult=(1, 2, 1),
-            num_res_blocks=1, attn_resolutions=(16,),
+            num_res_blocks=1, attn_resolutions=(16,), patch=1 + patched, l2_norm=patched,
+            local=kind == "local",
         )  # fmt: skip
         net = VQGAN(config)
         for name, weight in net.named_parameters():
             torch.nn.init.normal_(weight, mean="norm" in name and "weight" in name, std=0.1)
-    folder = tmp_path_factory.mktemp("codebook") / "plain"
+    folder = tmp_path_factory.mktemp("codebook") / kind
     ImageTokenizer(net).save(folder)
     return folder
 
 
 @pytest.mark.parametrize("rival", ["taming", "diffusers"])
+@pytest.mark.parametrize("codebook", ["plain", "patched"], indirect=True)
 def test_both_sides_have_the_same_weights(rival: str, codebook: Path, capsys: Capture) -> None:
     pytest.importorskip(rival)
     words = ["bench", "tokenizer", "--against", rival, "--model", str(codebook), "--batch", "2"]
@@ -51,6 +55,22 @@ def test_both_sides_have_the_same_weights(rival: str, codebook: Path, capsys: Ca
     assert " threads" in table["machine"]
 
 
+@pytest.mark.parametrize("rival", ["taming", "diffusers"])
+@pytest.mark.parametrize("codebook", ["local"], indirect=True)
+def test_of_a_local_codebook_they_have_the_decoder(
+    rival: str, codebook: Path, capsys: Capture
+) -> None:
+    pytest.importorskip(rival)
+    words = ["bench", "tokenizer", "--against", rival, "--model", str(codebook), "--times", "1"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["against"]
+    assert found["pixels_apart"] < 1e-4
+    assert found["ours"]["encode"]["seconds"]["median"] > 0
+    assert found["theirs"]["encode"] is found["encode_ratio"] is found["same_codes"] is None
+    assert main(words) == 0
+    assert f"| {rival}, 1 at a time: encode | none: it has no" in capsys.readouterr().out
+
+
 def test_ours_alone_is_timed_at_several_batches(tiny_folder: Path, capsys: Capture) -> None:
     words = ["bench", "tokenizer", "--model", str(tiny_folder), "--times", "1"]
     assert main([*words, "--json"]) == 0
@@ -64,7 +84,6 @@ def test_ours_alone_is_timed_at_several_batches(tiny_folder: Path, capsys: Captu
 @pytest.mark.parametrize(
     ("words", "status", "reason"),
     [
-        (["--against", "diffusers"], 1, "diffusers has no VQGAN with patch 2"),
         (["--size", "64"], 2, "--size"),
         (["--shape", "f16"], 2, "--shape"),
         (["--against", "llama"], 2, "--against"),

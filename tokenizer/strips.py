@@ -38,7 +38,7 @@ def wanted(x_BCHW: Tensor) -> bool:
         and x_BCHW.device.type == "cpu"
         and x_BCHW.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and x_BCHW[0].numel() * x_BCHW.shape[1] >= LEAST
+        and x_BCHW.shape[1:].numel() * x_BCHW.shape[1] >= LEAST
     )
 
 

@@ -206,7 +206,7 @@ class Quantizer(nn.Module):
         with torch.autocast(z_NE.device.type, enabled=False):  # rounded, another may seem nearer
             # |z|^2 is the same for every entry, so it cannot change which is nearest
             lengths_K = entries_KE.square().sum(-1)
-            some = max(1, AT_ONCE // len(entries_KE)) if z_NE.is_cpu else len(z_NE)
+            some = max(1, AT_ONCE // len(entries_KE)) if z_NE.is_cpu else max(1, len(z_NE))
             codes = [
                 torch.addmm(lengths_K, z_SE, entries_KE.T, alpha=-2).min(-1).indices
                 for z_SE in z_NE.split(some)

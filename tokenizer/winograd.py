@@ -45,16 +45,19 @@ class Conv3(nn.Conv2d):
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 3, padding=1)
-        self._packed: tuple[tuple[int, int], Tensor] | None = None
+        self._packed: tuple[Tensor, int, Tensor] | None = None
 
     def packed(self) -> Tensor | None:
         """The packed weights; None where there is nothing to gain."""
         if min(self.in_channels, self.out_channels) < 32 or self.weight.is_inference():
             return None
-        version = (self.weight.data_ptr(), self.weight._version)
-        if self._packed is None or self._packed[0] != version:
-            self._packed = version, pack(self.weight.detach())
-        return self._packed[1]
+        weight, version = self.weight.detach(), self.weight._version
+        if self._packed is not None:
+            of, then, packed_24CO = self._packed  # held, so that no other weights take its place
+            if of.data_ptr() == weight.data_ptr() and then == version:
+                return packed_24CO
+        self._packed = weight, version, pack(weight)
+        return self._packed[2]
 
 
 class Space:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SIZE = 256  # pixels a side: the paper's
 BATCHES = (1, 4, 16)  # of our side alone
+NONE = "none: it has no local encoder"
 
 
 def tokenizer(
@@ -92,7 +93,7 @@ def _of_side(side: "Side") -> list[tuple[str, str]]:
     name = f"{side.name}, {side.batch} at a time"
     return [
         (f"{name}: parameters", f"{side.parameters:,}"),
-        (f"{name}: encode", _pace(side.encode, side.batch)),
+        (f"{name}: encode", _pace(side.encode, side.batch) if side.encode else NONE),
         (f"{name}: decode", _pace(side.decode, side.batch)),
     ]
 
@@ -101,9 +102,9 @@ def _of_both(found: "Against") -> dict[str, str]:
     return {
         **dict(_of_side(found.ours)),
         **dict(_of_side(found.theirs)),
-        "ratio, pictures a second: encode": f"{found.encode:.2f}",
+        "ratio, pictures a second: encode": f"{found.encode:.2f}" if found.encode else NONE,
         "ratio, pictures a second: decode": f"{found.decode:.2f}",
-        "the same codes": f"{found.same_codes:.2%}",
+        "the same codes": NONE if found.same_codes is None else f"{found.same_codes:.2%}",
         "pixels of the same codes (-1..1) at most apart": f"{found.pixels_apart:.1e}",
     }
 
