@@ -10,7 +10,7 @@ and off by default.
 #         L = codes of one picture (H * W, row by row),
 #         N = positions of all pictures, S = some of them
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -103,15 +103,19 @@ class Level(nn.Module):
         elif isinstance(resample, Upsample):
             self.upsample = resample
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        for number, block in enumerate(self.block):
-            x_BCHW = block(x_BCHW)
-            if self.attn:
-                x_BCHW = self.attn[number](x_BCHW)
+
+def steps(levels: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """What a map goes through, in order. Who runs them holds the last map only: a level's first one
+    may be as large as any."""
+    for level in levels:
+        assert isinstance(level, Level)
+        for number, block in enumerate(level.block):
+            yield block
+            if level.attn:
+                yield level.attn[number]
         for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                x_BCHW = getattr(self, name)(x_BCHW)
-        return x_BCHW
+            if hasattr(level, name):
+                yield getattr(level, name)
 
 
 class Middle(nn.Module):
@@ -150,8 +154,8 @@ class Encoder(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h_BCHW = self.conv_in(x_BCHW)
-        for level in self.down:
-            h_BCHW = level(h_BCHW)
+        for step in steps(self.down):
+            h_BCHW = step(h_BCHW)
         return turned(self.norm_out, self.conv_out, self.mid(h_BCHW))
 
 
@@ -176,8 +180,8 @@ class Decoder(nn.Module):
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         h_BCHW = self.mid(self.conv_in(z_BCHW))
-        for level in reversed(self.up):
-            h_BCHW = level(h_BCHW)
+        for step in steps(reversed(self.up)):
+            h_BCHW = step(h_BCHW)
         return turned(self.norm_out, self.conv_out, h_BCHW)
 
 

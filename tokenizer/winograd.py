@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 TILE = 4  # rows
+MOST = 2**17  # C * O of packed weights: beyond, they take much memory in levels of little work
 _WEIGHTS_DOWN = [
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
@@ -49,7 +50,9 @@ class Conv3(nn.Conv2d):
 
     def packed(self) -> Tensor | None:
         """The packed weights; None where there is nothing to gain."""
-        if min(self.in_channels, self.out_channels) < 32 or self.weight.is_inference():
+        few = min(self.in_channels, self.out_channels) < 32
+        many = self.in_channels * self.out_channels > MOST
+        if few or many or self.weight.is_inference():
             return None
         weight, version = self.weight.detach(), self.weight._version
         if self._packed is not None:
