@@ -12,6 +12,7 @@ feed-forward, E = 2 * D, K, M = widths of a matrix.
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -21,10 +22,14 @@ from torch.nn import functional as F
 
 from cm3leon.attention import KVCache
 from cm3leon.model import NORM_EPS, Block, Decoder, FeedForward, rotate
+from cm3leon.precision import MkldnnLinear
 
 Function = Callable[[Tensor], Tensor]
 Step = Callable[..., Tensor]
 Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_RNH, k_RNH, v_RNH -> out
+MANY = 4  # rows from which PyTorch's products of large matrices on a CPU are slower than oneDNN's
+LARGE = 2**21  # numbers of such a matrix
+SPARE = 2**29  # bytes that may be spent on keeping those twice
 RECORDED = 100  # the step from which a recording is played: making one costs about as many gain
 
 
@@ -35,8 +40,33 @@ class Product:
         weight_MK = matrix.weight if isinstance(matrix, nn.Linear) else matrix
         self.weight_KM = weight_MK.detach().T if isinstance(weight_MK, Tensor) else None
         self.forward = cast(Function, matrix)
+        self.packed: nn.Module | None = None
+
+    @property
+    def large(self) -> bool:
+        """Whether it is worth `pack`."""
+        weight_KM = self.weight_KM
+        return (
+            weight_KM is not None
+            and weight_KM.device.type == "cpu"
+            and weight_KM.dtype == torch.float32
+            and weight_KM.numel() >= LARGE
+            and MkldnnLinear.here()
+        )
+
+    def nbytes(self) -> int:
+        """Bytes of the plain matrix."""
+        return 0 if self.weight_KM is None else self.weight_KM.nbytes
+
+    def pack(self) -> nn.Module:
+        """Keep it in the order of oneDNN's kernels too, for MANY rows and more."""
+        assert self.weight_KM is not None
+        self.packed = MkldnnLinear(self.weight_KM.T)
+        return self.packed
 
     def __call__(self, x_RK: Tensor) -> Tensor:
+        if self.packed is not None and len(x_RK) >= MANY:
+            return self.packed(x_RK)
         return self.forward(x_RK) if self.weight_KM is None else torch.mm(x_RK, self.weight_KM)
 
     def onto(self, sum_RM: Tensor, x_RK: Tensor) -> Tensor:
@@ -74,8 +104,11 @@ class FastDecoder:
         self.layers = [Layer(cast(Block, block)) for block in model.blocks]
         self.norm = norm_of(model.norm)
         self.packed = [one for one in model.blocks.modules() if hasattr(one, "packed")]
-        self.play: Step = self.read_rows
-        self.steps = 0
+        wides = [layer.wide for layer in self.layers]
+        large = [wide for wide in wides if isinstance(wide, Product) and wide.large]
+        self.large = large if sum(map(Product.nbytes, large)) <= SPARE else []
+        self.plays: dict[bool, Step] = {}  # recorded for MANY rows and more, and for fewer
+        self.steps = Counter[bool]()
 
     @classmethod
     def of(cls, model: Decoder) -> "FastDecoder":
@@ -96,10 +129,13 @@ class FastDecoder:
         assert window.bias_BLS is not None
         inputs = (ids_R, window.positions_BL, window.places_T, window.bias_BLS)
         inputs += (cache.k_YBSNH, cache.v_YBSNH)
-        self.steps += 1
-        if self.steps == RECORDED:
-            self.play = Recording.of(self.read_rows, self.packed, inputs)
-        hidden_RD = self.play(*inputs)
+        many = bool(self.large) and len(ids_R) >= MANY
+        if many and not self.steps[many]:
+            self.packed += [wide.pack() for wide in self.large]
+        self.steps[many] += 1
+        if self.steps[many] == RECORDED:
+            self.plays[many] = Recording.of(self.read_rows, self.packed, inputs)
+        hidden_RD = self.plays.get(many, self.read_rows)(*inputs)
         cache.advance([1] * len(ids_R))
         return hidden_RD
 

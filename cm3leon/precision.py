@@ -84,8 +84,7 @@ def packer(precision: Precision, device: torch.device) -> Callable[[Tensor], nn.
     if precision == "fp32":
         return None
     if precision == "bf16":
-        packs = on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        return MkldnnLinear if packs else None
+        return MkldnnLinear if on_cpu and MkldnnLinear.here() else None
     if precision == "int8":
         return DynamicInt8Linear if on_cpu else Int8Linear
     if precision == "int4":
@@ -94,16 +93,21 @@ def packer(precision: Precision, device: torch.device) -> Callable[[Tensor], nn.
 
 
 class MkldnnLinear(nn.Module):
-    """bf16 on a CPU, in the order in which oneDNN's kernels read."""
+    """A matrix on a CPU, in the order in which oneDNN's kernels read: of bf16 by `prepare`, of fp32
+    where decode says."""
 
     packed: Tensor
 
     def __init__(self, weight_NK: Tensor) -> None:
         super().__init__()
-        plain = weight_NK.detach().to(torch.bfloat16).contiguous()
         with torch.no_grad():
-            weight = torch.ops.mkldnn._reorder_linear_weight(plain)
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous())
         self.register_buffer("packed", weight)
+
+    @staticmethod
+    def here() -> bool:
+        """Whether this PyTorch has them."""
+        return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
     def forward(self, x_TK: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x_TK, self.packed, None, "none", [], "")
