@@ -5,7 +5,7 @@ direction, in whatever style; of an icon or a clip art its name; of a photo the 
 It is the thing shown, never how it is drawn.
 
 MobileNetV2 as ImageNet left it is another network than any encoder of retrieval, but akin to the
-small one, whose picture tower started from it. Pixels are akin to nothing, and see less.
+small one, whose picture tower started from it.
 """
 
 # Shapes: P = real pictures, B = batch, F = features, 3HW = pixels
@@ -29,7 +29,6 @@ from tokenizer.pixels import to_pixels
 from tokenizer.tars import Tally
 
 BATCH = 64  # real pictures looked at together
-SIDE = 16  # of a picture whose pixels are compared
 
 
 def choose_real(
@@ -50,13 +49,13 @@ def choose_real(
 
 class Judge:
     """Names a picture's family: that of the nearest real picture, by the cosine of MobileNetV2's
-    pooled features or, without a net, of what is not white in SIDE x SIDE pixels. Real pictures
-    are taken as the codebook gives them back, since all that is painted has come through it."""
+    pooled features. Real pictures are taken as the codebook gives them back, since all that is
+    painted has come through it."""
 
-    def __init__(self, tokenizer: ImageTokenizer, net: FeatureNet | None) -> None:
+    def __init__(self, tokenizer: ImageTokenizer, net: FeatureNet) -> None:
         self.device = next(tokenizer.net.parameters()).device
         self.tokenizer = tokenizer
-        self.net = None if net is None else net.to(self.device)
+        self.net = net.to(self.device)
         self.families: list[str] = []
         self.real_PF = torch.zeros(0)
 
@@ -93,10 +92,7 @@ class Judge:
     @torch.inference_mode()
     def _features(self, pixels_B3HW: Tensor) -> Tensor:
         """Features of length 1, [B, F]."""
-        pixels_B3HW = pixels_B3HW.clamp(-1, 1)
-        if self.net is not None:
-            return F.normalize(self.net.pooled(pixels_B3HW), dim=-1)
-        return F.normalize(1 - F.adaptive_avg_pool2d(pixels_B3HW, SIDE).flatten(1), dim=-1)
+        return F.normalize(self.net.pooled(pixels_B3HW.clamp(-1, 1)), dim=-1)
 
     def _nearest(self, features_BF: Tensor) -> list[str]:
         return [self.families[place] for place in (features_BF @ self.real_PF.T).argmax(1).tolist()]

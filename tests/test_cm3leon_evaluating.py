@@ -63,11 +63,11 @@ def test_bits_prints_a_table(
     words = ["eval", "bits", str(tiny_folder), str(shards_folder), "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "bits.jsonl")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:3] == [f"model: {tiny.hash}", "measured on: test"]
-    assert lines[4] == (
+    assert lines[1:4] == [f"model: {tiny.hash}", "precision: fp32", "measured on: test"]
+    assert lines[5] == (
         "|  | pictures | bits per image token | bits per picture | bits per caption byte |"
     )
-    assert re.fullmatch(r"\| emoji \| 3( \| \d+\.\d+ ± \d+\.\d+){3} \|", lines[6])
+    assert re.fullmatch(r"\| emoji \| 3( \| \d+\.\d+ ± \d+\.\d+){3} \|", lines[7])
     rows = [json.loads(line) for line in (tmp_path / "bits.jsonl").read_text().splitlines()]
     assert main([*words, "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
@@ -82,8 +82,8 @@ def test_captions_prints_a_table(
     words = ["eval", "captions", str(tiny_folder), str(shards_folder), "--limit", "1"]
     assert main([*words, "--out", str(out), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[4] == ("|  | pictures | label named | style named | both | exact first caption |")
-    assert lines[6:] == ["| all | 3 | 0.0% ± 0.0 | 0.0% ± 0.0 | 0.0% ± 0.0 | 0.0% ± 0.0 |"]
+    assert lines[5] == ("|  | pictures | label named | style named | both | exact first caption |")
+    assert lines[7:] == ["| all | 3 | 0.0% ± 0.0 | 0.0% ± 0.0 | 0.0% ± 0.0 | 0.0% ± 0.0 |"]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["wanted"] for row in rows] == [
         "fox, Noto icon style",

@@ -42,20 +42,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def words(tiny_folder: Path, corpus: Path, small_encoder: Path) -> list[str]:
+def words(tiny_folder: Path, corpus: Path, small_encoder: Path, features_file: Path) -> list[str]:
     given = ["eval", "candidates", str(tiny_folder), str(corpus), "--encoder", str(small_encoder)]
-    return [*given, "--device", "cpu"]
+    return [*given, "--features", str(features_file), "--device", "cpu"]
 
 
 def test_a_table_is_printed(
     words: list[str],
     tiny: CM3Leon,
     small_encoder: Path,
-    features_file: Path,
     tmp_path: Path,
     capsys: Capture,
 ) -> None:
-    words += ["--features", str(features_file)]
     files = ["--sheet", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "lines.jsonl")]
     asked = ["--candidates", "4", "--prompts", "5", "--mix", *files]
     assert main([*words, *asked]) == 0
@@ -93,7 +91,7 @@ def test_prompts_of_the_real_split_are_not_compared_with_themselves(
     asked = ["--split", "train", "--candidates", "2", "--prompts", "2"]
     assert main([*words, *asked, "--ids", str(ids), "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert table["judged by"].startswith("16 x 16 pixels against 8 train pictures of 5 families")
+    assert table["judged by"].startswith("MobileNetV2 against 8 train pictures of 5 families")
     assert list(table)[-1] == "2 alike"
     assert main([*words, *asked]) == 1  # all of them could be asked for
     assert "only 0 families" in capsys.readouterr().err

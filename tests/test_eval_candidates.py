@@ -111,7 +111,7 @@ def test_what_is_judged_is_what_the_pipeline_paints_and_picks(
     leon = CM3Leon(*parts, TaskSampling(text_to_image=TASK))
     judge = Judge(leon.image_tokenizer, FeatureNet.load(features_file))
     families = {f"p{number}": str(number) for number in range(6)}
-    judge.learn([corpus_folder / "train-0.tar"], families, Tally(), lambda *_: None)
+    judge.learn([corpus_folder / "train-0.tar"], families, Tally(), lambda done, most: None)
     asked = [
         Asked(id=f"p{number}", kind="icon", family=str(number), prompt=f"a red fox {number}")
         for number in range(6)
@@ -127,7 +127,7 @@ def test_what_is_judged_is_what_the_pipeline_paints_and_picks(
         candidates=4,
         mix=True,
         seed=7,
-        progress=lambda *step: told.append(step),
+        progress=lambda done, most: told.append((done, most)),
     )
     assert told == [(4, 6), (6, 6)]
     for number, (one, images) in enumerate(zip(found, shown, strict=True)):

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cm3leon.pipeline import CM3Leon
 from eval.families import Judge, choose_real
 from eval.sets import find_images
@@ -25,19 +23,11 @@ def test_real_pictures_are_evenly_of_each_family() -> None:
     }
 
 
-@pytest.fixture(params=["MobileNetV2", "pixels"])
-def judge(
-    request: pytest.FixtureRequest, tiny: CM3Leon, features_file: Path, corpus_folder: Path
-) -> Judge:
-    net = FeatureNet.load(features_file) if request.param == "MobileNetV2" else None
-    judge = Judge(tiny.image_tokenizer, net)
-    judge.learn([corpus_folder / "train-0.tar"], FAMILIES, Tally(), lambda *_: None)
-    return judge
-
-
 def test_a_picture_is_named_by_the_nearest(
-    judge: Judge, tiny: CM3Leon, corpus_folder: Path
+    tiny: CM3Leon, features_file: Path, corpus_folder: Path
 ) -> None:
+    judge = Judge(tiny.image_tokenizer, FeatureNet.load(features_file))
+    judge.learn([corpus_folder / "train-0.tar"], FAMILIES, Tally(), lambda done, most: None)
     size = tiny.image_tokenizer.size
     images = find_images([corpus_folder / "test-0.tar"], size, {"p5", *FAMILIES})
     known = [images[name] for name in FAMILIES]

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 REAL = "train"  # the split that painted pictures are compared with
 PER_FAMILY = 16
 
-Features = Annotated[
-    Path | None, typer.Option(help="MobileNetV2's weights, which judge; without them pixels do.")
-]
+Features = Annotated[Path, typer.Option(help="MobileNetV2's weights, which judge.")]
 
 
 def add_to(group: typer.Typer) -> None:
@@ -39,7 +37,7 @@ def candidates(
     model: tables.Model,
     corpus: tables.Corpus,
     *,
-    features: Features = None,
+    features: Features,
     candidates: Annotated[int, typer.Option(min=2, max=options.MOST, help="For a prompt.")] = 8,
     mix: Annotated[bool, typer.Option("--mix", help="Half by top-p, half by CD-K, too.")] = False,
     prompts: Annotated[int, typer.Option(min=2, help="How many, drawn from the seed.")] = 200,
@@ -69,7 +67,7 @@ def candidates(
     tables.check_lines(out)
     tables.check_lines(sheet)
     asked, families = _choose(corpus, split, None if ids is None else read_ids(ids), prompts, seed)
-    net = None if features is None else FeatureNet.load(features)
+    net = FeatureNet.load(features)
     embedder = open_embedder(encoder, device)
     leon = options.open_model(folder, device, threads, precision)
     judge = _open_judge(leon, net, corpus, families)
@@ -113,7 +111,7 @@ def _choose(
 
 
 def _open_judge(
-    leon: "CM3Leon", net: "FeatureNet | None", corpus: Path, families: dict[str, str]
+    leon: "CM3Leon", net: "FeatureNet", corpus: Path, families: dict[str, str]
 ) -> "Judge":
     """A judge that has seen all real pictures."""
     from eval.families import Judge
@@ -142,11 +140,8 @@ def _told(asked: "list[Asked]", split: str, corpus: str) -> str:
 
 def _judging(judge: "Judge", own: float) -> str:
     """How good the judge can be: what it says of real pictures."""
-    from eval.families import SIDE
-
-    by = f"{SIDE} x {SIDE} pixels" if judge.net is None else "MobileNetV2"
     counts = f"{len(judge.families):,} {REAL} pictures of {len(set(judge.families)):,} families"
-    return f"{by} against {counts}; of the prompts' own pictures {own:.1%} are hits"
+    return f"MobileNetV2 against {counts}; of the prompts' own pictures {own:.1%} are hits"
 
 
 def _shown(rows: "dict[str, Row]") -> dict[str, dict[str, str]]:
