@@ -1,10 +1,11 @@
 """How much sooner many requests are done together than one by one, and whether they come to the
 same.
 
-Requests of all tasks, of a checkpoint's own pictures, through one engine with so many in flight;
-and each by itself. `cm3leon bench batching` prints what is found.
+Requests of all tasks, of a checkpoint's own pictures or of a shape with random weights, through one
+engine with so many in flight; and each by itself. `cm3leon bench batching` prints what is found.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -12,11 +13,16 @@ from itertools import cycle, islice
 from cm3leon import grammar, prompts
 from cm3leon.engine import Engine
 from cm3leon.generate import generate_batch
+from cm3leon.grammar import Drawn
+from cm3leon.model import Decoder
 from cm3leon.pipeline import TEXT_LIMIT, CM3Leon
+from cm3leon.precision import Precision
 from cm3leon.prompts import pair
 from cm3leon.request import Request, Streams
 from eval.decoding import Times, by_turns
+from eval.shapes import CODES, Setting, job_of, ready
 from tokenizer.document import Document, Picture
+from tokenizer.vocabulary import EOS, Vocabulary
 
 THINGS = ("a red fox", "pizza", "a blue heart", "sunflower", "cat face", "a green car", "a house")
 STYLES = ("Noto emoji style", "Twemoji style", "3D Fluent emoji style", "EmojiOne style")
@@ -45,20 +51,19 @@ class Found:
         return self.alone.median / self.together.median
 
 
-def measure(leon: CM3Leon, count: int, in_flight: int, times: int) -> Found:
-    """Time `count` mixed requests, by turns with as many one by one."""
-    requests = mixed(leon, count)
+def measure(model: Decoder, requests: Sequence[Request], in_flight: int, times: int) -> Found:
+    """Time requests through one engine, by turns with one by one."""
     results: dict[str, list[Ids]] = {}
 
     def together() -> None:
-        results["together"] = run(leon, requests, in_flight)
+        results["together"] = run(model, requests, in_flight)
 
     def alone() -> None:
-        results["alone"] = [generate_batch(leon.model, [request])[0] for request in requests]
+        results["alone"] = [generate_batch(model, [request])[0] for request in requests]
 
-    took = by_turns([together, alone], times, leon.model.embed.weight.device)
+    took = by_turns([together, alone], times, model.embed.weight.device)
     return Found(
-        requests=count,
+        requests=len(requests),
         in_flight=in_flight,
         tokens=sum(len(ids) for rows in results["alone"] for ids in rows),
         together=took[0],
@@ -67,16 +72,54 @@ def measure(leon: CM3Leon, count: int, in_flight: int, times: int) -> Found:
     )
 
 
-def run(leon: CM3Leon, requests: Sequence[Request], in_flight: int) -> list[Ids]:
+def run(model: Decoder, requests: Sequence[Request], in_flight: int) -> list[Ids]:
     """All requests through one engine; one comes in whenever one is done."""
     rows = in_flight * max(request.rows for request in requests)
-    engine = Engine(leon.model, rows=rows, capacity=max(request.room for request in requests))
+    engine = Engine(model, rows=rows, capacity=max(request.room for request in requests))
     coming, tickets, found = list(reversed(requests)), list[int](), dict[int, Ids]()
     while coming or engine.busy:
         while coming and len(tickets) - len(found) < in_flight:
             tickets.append(engine.submit(coming.pop()))
         found |= engine.step()
     return [found[ticket] for ticket in tickets]
+
+
+def of_shape(shape: str, precision: Precision, device: str) -> Decoder:
+    """A decoder of a shape of `shapes`, with random weights."""
+    return ready(job_of(Setting(shape=shape, device=device)), precision).model
+
+
+def mixed_of_shape(model: Decoder, count: int, tokens: int) -> list[Request]:
+    """Requests of every task in turn for random weights, whose pictures have `tokens` codes: every
+    other one behind a document, and texts as long as pictures, for nothing ever stops them."""
+    size = model.config.vocabulary
+    vocabulary = Vocabulary(image_codes=CODES, text_pieces=size - CODES - 4 - 2 - 2, sentinels=2)
+    draw = random.Random(0)
+
+    def text(length: int) -> tuple[int, ...]:
+        return tuple(vocabulary.text_id(draw.randrange(1000)) for _ in range(length))
+
+    def picture() -> tuple[int, ...]:
+        return tuple(vocabulary.image_id(draw.randrange(CODES)) for _ in range(tokens))
+
+    between = vocabulary.break_id
+    found: list[Request] = []
+    for number in range(count):
+        front = (EOS, *text(10), between, *picture()) if number % 2 else ()
+        nothing = (*front, EOS, vocabulary.sentinel_id(0), between)
+        whole = grammar.picture(vocabulary, tokens)
+        source = (*front, EOS, *picture(), between)
+        asked = (*front, EOS, *text(10), between)
+        words = (Drawn(range(*vocabulary.text_ids.indices(size)), tokens),)
+        prompts, rule = [
+            ((asked, nothing), whole),
+            (((*source, vocabulary.sentinel_id(0)),), words),
+            (((*source, *text(6), between), source, nothing), whole),
+            ((asked,), whole),
+            ((asked, nothing), whole),
+        ][number % 5]
+        found.append(Request(streams=Streams(prompts), grammar=rule, seeds=(number,)))
+    return found
 
 
 def mixed(leon: CM3Leon, count: int) -> list[Request]:

@@ -11,6 +11,10 @@ from cm3leon.cli import options, tables
 def batching(
     context: typer.Context,
     model: options.Model = "default",
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights in the place of a model: chameleon, paper.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Codes of a shape's picture.")] = 64,
     requests: Annotated[int, typer.Option(min=2, help="Requests of mixed tasks.")] = 32,
     in_flight: Annotated[int, typer.Option(min=2, help="Requests under way at a time.")] = 16,
     times: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 5,
@@ -21,11 +25,18 @@ def batching(
 ) -> None:
     """Continuous batching: requests of all tasks through one engine, against each by itself."""
     from cm3leon.checkpoint import find
-    from eval.batching import measure
+    from eval import batching
 
-    leon = options.open_model(find(model, options.say), device, threads, precision)
+    if shape is None:
+        leon = options.open_model(find(model, options.say), device, threads, precision)
+        net, asked = leon.model, batching.mixed(leon, requests)
+        about = {"model": leon.hash, "precision": leon.precision}
+    else:
+        net = batching.of_shape(shape, precision, device)
+        asked = batching.mixed_of_shape(net, requests, tokens)
+        about = {"shape": shape, "precision": precision}
     options.say(f"{requests} requests, {in_flight} in flight: {times} runs of each, by turns")
-    found = measure(leon, requests, in_flight, times)
+    found = batching.measure(net, asked, in_flight, times)
     table = {
         name: {
             "seconds": f"{side.median:.2f} ({side.least:.2f}-{side.most:.2f})",
@@ -34,9 +45,7 @@ def batching(
         }
         for name, side in (("together", found.together), ("one by one", found.alone))
     }
-    about = {
-        "model": leon.hash,
-        "precision": leon.precision,
+    about |= {
         "requests": f"{found.requests} of mixed tasks, {found.in_flight} in flight",
         "together over one by one": f"{found.ratio:.2f}",
         "the same ids": f"{found.equal} of {found.requests}",
