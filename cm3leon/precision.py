@@ -134,7 +134,8 @@ class DynamicInt8Linear(nn.Module):
         self.range_1K[0, :2] = torch.tensor([1.0, -1.0])
 
     def forward(self, x_TK: Tensor) -> Tensor:
-        most_T1 = x_TK.float().abs().amax(1, keepdim=True).clamp_(min=1e-30)
+        most_T1 = torch.linalg.vector_norm(x_TK.float(), torch.inf, dim=1, keepdim=True)
+        most_T1.clamp_(min=1e-30)
         rows = torch.cat((x_TK / most_T1, self.range_1K))
         y_TN = torch.ops.quantized.linear_dynamic(rows, self.packed, False)[:-1] * most_T1
         return y_TN.to(x_TK.dtype)

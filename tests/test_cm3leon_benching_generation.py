@@ -18,7 +18,7 @@ Bench = Callable[..., dict[str, Any]]
 def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
     def bench(*words: str) -> dict[str, Any]:
         assert main(["bench", *words]) == 0
-        return json.loads(capsys.readouterr().out.splitlines()[-1])["result"]
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return bench
 
