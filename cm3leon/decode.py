@@ -113,9 +113,9 @@ class FastDecoder:
     @classmethod
     def of(cls, model: Decoder) -> "FastDecoder":
         """The one of this model, which keeps it until its weights are replaced."""
-        if model.fast is None:
+        if not isinstance(model.fast, cls):
             model.fast = cls(model)
-        return cast(FastDecoder, model.fast)
+        return model.fast
 
     def __deepcopy__(self, _: object) -> None:
         """A copied decoder has other weights, of which its own will be made."""

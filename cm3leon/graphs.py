@@ -18,13 +18,15 @@ from cm3leon import kernels
 from cm3leon.attention import KVCache
 from cm3leon.decode import FastDecoder
 from cm3leon.model import Decoder
+from cm3leon.native import NativeDecoder
 
 
 def stepper(model: Decoder, cache: KVCache) -> Callable[[Tensor], Tensor]:
     """A function of ids_R that gives the hidden states after the final norm, hidden_RD; the first R
     rows of the cache, which are not empty, grow by one."""
-    fast = FastDecoder.of(model)
-    return Graphs(fast, cache) if cache.device.type == "cuda" else partial(fast.step, cache)
+    if cache.device.type == "cuda":
+        return Graphs(FastDecoder.of(model), cache)
+    return partial((NativeDecoder.of(model) or FastDecoder.of(model)).step, cache)
 
 
 class Graphs:

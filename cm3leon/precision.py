@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cm3leon import kernels
+from cm3leon import kernels, native
 from cm3leon.model import Block, Decoder, FeedForward
 from tokenizer.errors import UserError
 
@@ -86,10 +86,19 @@ def packer(precision: Precision, device: torch.device) -> Callable[[Tensor], nn.
     if precision == "bf16":
         return MkldnnLinear if on_cpu and MkldnnLinear.here() else None
     if precision == "int8":
-        return DynamicInt8Linear if on_cpu else Int8Linear
+        return int8_on_cpu if on_cpu else Int8Linear
     if precision == "int4":
         return Int4Linear
     raise UserError(f"unknown precision {precision!r}; use auto, fp32, bf16, int8 or int4")
+
+
+def int8_on_cpu(weight_NK: Tensor) -> nn.Module:
+    """Compiled where that can be: it is faster for any number of rows (docs/ledger.md)."""
+    outputs, width = weight_NK.shape
+    suits = outputs % native.SIDE == 0 and width % native.ALIKE == 0
+    if suits and native.library() is not None:
+        return NativeInt8Linear(weight_NK)
+    return DynamicInt8Linear(weight_NK)
 
 
 class MkldnnLinear(nn.Module):
@@ -138,6 +147,25 @@ class DynamicInt8Linear(nn.Module):
         most_T1.clamp_(min=1e-30)
         rows = torch.cat((x_TK / most_T1, self.range_1K))
         y_TN = torch.ops.quantized.linear_dynamic(rows, self.packed, False)[:-1] * most_T1
+        return y_TN.to(x_TK.dtype)
+
+
+class NativeInt8Linear(nn.Module):
+    """As DynamicInt8Linear, by native.c."""
+
+    ints_NK: Tensor
+    scales_N: Tensor
+    sums_N: Tensor
+
+    def __init__(self, weight_NK: Tensor) -> None:
+        super().__init__()
+        scales_N, ints_NK = to_int8(weight_NK.detach().float())
+        self.register_buffer("ints_NK", ints_NK)
+        self.register_buffer("scales_N", scales_N)
+        self.register_buffer("sums_N", ints_NK.sum(1, dtype=torch.int32))
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        y_TN = native.multiply(x_TK, self.ints_NK, self.scales_N, self.sums_N)
         return y_TN.to(x_TK.dtype)
 
 

@@ -1,0 +1,259 @@
+"""The decode step on a CPU as one call of C: what `FastDecoder.step` gives, with nothing in between.
+
+Beside graphs, which does the same for a GPU. native.c is compiled with the gcc of this machine when
+it is first needed (a second) and kept in the user's cache folder. It runs in PyTorch's own threads.
+Where there is no gcc, no Linux, or a decoder of another type than fp32 or int8, decode does the
+work; CM3LEON_NATIVE=0 asks for that.
+
+Shapes: R = rows, D = width, C = positions or rows of the cache, Y = layers, S = slots, N = heads,
+H = head size, M, K = widths of a matrix.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cm3leon.attention import KVCache
+from cm3leon.model import NORM_EPS, Block, Decoder
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+ALIKE = 64  # what the widths of a matrix are multiples of
+LANES = 16  # and the size of a head
+SIDE = 4  # and the outputs of a matrix by itself
+
+
+WHOLE = ("ints_NK", "scales_N", "sums_N")  # what a matrix of whole numbers has in their place
+FIELDS = ("numbers", "scales_M", "sums_M")
+
+
+class Matrix(Structure):
+    """As in native.c."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in FIELDS),
+        *((name, c_int64) for name in ("outputs", "width")),
+    )
+
+
+class Norm(Structure):
+    """As in native.c."""
+
+    _fields_ = (("gain", c_void_p), ("bias", c_void_p))
+
+
+class Layer(Structure):
+    """As in native.c."""
+
+    _fields_ = (
+        *((name, Matrix) for name in ("qkv", "out", "gate", "up", "down")),
+        *((name, Norm) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+    )
+
+
+class Model(Structure):
+    """As in native.c."""
+
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        *((name, c_void_p) for name in ("embed_VD", "positions_CD", "cos_CH", "sin_CH")),
+        ("norm", Norm),
+        *((name, c_int64) for name in ("vocabulary", "depth", "width", "heads", "head_size")),
+        *((name, c_int64) for name in ("ffn", "rms", "qk_norm")),
+        ("eps", c_float),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """native.c, compiled; None where that cannot be."""
+    if os.environ.get("CM3LEON_NATIVE") == "0" or not sys.platform.startswith("linux"):
+        return None
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        return None
+    try:
+        made = ctypes.CDLL(str(compiled(compiler)))  # its threads are those that torch has loaded
+    except (OSError, subprocess.SubprocessError):
+        return None
+    made.step.restype, made.work_size.restype, made.multiply.restype = c_int, c_int64, None
+    return made
+
+
+def compiled(compiler: str) -> Path:
+    """The shared library of native.c for this CPU, made if it is not there yet."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cm3leon"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"others can write to {folder}")
+    made = folder / f"native-{_fingerprint(compiler)}.so"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            parts, whole = Path(work, "native.o"), Path(work, "native.so")
+            first = (compiler, "-fopenmp", *FLAGS, "-c", SOURCE, "-o", parts)
+            # without -fopenmp: another OpenMP beside PyTorch's would fight it for the cores
+            for command in (first, (compiler, "-shared", parts, "-lm", "-o", whole)):
+                subprocess.run(command, check=True, capture_output=True, timeout=60)
+            whole.replace(made)
+    return made
+
+
+def _fingerprint(compiler: str) -> str:
+    """Changes with the source, the compiler and the CPU: a home folder may be many machines'."""
+    found = Path(compiler).resolve()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    cpu = [line for line in lines if line.startswith(("flags", "Features", "CPU part"))]
+    parts = (SOURCE.read_text(encoding="utf-8"), found, found.stat().st_mtime, *cpu, *FLAGS)
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+class NativeDecoder:
+    """A decoder's face for one id a row, made of its weights where they are."""
+
+    def __init__(self, model: Decoder, made: ctypes.CDLL) -> None:
+        config, self.model, self.made = model.config, model, made
+        self.kept: list[object] = []  # what the structures point to
+        layers = (Layer * config.layers)(*(self._layer(cast(Block, b)) for b in model.blocks))
+        self.kept.append(layers)
+        table = Model(
+            layers=layers,
+            embed_VD=self._at(model.embed.weight),
+            norm=self._norm(model.norm),
+            vocabulary=config.vocabulary,
+            depth=config.layers,
+            width=config.width,
+            heads=config.heads,
+            head_size=config.head_size,
+            ffn=config.ffn_width,
+            rms=config.norm == "rmsnorm",
+            qk_norm=config.qk_norm,
+            eps=NORM_EPS,
+        )
+        if model.position is not None:
+            table.positions_CD = self._at(model.position.weight)
+        else:
+            places_1C = torch.arange(config.context).unsqueeze(0)
+            cos, sin = model.rotation(places_1C, config.context, model.embed.weight)
+            table.cos_CH, table.sin_CH = self._at(cos.squeeze()), self._at(sin.squeeze())
+        self.table = table
+        self.work = torch.empty(0, dtype=torch.uint8)
+
+    @classmethod
+    def of(cls, model: Decoder) -> "NativeDecoder | None":
+        """The one of this model, which keeps it until its weights are replaced; None where another
+        has to do it."""
+        if isinstance(model.fast, cls):
+            return model.fast
+        made = library() if fits(model) else None
+        if made is None:
+            return None
+        model.fast = cls(model, made)
+        return model.fast
+
+    def __deepcopy__(self, _: object) -> None:
+        """A copied decoder has other weights, of which its own will be made."""
+
+    def step(self, cache: KVCache, ids_R: Tensor) -> Tensor:
+        """Hidden states after the final norm, hidden_RD; the rows of the cache, which begin with
+        the first and are not empty, grow by one."""
+        rows, config = len(ids_R), self.model.config
+        assert cache.rows == range(rows), "the first rows decode"
+        assert cache.longest < min(cache.capacity, config.context), "the KV cache is full"
+        size = self.made.work_size(byref(self.table), c_int64(rows), c_int64(cache.capacity))
+        if len(self.work) < size:
+            self.work = torch.empty(size, dtype=torch.uint8)
+        hidden_RD = torch.empty(rows, config.width)
+        tensors = (ids_R, cache.lengths_B, cache.k_YBSNH, cache.v_YBSNH, self.work, hidden_RD)
+        assert all(x.is_contiguous() for x in tensors)
+        numbers = (rows, cache.k_YBSNH.stride(0), cache.capacity, torch.get_num_threads())
+        wrong = self.made.step(
+            byref(self.table),
+            *(c_void_p(x.data_ptr()) for x in tensors),
+            *(c_int64(number) for number in numbers),
+        )
+        if wrong:
+            raise IndexError(f"an id is outside the vocabulary of {config.vocabulary}")
+        cache.advance([1] * rows)
+        return hidden_RD
+
+    def _layer(self, block: Block) -> Layer:
+        attention, mlp = block.attention, block.mlp
+        layer = Layer(
+            qkv=self._matrix(attention.qkv),
+            out=self._matrix(attention.out),
+            down=self._matrix(mlp.down),
+            attention_norm=self._norm(block.attention_norm),
+            mlp_norm=self._norm(block.mlp_norm),
+        )
+        if mlp.wide is not None:
+            layer.gate, layer.up = self._matrix(mlp.wide, 2, 0), self._matrix(mlp.wide, 2, 1)
+        else:
+            layer.up = self._matrix(mlp.up)
+            if mlp.gate is not None:
+                layer.gate = self._matrix(mlp.gate)
+        if attention.qk_norm:
+            layer.q_norm, layer.k_norm = self._norm(attention.q_norm), self._norm(attention.k_norm)
+        return layer
+
+    def _matrix(self, module: nn.Module, parts: int = 1, part: int = 0) -> Matrix:
+        """One of the parts into which a matrix is cut."""
+        names = ("weight",) if isinstance(module, nn.Linear) else WHOLE
+        tensors = [cast(Tensor, getattr(module, name)).chunk(parts)[part] for name in names]
+        outputs, width = tensors[0].shape
+        places = dict(zip(FIELDS, map(self._at, tensors), strict=False))
+        return Matrix(**places, outputs=outputs, width=width)
+
+    def _norm(self, norm: nn.Module) -> Norm:
+        gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        return Norm(*(None if one is None else self._at(one) for one in (gain, bias)))
+
+    def _at(self, tensor: Tensor) -> int:
+        """Where a tensor's numbers lie, as long as this decoder lives."""
+        tensor = tensor.detach().contiguous()
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def multiply(x_TK: Tensor, ints_NK: Tensor, scales_N: Tensor, sums_N: Tensor) -> Tensor:
+    """x W^T, y_TN in float32, for a matrix of whole numbers, its scales and the sums of its rows."""
+    made = library()
+    assert made is not None, "asked for where it cannot be"
+    rows, (outputs, width) = len(x_TK), ints_NK.shape
+    matrix = Matrix(*(one.data_ptr() for one in (ints_NK, scales_N, sums_N)), outputs, width)
+    x_TK = x_TK.float().contiguous()
+    scales_T, y_TN = torch.empty(rows), torch.empty(rows, outputs)
+    bytes_TK = torch.empty(rows, width, dtype=torch.uint8)
+    made.multiply(
+        byref(matrix),
+        *(c_void_p(x.data_ptr()) for x in (x_TK, scales_T, bytes_TK, y_TN)),
+        *(c_int64(number) for number in (rows, torch.get_num_threads())),
+    )
+    return y_TN
+
+
+def fits(model: Decoder) -> bool:
+    """Whether native.c has this kind of decoder."""
+    config, table = model.config, model.embed.weight
+    if table.device.type != "cpu" or table.dtype != torch.float32 or config.head_size % LANES:
+        return False
+    if config.width % ALIKE or config.ffn_width % ALIKE:
+        return False
+    matrices: list[Any] = []
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        attention, mlp = block.attention, block.mlp
+        up = mlp.up if mlp.wide is None else mlp.wide
+        matrices += [attention.qkv, attention.out, up, mlp.down]
+    return all(isinstance(one, nn.Linear) or hasattr(one, "sums_N") for one in matrices)
