@@ -1,9 +1,9 @@
 """One new id a row with as few operations as will do: what `Decoder.forward` gives, sooner.
 
-Called by engine at every step. Waiting for weights is most of a step, and on a CPU all else is the
-price of calling small operations: no modules here, matrices transposed once, queries and keys
-normalised and turned together, sums folded into products. `Decoder.forward` is the plain path and a
-test holds both to the same numbers.
+The step of a CPU that native does not serve, and what graphs records on a GPU. Waiting for weights
+is most of a step, and on a CPU all else is the price of calling small operations: no modules here,
+matrices transposed once, queries and keys normalised and turned together, sums folded into
+products. `Decoder.forward` is the plain path and a test holds both to the same numbers.
 
 Shapes: R = rows, D = width, N = heads, H = head size, S = slots looked at,
 C = rows of the whole cache, Y = layers, T = C * S, F = width of the

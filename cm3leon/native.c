@@ -7,7 +7,7 @@ number of threads.
 
 Letters: R rows, D width, N heads, H head size, F width of the feed-forward, C positions, or rows
 of the cache, S slots of such a row, V vocabulary, T tasks; K, M widths of a matrix, which lies as
-M rows of K. Widths are multiples of 64, the size of a head is one of 16.
+M rows of K. K and the size of a head are multiples of 16, K of 64 for int8, and M of 4.
 */
 
 #include <math.h>

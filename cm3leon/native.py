@@ -1,12 +1,12 @@
-"""The decode step on a CPU as one call of C: what `FastDecoder.step` gives, with nothing in between.
+"""The decode step on a CPU as one call of C: what `FastDecoder.step` gives, sooner.
 
-Beside graphs, which does the same for a GPU. native.c is compiled with the gcc of this machine when
-it is first needed (a second) and kept in the user's cache folder. It runs in PyTorch's own threads.
-Where there is no gcc, no Linux, or a decoder of another type than fp32 or int8, decode does the
-work; CM3LEON_NATIVE=0 asks for that.
+Beside graphs, which does the same for a GPU. native.c is compiled with this machine's gcc when it
+is first needed, which takes a second, and kept in the user's cache folder. It runs in PyTorch's own
+threads. Where there is no gcc or no Linux, or a decoder of another type than fp32 and int8, decode
+does the work; CM3LEON_NATIVE=0 asks for that.
 
-Shapes: R = rows, D = width, C = positions or rows of the cache, Y = layers, S = slots, N = heads,
-H = head size, M, K = widths of a matrix.
+Shapes: R = rows, T = rows of activations, D = width, C = positions, H = head size; K, N = widths
+in and out of a matrix, which native.c calls K and M.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ import tempfile
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,9 @@ from cm3leon.model import NORM_EPS, Block, Decoder
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-ALIKE = 64  # what the widths of a matrix are multiples of
-LANES = 16  # and the size of a head
-SIDE = 4  # and the outputs of a matrix by itself
+LANES = 16  # what the width of a matrix and the size of a head are multiples of
+WHOLE_LANES = 64  # and the width of a matrix of whole numbers
+SIDE = 4  # and the outputs of a matrix
 
 
 WHOLE = ("ints_NK", "scales_N", "sums_N")  # what a matrix of whole numbers has in their place
@@ -75,18 +75,28 @@ class Model(Structure):
     )
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """native.c, compiled; None where that cannot be."""
-    if os.environ.get("CM3LEON_NATIVE") == "0" or not sys.platform.startswith("linux"):
-        return None
+    found = loaded()
+    return None if isinstance(found, str) else found
+
+
+@cache
+def loaded() -> ctypes.CDLL | str:
+    """native.c, compiled, or in some words why there is none."""
+    if os.environ.get("CM3LEON_NATIVE") == "0":
+        return "CM3LEON_NATIVE is 0"
+    if not sys.platform.startswith("linux"):
+        return f"not on {sys.platform}"
     compiler = shutil.which("gcc")
     if compiler is None:
-        return None
+        return "no gcc"
     try:
         made = ctypes.CDLL(str(compiled(compiler)))  # its threads are those that torch has loaded
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except subprocess.CalledProcessError as error:
+        return f"gcc: {error.stderr.decode(errors='replace').strip().splitlines()[-1:]}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
     made.step.restype, made.work_size.restype, made.multiply.restype = c_int, c_int64, None
     return made
 
@@ -97,7 +107,7 @@ def compiled(compiler: str) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(f"others can write to {folder}")
+        raise PermissionError(f"others than you can write to {folder}")
     made = folder / f"native-{_fingerprint(compiler)}.so"
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -156,8 +166,8 @@ class NativeDecoder:
         has to do it."""
         if isinstance(model.fast, cls):
             return model.fast
-        made = library() if fits(model) else None
-        if made is None:
+        made = library() if suits(model) else None
+        if made is None or not all(known(cast(Block, block)) for block in model.blocks):
             return None
         model.fast = cls(model, made)
         return model.fast
@@ -227,7 +237,7 @@ class NativeDecoder:
 
 
 def multiply(x_TK: Tensor, ints_NK: Tensor, scales_N: Tensor, sums_N: Tensor) -> Tensor:
-    """x W^T, y_TN in float32, for a matrix of whole numbers, its scales and the sums of its rows."""
+    """x W^T, y_TN in float32, of a matrix of whole numbers, its scales and the sums of its rows."""
     made = library()
     assert made is not None, "asked for where it cannot be"
     rows, (outputs, width) = len(x_TK), ints_NK.shape
@@ -243,17 +253,21 @@ def multiply(x_TK: Tensor, ints_NK: Tensor, scales_N: Tensor, sums_N: Tensor) ->
     return y_TN
 
 
-def fits(model: Decoder) -> bool:
-    """Whether native.c has this kind of decoder."""
+def suits(model: Decoder, multiple: int = LANES) -> bool:
+    """Whether native.c is there, and can have a decoder of these sizes where it lies."""
     config, table = model.config, model.embed.weight
-    if table.device.type != "cpu" or table.dtype != torch.float32 or config.head_size % LANES:
-        return False
-    if config.width % ALIKE or config.ffn_width % ALIKE:
-        return False
-    matrices: list[Any] = []
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        attention, mlp = block.attention, block.mlp
-        up = mlp.up if mlp.wide is None else mlp.wide
-        matrices += [attention.qkv, attention.out, up, mlp.down]
+    sizes = (config.width, config.ffn_width)
+    return (
+        table.device.type == "cpu"
+        and table.dtype == torch.float32
+        and config.head_size % LANES == 0
+        and all(size % multiple == 0 for size in sizes)
+        and library() is not None
+    )
+
+
+def known(block: Block) -> bool:
+    """Whether the matrices of a block are of a kind that native.c has."""
+    attention, mlp = block.attention, block.mlp
+    matrices = (attention.qkv, attention.out, mlp.wide or mlp.up, mlp.down)
     return all(isinstance(one, nn.Linear) or hasattr(one, "sums_N") for one in matrices)

@@ -43,7 +43,7 @@ def prepare(
     if precision != "fp32" and (precision == "bf16" or device.type == "cuda"):
         model.to(torch.bfloat16)
     model.fast = None
-    pack = packer(precision, device)
+    pack = packer(precision, model)
     for block in model.blocks:
         assert isinstance(block, Block)
         lay_side_by_side(block.mlp)
@@ -78,27 +78,20 @@ def pack_block(block: Block, pack: Callable[[Tensor], nn.Module]) -> None:
         mlp.gate, mlp.up = None, nn.Identity()
 
 
-def packer(precision: Precision, device: torch.device) -> Callable[[Tensor], nn.Module] | None:
+def packer(precision: Precision, model: Decoder) -> Callable[[Tensor], nn.Module] | None:
     """What makes a packed matrix of a plain one; None where plain ones are best."""
-    on_cpu = device.type == "cpu"
+    on_cpu = model.embed.weight.device.type == "cpu"
     if precision == "fp32":
         return None
     if precision == "bf16":
         return MkldnnLinear if on_cpu and MkldnnLinear.here() else None
     if precision == "int8":
-        return int8_on_cpu if on_cpu else Int8Linear
+        if not on_cpu:
+            return Int8Linear
+        return NativeInt8Linear if native.suits(model, native.WHOLE_LANES) else DynamicInt8Linear
     if precision == "int4":
         return Int4Linear
     raise UserError(f"unknown precision {precision!r}; use auto, fp32, bf16, int8 or int4")
-
-
-def int8_on_cpu(weight_NK: Tensor) -> nn.Module:
-    """Compiled where that can be: it is faster for any number of rows (docs/ledger.md)."""
-    outputs, width = weight_NK.shape
-    suits = outputs % native.SIDE == 0 and width % native.ALIKE == 0
-    if suits and native.library() is not None:
-        return NativeInt8Linear(weight_NK)
-    return DynamicInt8Linear(weight_NK)
 
 
 class MkldnnLinear(nn.Module):
@@ -151,7 +144,7 @@ class DynamicInt8Linear(nn.Module):
 
 
 class NativeInt8Linear(nn.Module):
-    """As DynamicInt8Linear, by native.c."""
+    """As DynamicInt8Linear, by native.c: sooner, for any number of rows (docs/ledger.md)."""
 
     ints_NK: Tensor
     scales_N: Tensor

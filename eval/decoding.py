@@ -122,13 +122,13 @@ def measure(setting: Setting) -> Found:
         net = rivals.their_model(job.model.config).to(device)
         rivals.give(job.model, net)
         apart_by = rivals.difference(job.model, net, job.prompts)
-    read = matrices(job)
+    read, count = matrices(job), parameters(job.model)
     job = ready(job, setting.weights)
-    counts = (job.tokens, 1)
-    actions: list[Action] = [partial(job.run, setting.n, count) for count in counts]
+    lengths = (job.tokens, 1)
+    actions: list[Action] = [partial(job.run, setting.n, length) for length in lengths]
     if net is not None:
         draw = rivals.their_generate(net, job.prompts, setting.n, job.allowed.start, SCALE)
-        actions += [partial(draw, count) for count in counts]
+        actions += [partial(draw, length) for length in lengths]
     leon = job.leon
     if leon is not None:
         actions.append(partial(leon.text_to_image, PROMPT, setting.n))
@@ -137,7 +137,7 @@ def measure(setting: Setting) -> Found:
         setting=setting,
         tokens=job.tokens,
         ours=Side(
-            parameters=parameters(job.model),
+            parameters=count,
             drawing=times[0],
             prefill=times[1],
             peak_mb=apart(peak, setting, theirs=False),

@@ -1,39 +1,24 @@
 """The quick decode step against the plain path, played from a recording too."""
 
-from typing import Any
-
 import pytest
 import torch
 
-from cm3leon import decode
+from cm3leon import decode, native
 from cm3leon.decode import FastDecoder
-from cm3leon.model import Decoder, ModelConfig
+from cm3leon.model import Decoder
 from cm3leon.precision import Precision, prepare
 
-MODELS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "affine": {"norm_affine": True},
-    "llama": {
-        "positions": "rope",
-        "norm": "rmsnorm",
-        "norm_affine": True,
-        "mlp": "swiglu",
-        "qk_norm": True,
-        "tied": False,
-    },
-    "plain norms": {"norm": "rmsnorm", "qk_norm": True},
-}
 VOCABULARY = 96
 
 
-@pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest) -> Decoder:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"vocabulary": VOCABULARY, "context": 64, "layers": 2}
-    made = Decoder(ModelConfig(**sizes, width=64, heads=2, **MODELS[request.param]))
-    for weight in made.parameters():
-        torch.nn.init.normal_(weight, float(weight.ndim == 1), 0.1)
-    return made.eval().requires_grad_(False)
+@pytest.fixture(autouse=True)
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "loaded", lambda: "not here")
+
+
+@pytest.fixture
+def model(any_decoder: Decoder) -> Decoder:
+    return any_decoder
 
 
 @pytest.mark.parametrize("large", [False, True])

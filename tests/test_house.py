@@ -226,7 +226,12 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:
     code = {name for name in names if ".dist-info/" not in name}
     data = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("cm3leon/assets/**/*", "retrieval/assets/**/*", "train/recipes/*.yaml")
+        for pattern in (
+            "cm3leon/assets/**/*",
+            "*/*.c",
+            "retrieval/assets/**/*",
+            "train/recipes/*.yaml",
+        )
         for path in ROOT.glob(pattern)
         if path.is_file() and path.name not in ("verified.json", ".lock")  # left by opening it
     }

@@ -171,9 +171,13 @@ def _times(seconds: "Times", unit: float, digits: int) -> str:
 def _machine(device: str) -> str:
     import torch
 
+    from cm3leon import native
     from cm3leon.pipeline import pick_device
 
     place = pick_device(device)
     if place.type == "cuda":
         return torch.cuda.get_device_name(place)
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    found = native.loaded()
+    step = f"PyTorch's ({found})" if isinstance(found, str) else "compiled"
+    cores = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{cores}, decode step {step}"
