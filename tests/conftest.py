@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from cm3leon.model import Decoder
     from cm3leon.pipeline import CM3Leon
 
 # A deadline would fail on a busy machine; fresh examples on each run would fail by luck.
@@ -320,43 +319,3 @@ def questions(tmp_path: Path) -> Path:
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(map(json.dumps, QUESTIONS)) + "\n{half")
     return path
-
-
-# Every part that a decoder can have, in some combination.
-DECODERS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "affine": {"norm_affine": True},
-    "llama": {
-        "positions": "rope",
-        "norm": "rmsnorm",
-        "norm_affine": True,
-        "mlp": "swiglu",
-        "qk_norm": True,
-        "tied": False,
-    },
-    "plain norms": {"norm": "rmsnorm", "qk_norm": True},
-}
-
-
-@pytest.fixture
-def new_decoder() -> "Callable[..., Decoder]":
-    """Makes small decoders of 96 ids and a context of 64, whose weights let every part count."""
-    import torch
-
-    from cm3leon.model import Decoder, ModelConfig
-
-    def make(width: int = 64, heads: int = 2, **changes: Any) -> Decoder:
-        torch.manual_seed(0)
-        sizes: dict[str, Any] = {"vocabulary": 96, "context": 64, "layers": 2}
-        made = Decoder(ModelConfig(**sizes, width=width, heads=heads, **changes))
-        for weight in made.parameters():
-            torch.nn.init.normal_(weight, float(weight.ndim == 1), 0.1)
-        return made.eval().requires_grad_(False)
-
-    return make
-
-
-@pytest.fixture(params=DECODERS)
-def any_decoder(request: pytest.FixtureRequest, new_decoder: "Callable[..., Decoder]") -> "Decoder":
-    """A small decoder of each kind."""
-    return new_decoder(**DECODERS[request.param])
