@@ -1,6 +1,6 @@
 """The ways of guiding, each generated with the cache and recomputed without it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from cm3leon.grammar import (
     text_filling,
 )
 from cm3leon.model import Decoder, sized
+from cm3leon.native import NativeDecoder
 from cm3leon.request import Request, Streams
 from cm3leon.sampling import Sampling, choose, combine
 from tokenizer.errors import UserError
@@ -29,6 +30,7 @@ from tokenizer.vocabulary import EOS, Vocabulary
 
 CLOSE = 1e-4
 V = Vocabulary(image_codes=40, text_pieces=30, sentinels=8)
+Step = Callable[[Any, KVCache, torch.Tensor], torch.Tensor]
 CODES = 16
 
 
@@ -199,18 +201,22 @@ def test_how_often_a_draw_falls_on_a_border(model: Decoder, mode: str) -> None:
 def read(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Rows and ids a row of every pass through the decoder, in order."""
     shapes: list[tuple[int, int]] = []
-    forward, step = model.forward, FastDecoder.step
+    forward = model.forward
 
     def counting(ids_BL: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         shapes.append((ids_BL.shape[0], ids_BL.shape[1]))
         return forward(ids_BL, *args, **kwargs)
 
-    def counting_steps(self: FastDecoder, cache: KVCache, ids_R: torch.Tensor) -> torch.Tensor:
-        shapes.append((len(ids_R), 1))
-        return step(self, cache, ids_R)
+    def counted(step: Step) -> Step:
+        def counting(self: Any, cache: KVCache, ids_R: torch.Tensor) -> torch.Tensor:
+            shapes.append((len(ids_R), 1))
+            return step(self, cache, ids_R)
+
+        return counting
 
     monkeypatch.setattr(model, "forward", counting)
-    monkeypatch.setattr(FastDecoder, "step", counting_steps)
+    for kind in (FastDecoder, NativeDecoder):
+        monkeypatch.setattr(kind, "step", counted(kind.step))
     return shapes
 
 
