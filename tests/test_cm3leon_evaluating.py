@@ -17,12 +17,12 @@ def test_reconstruction_prints_a_table(
     tiny: CM3Leon, tiny_folder: Path, corpus_folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "before and after.png"
-    words = ["eval", "reconstruction", str(tiny_folder), str(corpus_folder), "--out", str(out)]
+    words = ["eval", "codebook", str(tiny_folder), str(corpus_folder), "--out", str(out)]
     assert main(words) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[:5] == [
-        f"command: cm3leon eval reconstruction {tiny_folder} {corpus_folder} --out '{out}'",
+        f"command: cm3leon eval codebook {tiny_folder} {corpus_folder} --out '{out}'",
         f"model: {tiny.hash}",
         f"measured on: test of {corpus_folder.name}",
         "",
@@ -35,7 +35,7 @@ def test_reconstruction_prints_a_table(
         ["| all", "6"],
     ]
     assert re.fullmatch(r"\| all \| 6 \| \d+\.\d\d ± \d\.\d\d \| \d+\.\d% \|", lines[-1])
-    assert "reconstruction: 6 of 6, 0 s left" in said.err.splitlines()
+    assert "codebook: 6 of 6, 0 s left" in said.err.splitlines()
     assert "6 pictures read" in said.err
     assert read_info(out)["model"] == tiny.hash
 
@@ -47,7 +47,7 @@ def test_reconstruction_takes_an_image_tokenizer_too(
         (tiny_folder, tiny.hash),
         (tiny_folder / "image_tokenizer", tiny.image_tokenizer.hash[:12]),
     ):
-        words = ["eval", "reconstruction", str(folder), str(corpus_folder), "--limit", "1"]
+        words = ["eval", "codebook", str(folder), str(corpus_folder), "--limit", "1"]
         assert main([*words, "--split", "train", "--json"]) == 0
         table = json.loads(capsys.readouterr().out)
         assert table["model"] == told
@@ -113,9 +113,9 @@ def test_sheet_writes_its_files(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("reconstruction {model} {empty}", "no tar is found as"),
-        ("reconstruction {empty} {corpus}", "not an image tokenizer, config.json is missing"),
-        ("reconstruction {model} {corpus} --out {empty}/none/x.png", "cannot write"),
+        ("codebook {model} {empty}", "no tar is found as"),
+        ("codebook {empty} {corpus}", "not an image tokenizer, config.json is missing"),
+        ("codebook {model} {corpus} --out {empty}/none/x.png", "cannot write"),
         ("bits {model} {empty}", "has no manifest.json"),
         ("bits nobody {shards}", "there is no model folder 'nobody'"),
         ("bits {other} {shards}", "was made with image tokenizer"),

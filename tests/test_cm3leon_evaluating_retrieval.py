@@ -1,4 +1,4 @@
-"""`cm3leon eval retrieval` and its kin, through the real command line."""
+"""`cm3leon eval retrieved` and its kin, through the real command line."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def test_retrieval_prints_a_table(
     capsys: Capture,
 ) -> None:
     out = tmp_path / "bits.jsonl"
-    words = ["eval", "retrieval", str(tiny_folder), str(shards_folder), *bank]
+    words = ["eval", "retrieved", str(tiny_folder), str(shards_folder), *bank]
     assert main([*words, "--retrieve", "0,1", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == f"model: {tiny.hash}"
@@ -129,16 +129,16 @@ def test_sheet_shows_both_and_says_what_was_retrieved(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("retrieval {model} {shards} --memory {empty} --encoder {encoder}", "there is no memory"),
+        ("retrieved {model} {shards} --memory {empty} --encoder {encoder}", "there is no memory"),
         (
-            "retrieval {model} {shards} --memory {memory} --encoder {encoder} --retrieve 7",
+            "retrieved {model} {shards} --memory {memory} --encoder {encoder} --retrieve 7",
             "--retrieve is 7, but {memory} has 6 documents",
         ),
         (
-            "retrieval {other} {shards} --memory {memory} --encoder {encoder}",
+            "retrieved {other} {shards} --memory {memory} --encoder {encoder}",
             "was made with image tokenizer",
         ),
-        ("retrieval {model} {shards} --memory {memory} --encoder {empty}", "no model folder there"),
+        ("retrieved {model} {shards} --memory {memory} --encoder {empty}", "no model folder there"),
         (
             "retrieval-sheet {model} {empty}/x --memory {memory} --encoder {encoder} --out x.png",
             "cannot read the settings",
@@ -185,6 +185,6 @@ def test_a_mistake_is_one_line(
 def test_counts_that_are_none_are_wrong_usage(
     counts: str, tiny_folder: Path, shards_folder: Path, bank: list[str], capsys: Capture
 ) -> None:
-    words = ["eval", "retrieval", str(tiny_folder), str(shards_folder), *bank]
+    words = ["eval", "retrieved", str(tiny_folder), str(shards_folder), *bank]
     assert main([*words, "--retrieve", counts]) == 2
     assert "write numbers of documents" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Commands that measure a model: eval reconstruction, bits, captions, sheet."""
+"""Commands that measure a model: eval codebook, bits, captions, sheet."""
 
 import dataclasses
 import json
@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cm3leon.cli import evaluating_candidates, evaluating_retrieval, options, tables
+from cm3leon.cli import (
+    evaluating_candidates,
+    evaluating_reports,
+    evaluating_retrieval,
+    options,
+    tables,
+)
 from cm3leon.cli.output import signature, tell
 
 if TYPE_CHECKING:
@@ -18,14 +24,15 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Name this file's commands, in a group of their own."""
     group = typer.Typer(help="Measure a model.", rich_markup_mode=None)
-    for command in (reconstruction, bits, captions, sheet):
+    for command in (codebook, bits, captions, sheet):
         group.command()(command)
     evaluating_retrieval.add_to(group)
     evaluating_candidates.add_to(group)
+    evaluating_reports.add_to(group)
     app.add_typer(group, name="eval")
 
 
-def reconstruction(
+def codebook(
     context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A model, or an image tokenizer's folder.")
@@ -49,12 +56,10 @@ def reconstruction(
     if out is not None:
         check_writable(out)
     tokenizer, model_hash = _open_tokenizer(model, threads)
-    found = measure(
-        tokenizer, tars, limit=limit, tally=tally, progress=tables.steps("reconstruction")
-    )
+    found = measure(tokenizer, tars, limit=limit, tally=tally, progress=tables.steps("codebook"))
     tally.tell(options.say)
     if out is not None:
-        write_file(out, encode_png(found.sheet(), signature("eval reconstruction", model_hash)))
+        write_file(out, encode_png(found.sheet(), signature("eval codebook", model_hash)))
     table = {
         kind: {"pictures": str(row.psnr.count), "PSNR, dB": tables.figure_text(row.psnr, 2)}
         | {"codes in use": f"{row.used:.1%}"}

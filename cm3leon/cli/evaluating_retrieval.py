@@ -1,4 +1,4 @@
-"""Commands that measure retrieval: eval retrieval, retrieval-sheet, encoder, index."""
+"""Commands that measure retrieval: eval retrieved, retrieval-sheet, encoder, index."""
 
 import dataclasses
 import json
@@ -38,12 +38,12 @@ Split = Annotated[str, typer.Option(help="The tars whose names begin so.")]
 
 def add_to(group: typer.Typer) -> None:
     """Name this file's commands in the group of all that measure."""
-    for command in (retrieval, encoder, index):
+    for command in (retrieved, encoder, index):
         group.command()(command)
     group.command("retrieval-sheet")(sheet)
 
 
-def retrieval(
+def retrieved(
     context: typer.Context,
     model: tables.Model,
     shards: tables.Tokens,

@@ -73,7 +73,7 @@ def tell_table(
     as_json: bool,
 ) -> None:
     """Print the command, what was measured with what (`about`), and the table: its rows by name."""
-    about = {"command": _command(context), **about}
+    about = {"command": command(context), **about}
     columns = ["", *next(iter(table.values()))]
     rows = [
         columns,
@@ -113,7 +113,7 @@ def _line(row: Sequence[str]) -> str:
     return f"| {' | '.join(row)} |"
 
 
-def _command(context: typer.Context) -> str:
+def command(context: typer.Context) -> str:
     """The command as it was given, less the options that say what they would have said anyway."""
     words = context.command_path.split()
     for parameter in context.command.params:

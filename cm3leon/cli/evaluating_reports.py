@@ -1,0 +1,140 @@
+"""eval NAME: measures of a model on a corpus, each with a report that says all that made it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cm3leon.cli import options, tables
+from cm3leon.cli.output import tell
+from cm3leon.cli.retrieving import (
+    COUNT,
+    DEFAULT,
+    Count,
+    EncoderName,
+    MemoryFolder,
+    find_memory,
+    open_embedder,
+)
+
+if TYPE_CHECKING:
+    from eval.lab import Asked, Lab
+
+NAMES = {
+    "perplexity": "Bits of pictures given captions and of captions given pictures.",
+    "reconstruction": "What the codebook leaves of a picture: PSNR, SSIM, codes in use.",
+    "retrieval": "What documents in front of a prompt are worth, in bits.",
+    "score": "How near painted pictures come to their captions, by the retriever's encoder.",
+    "caption": "What the model says of pictures, against their captions.",
+    "vqa": "Its answers to questions about pictures.",
+    "edit": "How near edits come to their real targets.",
+    "infill": "How near a middle painted anew comes to the real one.",
+}
+ALL = "all"
+
+Data = Annotated[Path, typer.Option(help="A corpus: a folder of WebDataset tars.")]
+Split = Annotated[str, typer.Option(help="The tars whose names begin so.")]
+Ids = Annotated[
+    Path | None, typer.Option(help="A file of picture ids, one a line: no others are measured on.")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="At most so many things, evenly spaced; all if not given.")
+]
+Folder = Annotated[Path, typer.Option(help="The folder to write reports to.")]
+
+
+def add_to(group: typer.Typer) -> None:
+    """A command for every measure, and `all`."""
+    for name, text in NAMES.items():
+        group.command(name, help=text)(_command([name], every=False))
+    text = "All measures; those that lack something say what, and are skipped."
+    group.command(ALL, help=text)(_command([*NAMES], every=True))
+    group.command()(compare)
+
+
+def compare(
+    one: Annotated[Path, typer.Argument(metavar="REPORT", help="A report.json, or its folder.")],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Another.")],
+    as_json: options.Json = False,
+) -> None:
+    """What was asked otherwise in two reports, and whether their figures differ by more than their
+    intervals."""
+    from eval.report import Report, differences
+
+    lines = differences(Report.read(one), Report.read(other))
+    tell(lines or ["nothing differs"], {"lines": lines}, as_json)
+
+
+def _command(names: list[str], *, every: bool) -> Callable[..., None]:
+    def measure(
+        context: typer.Context,
+        data: Data,
+        model: options.Model = "default",
+        memory: MemoryFolder = None,
+        retrieve: Count = None,
+        encoder: EncoderName = DEFAULT,
+        split: Split = "test",
+        ids: Ids = None,
+        limit: Limit = None,
+        seed: options.Seed = 0,
+        out: Folder = Path("report"),
+        device: options.Device = "auto",
+        precision: options.Precision = "auto",
+        threads: options.Threads = None,
+        as_json: options.Json = False,
+    ) -> None:
+        from eval.lab import Asked
+        from eval.runs import index, run
+
+        _check_out(out)
+        asked = Asked(
+            data=data,
+            split=split,
+            ids=ids,
+            limit=limit,
+            seed=seed,
+            retrieve=(0 if memory is None else COUNT) if retrieve is None else retrieve,
+        )
+        lab = _open(asked, model, memory, encoder, device, precision, threads)
+        reports = run(lab, names, tables.command(context), out, every=every)
+        if as_json:
+            typer.echo(json.dumps([one.table() for one in reports], ensure_ascii=False))
+        else:
+            typer.echo(index(reports))
+
+    return measure
+
+
+def _open(
+    asked: "Asked",
+    model: str,
+    memory: Path | None,
+    encoder: str,
+    device: str,
+    precision: options.Precision,
+    threads: int | None,
+) -> "Lab":
+    """Cheap things first, the weights last."""
+    from cm3leon.checkpoint import find, read_config
+    from eval.lab import Lab
+    from retrieval.memory import Memory
+    from tokenizer.tars import find_tars
+
+    find_tars(asked.data, f"{asked.split}-")
+    folder = find(model, options.say)
+    embedder = open_embedder(encoder, device)
+    bank = None
+    if memory is not None:
+        codebook = read_config(folder).image_tokenizer
+        bank = Memory.open(find_memory(memory), embedder.id, codebook, options.say)
+    leon = options.open_model(folder, device, threads, precision)
+    return Lab(asked, leon, embedder, bank, tables.steps)
+
+
+def _check_out(out: Path) -> None:
+    from tokenizer.errors import UserError
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder for the reports")

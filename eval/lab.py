@@ -1,0 +1,229 @@
+"""What all measures of one run share: the model, the pictures that it is measured on, and what it
+painted of them, made once and only when something asks.
+
+tars of a split -> items; the corpus's edits and questions beside them; captions -> what is painted.
+Below `measures`.
+"""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cm3leon.batch import Wish, paint_all
+from cm3leon.pipeline import CM3Leon
+from cm3leon.sampling import Sampling
+from eval.figures import evenly
+from eval.retrieval import fitting, look_up
+from eval.sets import list_pictures, read_images
+from retrieval.embed import Embedder
+from retrieval.memory import Memory
+from tokenizer.document import Document, Picture
+from tokenizer.errors import UserError
+from tokenizer.tars import Tally, find_tars, read_ids
+
+EDITS, QUESTIONS = "edits.jsonl.gz", "questions.jsonl.gz"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is measured on: at most `limit` of the captioned pictures of a split, evenly spaced, or
+    of those whose ids a file lists; the same of its edits and questions."""
+
+    data: Path
+    split: str = "test"
+    ids: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    retrieve: int = 0
+    """Documents in front of a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A real picture, `size` x `size`, and its codes."""
+
+    metadata: Mapping[str, Any]
+    image: Image.Image
+    picture: Picture
+
+    @property
+    def caption(self) -> str:
+        """Its first caption."""
+        return self.metadata["captions"][0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """An edit of the corpus: what is there, what is asked, and what really came of it."""
+
+    source: Item
+    target: Item
+    instruction: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a picture, and its answer."""
+
+    item: Item
+    question: str
+    answer: str
+    kind: str
+
+
+class Lab:
+    """Opens nothing before it is asked for."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        leon: CM3Leon,
+        embedder: Embedder,
+        memory: Memory | None = None,
+        progress: Callable[[str], Progress] | None = None,
+    ) -> None:
+        self.asked, self.leon, self.embedder, self.memory = asked, leon, embedder, memory
+        self.progress = progress
+        self.tars = find_tars(asked.data, f"{asked.split}-")
+
+    def steps(self, what: str) -> Progress | None:
+        """Where to tell of progress."""
+        return None if self.progress is None else self.progress(what)
+
+    @cached_property
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """The metadata of all pictures of the split, by id; in the file's order, if one lists
+        them. Raises UserError where one of those is not there."""
+        found = {one["id"]: one for one in list_pictures(self.tars)}
+        if self.asked.ids is None:
+            return found
+        wanted = sorted(read_ids(self.asked.ids))
+        missing = [one for one in wanted if one not in found]
+        if missing:
+            raise UserError(
+                f"{len(missing)} ids of {self.asked.ids}, {missing[0]!r} for one, are not in the "
+                f"{self.asked.split} split; name the split they are of"
+            )
+        return {one: found[one] for one in wanted}
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """The captioned pictures to measure on. Raises UserError where there is none."""
+        ids = [name for name, one in self.listed.items() if one.get("captions")]
+        if not ids:
+            raise UserError(f"no picture of {self.asked.data} has a caption; name captioned ones")
+        return self.find(evenly(range(len(ids)), self.asked.limit), ids)
+
+    def find(self, places: Sequence[int], ids: Sequence[str]) -> list[Item]:
+        """The pictures at these places of some ids, in that order; damaged ones are left out."""
+        order = [ids[place] for place in places]
+        tally, size = Tally(), self.leon.image_tokenizer.size
+        read = read_images(self.tars, frozenset(order), tally, size)
+        found = {
+            metadata["id"]: Item(
+                metadata=metadata, image=image, picture=self.leon.to_picture(image)
+            )
+            for metadata, image in read
+        }
+        return [found[name] for name in order if name in found]
+
+    @cached_property
+    def painted(self) -> list[Image.Image]:
+        """A picture of the first caption of every item, each with a seed of its own."""
+        return self.paint(self.leon.sampling.text_to_image)
+
+    def paint(self, sampling: Sampling, retrieve: int | None = None) -> list[Image.Image]:
+        """A picture of every item's first caption."""
+        fronts = self.fronts(self.asked.retrieve if retrieve is None else retrieve)
+        wishes = [
+            Wish(prompt=item.caption, seed=self.seed_of(place), retrieved=front)
+            for place, (item, front) in enumerate(zip(self.items, fronts, strict=True))
+        ]
+        steps = self.steps("painting")
+        done = dict(paint_all(self.leon, wishes, sampling, progress=steps))
+        return [done[place] for place in range(len(wishes))]
+
+    def fronts(self, count: int) -> list[list[Document]]:
+        """The documents in front of each item's prompt: those that generation would find, never the
+        item itself, as many as have room."""
+        if not count or self.memory is None:
+            return [[] for _ in self.items]
+        captions = [item.caption for item in self.items]
+        ids = [item.metadata["id"] for item in self.items]
+        found = look_up(self.memory, self.embedder, captions, ids, count)
+        return [
+            fitting(self.leon.codec, caption, [self.memory.document(one.id) for one in row])
+            for caption, row in zip(captions, found, strict=True)
+        ]
+
+    def seed_of(self, place: int) -> int:
+        """Of the item at a place: the run's seed counts on."""
+        return self.asked.seed + place
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """The edits whose two pictures are of the split. Raises UserError where there is none."""
+        rows = [
+            row
+            for row in self._lines(EDITS)
+            if row["source"] in self.listed and row["target"] in self.listed
+        ]
+        rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
+        if not rows:
+            raise UserError(
+                f"{self.asked.data / EDITS} has no edit within the {self.asked.split} split"
+            )
+        ids = list(dict.fromkeys(row[key] for row in rows for key in ("source", "target")))
+        by_id = {one.metadata["id"]: one for one in self.find(range(len(ids)), ids)}
+        return [
+            Change(
+                source=by_id[row["source"]],
+                target=by_id[row["target"]],
+                instruction=row["instructions"][0],
+                kind=str(row.get("type", "edit")),
+            )
+            for row in rows
+            if row["source"] in by_id and row["target"] in by_id
+        ]
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The questions about pictures of the split. Raises UserError where there is none."""
+        rows = [row for row in self._lines(QUESTIONS) if row["id"] in self.listed]
+        rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
+        if not rows:
+            raise UserError(
+                f"{self.asked.data / QUESTIONS} asks of no picture of the {self.asked.split} split"
+            )
+        ids = list(dict.fromkeys(row["id"] for row in rows))
+        by_id = {one.metadata["id"]: one for one in self.find(range(len(ids)), ids)}
+        return [
+            Question(
+                item=by_id[row["id"]],
+                question=row["question"],
+                answer=row["answer"],
+                kind=str(row.get("type", "question")),
+            )
+            for row in rows
+            if row["id"] in by_id
+        ]
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """The rows of a file of the corpus, one JSON object a line."""
+        path = self.asked.data / name
+        if not path.is_file():
+            raise UserError(f"{self.asked.data} has no {name}; name a corpus that has")
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                for line in file:
+                    yield json.loads(line)
+        except (OSError, EOFError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error})") from error

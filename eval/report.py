@@ -1,0 +1,191 @@
+"""What a measurement leaves behind: report.json, a page for people, and its pictures.
+
+Every measure ends here. A report carries all that made it, so that anyone can make it again; two
+reports are held against each other by `differences`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tokenizer.errors import UserError
+from tokenizer.manifest import write_file
+from tokenizer.pixels import encode_png
+
+VERSION = 1  # of report.json
+RESAMPLES = 1000
+FILE, PAGE = "report.json", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A figure with its 95% interval; none for a figure of one thing."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    count: int
+    """Of the things that were measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one measure found."""
+
+    name: str
+    values: Mapping[str, Value]
+    made_by: Mapping[str, Any]
+    """The command, the seed, the settings, hashes of model and data, versions."""
+    seconds: float = 0.0
+    notes: Sequence[str] = ()
+    skipped: str = ""
+    """Why nothing was measured, if so."""
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict[str, Image.Image])
+    """By the name of their file, without its ending."""
+
+    def write(self, folder: Path) -> None:
+        """Into a folder of its own name, each file whole or not at all."""
+        place = folder / self.name
+        place.mkdir(parents=True, exist_ok=True)
+        for name, image in self.pictures.items():
+            write_file(place / f"{name}.png", encode_png(image))
+        write_file(place / PAGE, page(self).encode())
+        write_file(place / FILE, json.dumps(self.table(), indent=1, ensure_ascii=False).encode())
+
+    def table(self) -> dict[str, Any]:
+        """As report.json has it."""
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "values": {name: asdict(value) for name, value in self.values.items()},
+            "made_by": dict(self.made_by),
+            "seconds": round(self.seconds, 2),
+            "notes": list(self.notes),
+            "skipped": self.skipped,
+            "pictures": sorted(self.pictures),
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> "Report":
+        """A report that was written, its pictures left where they are. Raises UserError for
+        anything else."""
+        path = path / FILE if path.is_dir() else path
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+            version = table["version"]
+            if version != VERSION:
+                raise UserError(
+                    f"{path} is a report of version {version}, this is version {VERSION}; measure "
+                    "again, or compare with the cm3leon that wrote it"
+                )
+            return cls(
+                name=table["name"],
+                values={name: Value(**value) for name, value in table["values"].items()},
+                made_by=table["made_by"],
+                seconds=table["seconds"],
+                notes=table["notes"],
+                skipped=table["skipped"],
+            )
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is no report of 'cm3leon eval' ({error})") from error
+
+
+Statistic = Callable[[Sequence[int]], float]  # of the things at these places
+
+
+def resampled(statistic: Statistic, count: int, seed: int = 0, resamples: int = RESAMPLES) -> Value:
+    """A statistic of all things, and where 95% of it falls when as many things are drawn with
+    repeats (Efron's percentile interval)."""
+    assert count, "nothing was measured"
+    whole = float(statistic(range(count)))
+    if count == 1:
+        return Value(value=whole, count=1)
+    draw = np.random.default_rng(seed)
+    found = [float(statistic(draw.integers(count, size=count))) for _ in range(resamples)]  # pyright: ignore[reportArgumentType]
+    low, high = np.percentile(found, (2.5, 97.5))
+    return Value(value=whole, low=float(low), high=float(high), count=count)
+
+
+def mean(amounts: Sequence[float], sizes: Sequence[float] | None = None, seed: int = 0) -> Value:
+    """The sum of `amounts` over that of `sizes`, a pair a thing; without sizes, the mean."""
+    amounts_D = np.asarray(amounts, dtype=np.float64)
+    sizes_D = np.ones_like(amounts_D) if sizes is None else np.asarray(sizes, dtype=np.float64)
+
+    def of(places: Sequence[int]) -> float:
+        return float(amounts_D[places].sum() / sizes_D[places].sum())
+
+    return resampled(of, len(amounts_D), seed)
+
+
+def text_of(value: Value) -> str:
+    """`12.34 (11.90 to 12.80), 500`."""
+    whole = f"{value.value:.4g}"
+    if value.low is None or value.high is None:
+        return f"{whole}, {value.count:,}"
+    return f"{whole} ({value.low:.4g} to {value.high:.4g}), {value.count:,}"
+
+
+def page(report: Report) -> str:
+    """The report as Markdown."""
+    lines = [f"# {report.name}", ""]
+    if report.skipped:
+        lines += [f"Not measured: {report.skipped}.", ""]
+    if report.values:
+        lines += ["| | value | 95% interval | of |", "| --- | --- | --- | --- |"]
+        lines += [_row(name, value) for name, value in report.values.items()]
+        lines.append("")
+    lines += [f"- {note}" for note in report.notes]
+    lines += ["", "Made by:", ""]
+    lines += [f"- {name}: {_plain(value)}" for name, value in report.made_by.items()]
+    for name in report.pictures:
+        lines += ["", f"![{name}]({name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def differences(one: Report, other: Report) -> list[str]:
+    """What was asked otherwise, and which figures differ by more than their intervals."""
+    lines: list[str] = []
+    if one.name != other.name:
+        lines.append(f"one is of {one.name}, the other of {other.name}: nothing can be compared")
+        return lines
+    names = dict.fromkeys([*one.made_by, *other.made_by])
+    for name in names:
+        a, b = one.made_by.get(name), other.made_by.get(name)
+        if a != b:
+            lines.append(f"{name}: {_plain(a)} | {_plain(b)}")
+    for name in dict.fromkeys([*one.values, *other.values]):
+        if name not in one.values or name not in other.values:
+            lines.append(f"{name}: only in one of them")
+            continue
+        a, b = one.values[name], other.values[name]
+        lines.append(f"{name}: {text_of(a)} | {text_of(b)}: {_verdict(a, b)}")
+    return lines
+
+
+def _verdict(a: Value, b: Value) -> str:
+    if a.value == b.value:
+        return "the same"
+    if None in (a.low, a.high, b.low, b.high):
+        return "differ, without intervals"
+    assert a.low is not None
+    assert a.high is not None
+    assert b.low is not None
+    assert b.high is not None
+    apart = a.low > b.high or b.low > a.high
+    return "differ by more than the intervals" if apart else "within the intervals"
+
+
+def _row(name: str, value: Value) -> str:
+    interval = "" if value.low is None else f"{value.low:.4g} to {value.high:.4g}"
+    return f"| {name} | {value.value:.4g} | {interval} | {value.count:,} |"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

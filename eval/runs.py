@@ -1,0 +1,110 @@
+"""From a name to a report: `cm3leon eval NAME`, and `all` of them.
+
+A lab is opened once; every measure that can be made with what is there is made, and the others say
+what they lack.
+"""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from cm3leon import __version__, native
+from eval import measures
+from eval.lab import Lab
+from eval.measures import Found
+from eval.report import Report, text_of
+from tokenizer.errors import UserError
+from tokenizer.manifest import file_hash, write_file
+
+Measure = Callable[[Lab], Found]
+MEASURES: dict[str, Measure] = {
+    "perplexity": measures.perplexity,
+    "reconstruction": measures.reconstruction,
+    "retrieval": measures.retrieval,
+    "score": measures.score,
+    "caption": measures.caption,
+    "vqa": measures.vqa,
+    "edit": measures.edit,
+    "infill": measures.infill,
+}
+INDEX = "README.md"
+
+
+def run(lab: Lab, names: Sequence[str], command: str, out: Path, *, every: bool) -> list[Report]:
+    """Make the reports of these names, and a page that lists them. With `every` those that lack
+    something are skipped; otherwise that is a UserError."""
+    made_by = circumstances(lab, command)
+    reports: list[Report] = []
+    for name in names:
+        report = measured(lab, name, made_by, every)
+        report.write(out)
+        reports.append(report)
+        write_file(out / INDEX, index(reports).encode())
+    return reports
+
+
+def measured(lab: Lab, name: str, made_by: Mapping[str, Any], every: bool) -> Report:
+    """One report."""
+    begun = time.perf_counter()
+    try:
+        found = MEASURES[name](lab)
+    except UserError as error:
+        if not every:
+            raise
+        return Report(name=name, values={}, made_by=made_by, skipped=str(error))
+    return Report(
+        name=name,
+        values=found.values,
+        made_by=made_by,
+        seconds=time.perf_counter() - begun,
+        notes=found.notes,
+        pictures=found.pictures,
+    )
+
+
+def circumstances(lab: Lab, command: str) -> dict[str, Any]:
+    """All that decides a figure."""
+    asked, leon = lab.asked, lab.leon
+    return {
+        "command": command,
+        "seed": asked.seed,
+        "data": {tar.name: file_hash(tar) for tar in lab.tars},
+        "ids": None if asked.ids is None else file_hash(asked.ids),
+        "limit": asked.limit,
+        "model": leon.hash,
+        "precision": leon.precision,
+        "sampling": asdict(leon.sampling),
+        "retrieve": asked.retrieve,
+        "memory": lab.memory and _hash(repr(lab.memory.contents)),
+        "encoder": lab.embedder.id,
+        "device": str(leon.model.embed.weight.device),
+        "decode step": "compiled" if native.library() else "PyTorch's",
+        "versions": {
+            "cm3leon": __version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def index(reports: Sequence[Report]) -> str:
+    """The page over all reports."""
+    lines = ["# Evaluation", "", "| | | value (95% interval), of |", "| --- | --- | --- |"]
+    for report in reports:
+        link = f"[{report.name}]({report.name}/README.md)"
+        if report.skipped:
+            lines.append(f"| {link} | skipped | {report.skipped} |")
+        lines += [f"| {link} | {name} | {text_of(v)} |" for name, v in report.values.items()]
+    return "\n".join(lines) + "\n"
