@@ -100,7 +100,7 @@ class FastDecoder:
     """A decoder's face for one id a row, made of its weights where they are."""
 
     def __init__(self, model: Decoder) -> None:
-        self.model = model
+        self.model, self.state = model, model.state()
         self.layers = [Layer(cast(Block, block)) for block in model.blocks]
         self.norm = norm_of(model.norm)
         self.packed = [one for one in model.blocks.modules() if hasattr(one, "packed")]
@@ -113,7 +113,7 @@ class FastDecoder:
     @classmethod
     def of(cls, model: Decoder) -> "FastDecoder":
         """The one of this model, which keeps it until its weights are replaced."""
-        if not isinstance(model.fast, cls):
+        if not (isinstance(model.fast, cls) and model.fast.state == model.state()):
             model.fast = cls(model)
         return model.fast
 

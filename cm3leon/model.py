@@ -255,6 +255,12 @@ class Decoder(nn.Module):
         self.fast = None
         return super().train(mode)
 
+    def state(self) -> list[tuple[int, int]]:
+        """Another one whenever a weight is another or has other numbers."""
+        return [
+            (one.data_ptr(), 0 if one.is_inference() else one._version) for one in self.parameters()
+        ]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Decoder":
         self.fast = None  # its weights are elsewhere now
         return super()._apply(fn, recurse)

@@ -173,8 +173,16 @@ static void product(const Matrix *matrix, const Input *input, int64_t rows, int 
 static void round_row(const Input *input, int64_t row, int64_t width) {
     const float *x_K = input->x_RK + row * width;
     uint8_t *bytes_K = input->bytes_RK + row * width;
-    float most = 1e-30f;
-    for (int64_t k = 0; k < width; k++) most = fabsf(x_K[k]) > most ? fabsf(x_K[k]) : most;
+    float most = 1e-30f, sum = 0;
+    for (int64_t k = 0; k < width; k++) {
+        most = fabsf(x_K[k]) > most ? fabsf(x_K[k]) : most;
+        sum += x_K[k];
+    }
+    if (!isfinite(sum)) { /* no number, and nothing that could be rounded */
+        memset(bytes_K, 255, (size_t)width);
+        input->scales_R[row] = NAN;
+        return;
+    }
     float scale = 127.5f / most;
     for (int64_t k = 0; k < width; k++) {
         int32_t whole = (int32_t)(x_K[k] * scale + 128.5f);
@@ -293,7 +301,7 @@ static void attend(const Model *model, const Layer *layer, const Cache *cache, i
 static void activate(const Layer *layer, const Work *work, int64_t count) {
     const float *up = work->up_RF, *gate = work->gate_RF;
     if (layer->gate.numbers == NULL) {
-        EACH for (int64_t i = 0; i < count; i++) work->input.x_RK[i] = up[i] > 0 ? up[i] : 0;
+        EACH for (int64_t i = 0; i < count; i++) work->input.x_RK[i] = up[i] < 0 ? 0 : up[i];
     } else {
         EACH for (int64_t i = 0; i < count; i++)
             work->input.x_RK[i] = up[i] * gate[i] / (1.0f + power(-gate[i]));
@@ -373,6 +381,15 @@ int step(const Model *model, const int64_t *ids_R, const int64_t *lengths_R, flo
         normalise_rows(model, model->norm, work.x_RD, rows, hidden_RD);
     }
     return 0;
+}
+
+/* Whether products of int8 have instructions of their own; without, PyTorch's are faster. */
+int whole_is_fast(void) {
+#if defined(__AVX512VNNI__)
+    return 1;
+#else
+    return 0;
+#endif
 }
 
 /* y = x W^T for a matrix by itself; `bytes_RK` and `scales_R` are memory to work in, for int8. */

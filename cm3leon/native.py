@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,6 @@ SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 LANES = 16  # what the width of a matrix and the size of a head are multiples of
 WHOLE_LANES = 64  # and the width of a matrix of whole numbers
-SIDE = 4  # and the outputs of a matrix
 
 
 WHOLE = ("ints_NK", "scales_N", "sums_N")  # what a matrix of whole numbers has in their place
@@ -95,7 +95,7 @@ def loaded() -> ctypes.CDLL | str:
         made = ctypes.CDLL(str(compiled(compiler)))  # its threads are those that torch has loaded
     except subprocess.CalledProcessError as error:
         return f"gcc: {error.stderr.decode(errors='replace').strip().splitlines()[-1:]}"
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # no home, for one
         return str(error)
     made.step.restype, made.work_size.restype, made.multiply.restype = c_int, c_int64, None
     return made
@@ -116,6 +116,7 @@ def compiled(compiler: str) -> Path:
             # without -fopenmp: another OpenMP beside PyTorch's would fight it for the cores
             for command in (first, (compiler, "-shared", parts, "-lm", "-o", whole)):
                 subprocess.run(command, check=True, capture_output=True, timeout=60)
+            whole.chmod(0o700)
             whole.replace(made)
     return made
 
@@ -158,13 +159,13 @@ class NativeDecoder:
             cos, sin = model.rotation(places_1C, config.context, model.embed.weight)
             table.cos_CH, table.sin_CH = self._at(cos.squeeze()), self._at(sin.squeeze())
         self.table = table
-        self.work = torch.empty(0, dtype=torch.uint8)
+        self.state = model.state()
 
     @classmethod
     def of(cls, model: Decoder) -> "NativeDecoder | None":
         """The one of this model, which keeps it until its weights are replaced; None where another
         has to do it."""
-        if isinstance(model.fast, cls):
+        if isinstance(model.fast, cls) and model.fast.state == model.state():
             return model.fast
         made = library() if suits(model) else None
         if made is None or not all(known(cast(Block, block)) for block in model.blocks):
@@ -180,13 +181,15 @@ class NativeDecoder:
         the first and are not empty, grow by one."""
         rows, config = len(ids_R), self.model.config
         assert cache.rows == range(rows), "the first rows decode"
-        assert cache.longest < min(cache.capacity, config.context), "the KV cache is full"
+        if cache.longest >= min(cache.capacity, config.context):
+            raise IndexError("the KV cache is full")
         size = self.made.work_size(byref(self.table), c_int64(rows), c_int64(cache.capacity))
-        if len(self.work) < size:
-            self.work = torch.empty(size, dtype=torch.uint8)
+        work = torch.empty(size, dtype=torch.uint8)  # of this call: another thread may be in one
         hidden_RD = torch.empty(rows, config.width)
-        tensors = (ids_R, cache.lengths_B, cache.k_YBSNH, cache.v_YBSNH, self.work, hidden_RD)
-        assert all(x.is_contiguous() for x in tensors)
+        floats = (cache.k_YBSNH, cache.v_YBSNH)
+        _check((ids_R, cache.lengths_B), torch.long)
+        _check(floats, torch.float32)
+        tensors = (ids_R, cache.lengths_B, *floats, work, hidden_RD)
         numbers = (rows, cache.k_YBSNH.stride(0), cache.capacity, torch.get_num_threads())
         wrong = self.made.step(
             byref(self.table),
@@ -221,6 +224,8 @@ class NativeDecoder:
         """One of the parts into which a matrix is cut."""
         names = ("weight",) if isinstance(module, nn.Linear) else WHOLE
         tensors = [cast(Tensor, getattr(module, name)).chunk(parts)[part] for name in names]
+        _check(tensors[:1], torch.int8 if len(names) > 1 else torch.float32)
+        _check(tensors[1:2], torch.float32)
         outputs, width = tensors[0].shape
         places = dict(zip(FIELDS, map(self._at, tensors), strict=False))
         return Matrix(**places, outputs=outputs, width=width)
@@ -240,6 +245,9 @@ def multiply(x_TK: Tensor, ints_NK: Tensor, scales_N: Tensor, sums_N: Tensor) ->
     """x W^T, y_TN in float32, of a matrix of whole numbers, its scales and the sums of its rows."""
     made = library()
     assert made is not None, "asked for where it cannot be"
+    _check((ints_NK,), torch.int8)
+    _check((scales_N,), torch.float32)
+    _check((sums_N,), torch.int32)
     rows, (outputs, width) = len(x_TK), ints_NK.shape
     matrix = Matrix(*(one.data_ptr() for one in (ints_NK, scales_N, sums_N)), outputs, width)
     x_TK = x_TK.float().contiguous()
@@ -251,6 +259,19 @@ def multiply(x_TK: Tensor, ints_NK: Tensor, scales_N: Tensor, sums_N: Tensor) ->
         *(c_int64(number) for number in (rows, torch.get_num_threads())),
     )
     return y_TN
+
+
+def _check(tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """What C reads is what it takes it for."""
+    for one in tensors:
+        if one.dtype != dtype or one.device.type != "cpu" or not one.is_contiguous():
+            raise TypeError(f"wanted {dtype} in one piece on a CPU, got {one.dtype}, {one.device}")
+
+
+def whole_is_fast() -> bool:
+    """Whether products of int8 by native.c are faster than PyTorch's."""
+    made = library()
+    return made is not None and bool(made.whole_is_fast())
 
 
 def suits(model: Decoder, multiple: int = LANES) -> bool:

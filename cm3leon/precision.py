@@ -88,7 +88,8 @@ def packer(precision: Precision, model: Decoder) -> Callable[[Tensor], nn.Module
     if precision == "int8":
         if not on_cpu:
             return Int8Linear
-        return NativeInt8Linear if native.suits(model, native.WHOLE_LANES) else DynamicInt8Linear
+        fits = native.whole_is_fast() and native.suits(model, native.WHOLE_LANES)
+        return NativeInt8Linear if fits else DynamicInt8Linear
     if precision == "int4":
         return Int4Linear
     raise UserError(f"unknown precision {precision!r}; use auto, fp32, bf16, int8 or int4")
@@ -144,7 +145,7 @@ class DynamicInt8Linear(nn.Module):
 
 
 class NativeInt8Linear(nn.Module):
-    """As DynamicInt8Linear, by native.c: sooner, for any number of rows (docs/ledger.md)."""
+    """As DynamicInt8Linear, by native.c: sooner, for few rows above all (docs/ledger.md)."""
 
     ints_NK: Tensor
     scales_N: Tensor

@@ -16,11 +16,11 @@ from cm3leon.generate import generate_batch
 from cm3leon.grammar import Drawn
 from cm3leon.model import Decoder
 from cm3leon.pipeline import TEXT_LIMIT, CM3Leon
-from cm3leon.precision import Precision
+from cm3leon.precision import Precision, prepare
 from cm3leon.prompts import pair
 from cm3leon.request import Request, Streams
 from eval.decoding import Times, by_turns
-from eval.shapes import CODES, Setting, job_of, ready
+from eval.shapes import CODES, Setting, job_of
 from tokenizer.document import Document, Picture
 from tokenizer.vocabulary import EOS, Vocabulary
 
@@ -84,9 +84,10 @@ def run(model: Decoder, requests: Sequence[Request], in_flight: int) -> list[Ids
     return [found[ticket] for ticket in tickets]
 
 
-def of_shape(shape: str, precision: Precision, device: str) -> Decoder:
-    """A decoder of a shape of `shapes`, with random weights."""
-    return ready(job_of(Setting(shape=shape, device=device)), precision).model
+def of_shape(shape: str, precision: Precision, device: str) -> tuple[Decoder, Precision]:
+    """A decoder of a shape of `shapes`, with random weights, and the precision it came to have."""
+    model = job_of(Setting(shape=shape, device=device)).model
+    return model, prepare(model, precision)
 
 
 def mixed_of_shape(model: Decoder, count: int, tokens: int) -> list[Request]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cm3leon.native import NativeDecoder
 from cm3leon.pipeline import pick_device
 from eval import rivals
 from eval.shapes import (
@@ -93,6 +94,8 @@ class Found:
     difference: float | None
     """The largest between both sides' logits of the prompts, before ours change precision."""
     floor: Floor
+    compiled: bool
+    """Whether our step was native's."""
     whole: Times | None
     """Of `n` pictures from words to pixels, where a checkpoint paints them."""
 
@@ -152,6 +155,7 @@ def measure(setting: Setting) -> Found:
         ),
         difference=apart_by,
         floor=floor(job, setting.n, read * BYTES[setting.weights]),
+        compiled=isinstance(job.model.fast, NativeDecoder),
         whole=None if leon is None else times[-1],
     )
 

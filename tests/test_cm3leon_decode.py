@@ -3,6 +3,7 @@ compiled one; and what becomes of a machine that cannot have that."""
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,43 @@ def test_weights_that_change_are_seen_by_pytorchs(model: Decoder) -> None:
     assert model.fast is None
 
 
+@pytest.mark.parametrize("change", ["in place", "assigned"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=here)])
+def test_after_a_change_the_step_is_still_that_of_the_plain_path(
+    model: Decoder, compiled: bool, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "loaded", lambda: "not here")
+    for _ in range(2):
+        plain, quick = (model.new_cache(2, 13) for _ in "ab")
+        for cache in (plain, quick):
+            model(torch.tensor([[1, 2], [3, 4]]), cache)
+        found_RD = stepper(model, quick)(torch.tensor([5, 6]))
+        wanted_RD = model(torch.tensor([[5], [6]]), plain)[:, 0]
+        torch.testing.assert_close(found_RD, wanted_RD, rtol=1e-4, atol=1e-4)
+        assert isinstance(model.fast, NativeDecoder if compiled else FastDecoder)
+        weights = {name: one + 0.1 for name, one in model.state_dict().items()}
+        model.load_state_dict(weights, assign=change == "assigned")
+
+
+@here
+def test_two_threads_of_python_do_not_disturb_each_other() -> None:
+    model = new_decoder()
+    ids_TR = torch.randint(VOCABULARY, (40, 3), generator=torch.Generator().manual_seed(0))
+
+    def run() -> torch.Tensor:
+        cache = model.new_cache(3, 50)
+        model(torch.tensor([[1, 2], [3, 4], [5, 6]]), cache)
+        step = native_of(model).step
+        return torch.stack([step(cache, ids_R.clone()) for ids_R in ids_TR])
+
+    wanted = run()
+    with ThreadPoolExecutor(2) as pool:
+        found = [job.result() for job in [pool.submit(run) for _ in range(6)]]
+    for one in found:
+        torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -196,7 +234,7 @@ def test_what_lies_outside_is_refused() -> None:
             step(cache, torch.tensor([5, wrong]))
     assert cache.lengths == [2, 2]
     step(cache, torch.tensor([5, 6]))
-    with pytest.raises(AssertionError, match="the KV cache is full"):
+    with pytest.raises(IndexError, match="the KV cache is full"):
         step(cache, torch.tensor([5, 6]))
 
 
@@ -265,6 +303,8 @@ def test_what_stands_in_the_way_is_said(
     assert native.library() is None
     assert "no such header" in str(native.loaded())
     model = new_decoder()
-    decode = stepper(model, model.new_cache(1, 8))
+    cache = model.new_cache(1, 8)
+    model(torch.tensor([[1]]), cache)
+    decode = stepper(model, cache)
     assert isinstance(model.fast, FastDecoder)
-    assert decode
+    assert decode(torch.tensor([1])).shape == (1, 64)

@@ -42,7 +42,7 @@ class Lines:
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The lines of a text file that are not empty. Raises UserError where there are none."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -24,6 +24,8 @@ def batching(
     as_json: options.Json = False,
 ) -> None:
     """Continuous batching: requests of all tasks through one engine, against each by itself."""
+    import torch
+
     from cm3leon.checkpoint import find
     from eval import batching
 
@@ -32,9 +34,11 @@ def batching(
         net, asked = leon.model, batching.mixed(leon, requests)
         about = {"model": leon.hash, "precision": leon.precision}
     else:
-        net = batching.of_shape(shape, precision, device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        net, chosen = batching.of_shape(shape, precision, device)
         asked = batching.mixed_of_shape(net, requests, tokens)
-        about = {"shape": shape, "precision": precision}
+        about = {"shape": shape, "precision": chosen}
     options.say(f"{requests} requests, {in_flight} in flight: {times} runs of each, by turns")
     found = batching.measure(net, asked, in_flight, times)
     table = {

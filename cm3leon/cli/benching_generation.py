@@ -115,12 +115,14 @@ def _name(setting: "Setting") -> str:
 def _rows(found: "Found") -> dict[str, dict[str, str]]:
     """A row for each side."""
     n, rows = found.setting.n, dict[str, dict[str, str]]()
-    sides = {f"ours, {found.setting.weights}": found.ours, "transformers, fp32": found.theirs}
+    step = ", compiled step" if found.compiled else ""
+    ours = f"ours, {found.setting.weights}{step}"
+    sides = {ours: found.ours, "transformers, fp32": found.theirs}
     for whose, side in sides.items():
         if side is None:
             continue
-        ours = side is found.ours
-        whole = found.whole if ours else None
+        is_ours = side is found.ours
+        whole = found.whole if is_ours else None
         rows[f"{_name(found.setting)}: {whose}"] = {
             "parameters": f"{side.parameters:,}",
             "image tokens a second": _rate(n * found.tokens, side.drawing, 1),
@@ -129,8 +131,8 @@ def _rows(found: "Found") -> dict[str, dict[str, str]]:
             "ms of prefill and first token": _times(side.prefill, 1000, 1),
             "MB of memory": f"{side.peak_mb:,.0f}",
             "s a picture, words to pixels": "" if whole is None else _times(whole, 1 / n, 2),
-            "least time of a step over it": f"{found.share:.1%}" if ours else "",
-            "ours over theirs": "" if ours or found.ratio is None else f"{found.ratio:.2f}",
+            "least time of a step over it": f"{found.share:.1%}" if is_ours else "",
+            "ours over theirs": "" if is_ours or found.ratio is None else f"{found.ratio:.2f}",
         }
     return rows
 
@@ -171,13 +173,9 @@ def _times(seconds: "Times", unit: float, digits: int) -> str:
 def _machine(device: str) -> str:
     import torch
 
-    from cm3leon import native
     from cm3leon.pipeline import pick_device
 
     place = pick_device(device)
     if place.type == "cuda":
         return torch.cuda.get_device_name(place)
-    found = native.loaded()
-    step = f"PyTorch's ({found})" if isinstance(found, str) else "compiled"
-    cores = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{cores}, decode step {step}"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

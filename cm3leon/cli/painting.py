@@ -68,7 +68,7 @@ def generate(
     picker = Picker.of(candidates, mix, encoder, notes)
     wanted = Wanted(memory=memory, encoder=encoder, count=retrieve, picks=picker.candidates > 1)
     if prompts is not None:
-        _only_lines((prompt, like, n, candidates, mix))
+        _only_lines((prompt, like, n, candidates, mix, watch or None))
         where = (precision or AUTO, device, threads, as_json)
         return paint_lines(Lines(prompts, out, seed or 0, model, given, wanted, *where))
     prompt = _prompt(prompt, notes, wanted)
@@ -236,7 +236,8 @@ def _only_lines(others: tuple[object, ...]) -> None:
     """Refuse what makes no sense beside a file of prompts."""
     if any(other is not None for other in others):
         raise typer.BadParameter(
-            "--prompts paints one picture a line; leave PROMPT, --like, -n and --candidates out"
+            "--prompts paints one picture a line; leave PROMPT, --like, -n, --candidates and "
+            "--watch out"
         )
 
 
