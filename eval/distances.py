@@ -25,18 +25,18 @@ NEAREST = 5  # the neighbour up to which a picture's surroundings reach (Naeem e
 
 
 @dataclass(frozen=True)
-class Kid:
-    """The kernel distance, and what each picture adds to it."""
+class Distance:
+    """A distance of two sets, and what each picture has to do with it.
 
+    The means of the parts sum to the value, and the means of parts drawn anew with replacement, of
+    each set by itself, spread as the value does with other pictures (to first order): what a
+    bootstrap of all the pictures would give, without measuring again. Such an interval says nothing
+    of what few pictures add to a Frechet distance on average.
+    """
+
+    value: float
     parts_N: tuple[float, ...]
     parts_M: tuple[float, ...]
-    """Of each picture of the first and of the second set. The two means sum to the value, and those
-    of pictures drawn anew, with replacement, spread as the value does with other pictures."""
-
-    @property
-    def value(self) -> float:
-        """The squared distance: near 0, and as often below, for sets of one distribution."""
-        return float(np.mean(self.parts_N) + np.mean(self.parts_M))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Surroundings:
         return float(np.mean(self.coverage_N))
 
 
-def frechet(first_NF: Tensor, second_MF: Tensor) -> float:
+def frechet(first_NF: Tensor, second_MF: Tensor) -> Distance:
     """The Frechet distance of the Gaussians that have the sets' means and (unbiased) covariances:
 
         |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))       (Heusel et al. 2017, arXiv:1706.08500)
@@ -87,23 +87,46 @@ def frechet(first_NF: Tensor, second_MF: Tensor) -> float:
     """
     first, second = _checked(first_NF, second_MF)
     apart_F = first.mean(0) - second.mean(0)
+    first, second = first - first.mean(0), second - second.mean(0)
     root_RF, other_RF = _root(first), _root(second)
-    shared = float(linalg.svdvals(root_RF @ other_RF.T).sum())
-    return float(apart_F @ apart_F + np.square(root_RF).sum() + np.square(other_RF).sum()) - (
-        2 * shared
-    )
+    left_RK, shared_K, right_KR = linalg.svd(root_RF @ other_RF.T, full_matrices=False)
+    spread = np.square(root_RF).sum() + np.square(other_RF).sum()
+    value = float(apart_F @ apart_F + spread - 2 * shared_K.sum())
+    parts_N = _pulls(first, apart_F, other_RF.T @ right_KR.T, shared_K)
+    parts_M = _pulls(second, -apart_F, root_RF.T @ left_RK, shared_K)
+    return Distance(value, _around(value / 2, parts_N), _around(value / 2, parts_M))
 
 
-def _root(set_NF: NDArray[np.float64]) -> NDArray[np.float64]:
+def _root(centred_NF: NDArray[np.float64]) -> NDArray[np.float64]:
     """A [R, F] with A^T A the covariance of the rows."""
-    scaled_NF = (set_NF - set_NF.mean(0)) / np.sqrt(len(set_NF) - 1)
-    if len(set_NF) <= set_NF.shape[1]:
+    scaled_NF = centred_NF / np.sqrt(len(centred_NF) - 1)
+    if len(scaled_NF) <= scaled_NF.shape[1]:
         return scaled_NF
-    (root_RF,) = linalg.qr(scaled_NF, mode="r", overwrite_a=True, check_finite=False)
-    return root_RF[: set_NF.shape[1]]
+    (root_FF,) = linalg.qr(scaled_NF, mode="r", overwrite_a=True, check_finite=False)
+    return root_FF[: scaled_NF.shape[1]]
 
 
-def kid(first_NF: Tensor, second_MF: Tensor) -> Kid:
+def _pulls(
+    centred_NF: NDArray[np.float64],
+    apart_F: NDArray[np.float64],
+    axes_FK: NDArray[np.float64],
+    shared_K: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """How the distance changes with the weight of each picture, but for a constant.
+
+    The derivative by C1 is 1 - T, where T carries the one Gaussian to the other; x^T T x is here
+    the sum of (x . axis)^2 / shared.
+    """
+    kept_K = shared_K > shared_K.max(initial=0) * 1e-12
+    carried_N = (np.square(centred_NF @ axes_FK[:, kept_K]) / shared_K[kept_K]).sum(1)
+    return 2 * centred_NF @ apart_F + np.square(centred_NF).sum(1) - carried_N
+
+
+def _around(mean: float, parts_N: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple((parts_N - parts_N.mean() + mean).tolist())
+
+
+def kid(first_NF: Tensor, second_MF: Tensor) -> Distance:
     """The unbiased squared MMD with the kernel (x.y / F + 1)^3 (Binkowski et al. 2018,
     arXiv:1801.01401), over all pairs of pictures: what the usual mean over random subsets of 1000
     estimates, without its chance.
@@ -112,11 +135,12 @@ def kid(first_NF: Tensor, second_MF: Tensor) -> Kid:
     """
     first, second = _checked(first_NF, second_MF)
     across_N, across_M = _kernel_means(first, second), _kernel_means(second, first)
-    own_N, own_M = (
-        _kernel_means(first, first, itself=False),
-        _kernel_means(second, second, itself=False),
-    )
-    return Kid(_parts(own_N - across_N), _parts(own_M - across_M))
+    own_N = _kernel_means(first, first, itself=False)
+    own_M = _kernel_means(second, second, itself=False)
+    # Each pair counts at both its pictures: a changed picture moves both ends, twice its own term.
+    terms_N, terms_M = own_N - across_N, own_M - across_M
+    value_N, value_M = float(terms_N.mean()), float(terms_M.mean())
+    return Distance(value_N + value_M, _around(value_N, 2 * terms_N), _around(value_M, 2 * terms_M))
 
 
 def _kernel_means(
@@ -132,12 +156,6 @@ def _kernel_means(
             kernel_KM[np.arange(len(rows_KF)), np.arange(start, start + len(rows_KF))] = 0
         found.append(kernel_KM.sum(1))
     return np.concatenate(found) / (len(other_MF) - (0 if itself else 1))
-
-
-def _parts(terms_N: NDArray[np.float64]) -> tuple[float, ...]:
-    """Terms that count each pair at both its pictures -> numbers with their mean, and with twice
-    their spread, for a picture that is changed moves both ends of its pairs."""
-    return tuple((2 * terms_N - terms_N.mean()).tolist())
 
 
 def surroundings(real_NF: Tensor, made_MF: Tensor, nearest: int = NEAREST) -> Surroundings:

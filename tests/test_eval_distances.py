@@ -9,8 +9,11 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from eval.distances import frechet, kid, surroundings
+from eval.distances import Distance, frechet, kid, surroundings
 from tokenizer.errors import UserError
+
+
+Measure = Callable[[Tensor, Tensor], Distance]
 
 
 def noise(count: int, width: int, seed: int) -> Tensor:
@@ -51,7 +54,7 @@ def test_gaussians_have_their_closed_form() -> None:
     x_NF = gaussian(torch.zeros(6).double(), first_F.diag() @ basis_FF, 40, seed=1)
     y_MF = gaussian(mean_F, second_F.diag() @ basis_FF, 50, seed=2)
     wanted = mean_F.square().sum() + (first_F - second_F).square().sum()
-    assert frechet(x_NF, y_MF) == pytest.approx(float(wanted), rel=1e-10)
+    assert frechet(x_NF, y_MF).value == pytest.approx(float(wanted), rel=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:Matrix is:scipy.linalg.LinAlgWarning")  # of the book's root
@@ -61,22 +64,24 @@ def test_gaussians_have_their_closed_form() -> None:
 )
 def test_it_is_the_value_of_pytorch_fid(count: int, width: int, tolerance: float) -> None:
     x_NF, y_MF = features(count, width, 1), features(count + 3, width, 4)
-    assert frechet(x_NF, y_MF) == pytest.approx(by_the_book(x_NF, y_MF), rel=tolerance)
+    assert frechet(x_NF, y_MF).value == pytest.approx(by_the_book(x_NF, y_MF), rel=tolerance)
 
 
 @pytest.mark.parametrize(("count", "width"), [(2, 2048), (50, 2048), (300, 64), (65, 64)])
 def test_a_set_is_not_far_from_itself(count: int, width: int) -> None:
     x_NF = features(count, width, 1)
     mixed_NF = x_NF[torch.randperm(count, generator=torch.Generator().manual_seed(3))]
-    assert abs(frechet(x_NF, mixed_NF)) < 1e-9
-    assert frechet(x_NF, x_NF + 1) == pytest.approx(width, rel=1e-9)
+    assert abs(frechet(x_NF, mixed_NF).value) < 1e-9
+    assert frechet(x_NF, x_NF + 1).value == pytest.approx(width, rel=1e-9)
 
 
 def test_no_measure_depends_on_the_order() -> None:
     x_NF, y_MF = features(300, 16, 1), features(280, 16, 3)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(3))
     mixed_NF, back_MF = x_NF[order], y_MF.flip(0)
-    assert frechet(mixed_NF, back_MF) == pytest.approx(frechet(x_NF, y_MF), rel=1e-12)
+    one, other = frechet(x_NF, y_MF), frechet(mixed_NF, back_MF)
+    assert other.value == pytest.approx(one.value, rel=1e-12)
+    assert other.parts_M == pytest.approx(one.parts_M[::-1], rel=1e-9)
     assert kid(mixed_NF, back_MF).value == pytest.approx(kid(x_NF, y_MF).value, rel=1e-9)
     before, after = surroundings(x_NF, y_MF), surroundings(mixed_NF, back_MF)
     for name in ("precision", "recall", "density", "coverage"):
@@ -101,23 +106,26 @@ def test_kid_is_the_direct_formula() -> None:
     x_NF, y_MF = features(9, 5, 1), features(7, 5, 4)
     found = kid(x_NF, y_MF)
     assert found.value == pytest.approx(direct_kid(x_NF, y_MF), rel=1e-12)
-    assert (len(found.parts_N), len(found.parts_M)) == (9, 7)
     many_NF, more_MF = features(300, 5, 1), features(260, 5, 4)  # more than are looked at together
     assert kid(many_NF, more_MF).value == pytest.approx(direct_kid(many_NF, more_MF), rel=1e-9)
 
 
-def test_kid_is_unbiased_and_its_parts_know_its_spread() -> None:
-    found = [kid(noise(40, 4, seed), noise(40, 4, 1000 + seed)) for seed in range(300)]
-    values = np.array([one.value for one in found])
-    assert abs(values.mean()) < 4 * values.std() / 300**0.5
-    assert values.min() < 0 < values.max()
-    moved = [kid(noise(40, 4, seed), noise(40, 4, 1000 + seed) + 1) for seed in range(300)]
-    spread = np.std([one.value for one in moved])
-    told = [
-        (np.var(one.parts_N, ddof=1) / 40 + np.var(one.parts_M, ddof=1) / 40) ** 0.5
-        for one in moved
-    ]
-    assert np.mean(told) == pytest.approx(spread, rel=0.15)
+def test_kid_is_unbiased() -> None:
+    values = [kid(noise(40, 4, seed), noise(40, 4, 1000 + seed)).value for seed in range(300)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 300**0.5
+    assert min(values) < 0 < max(values)
+
+
+@pytest.mark.parametrize("measure", [frechet, kid])
+def test_the_parts_know_how_a_distance_spreads(measure: Measure) -> None:
+    scale_F = torch.tensor([3, 1, 1, 0.3])
+    sets = [(noise(60, 4, seed), noise(90, 4, 1000 + seed) * scale_F + 0.5) for seed in range(300)]
+    found = [measure(x_NF, y_MF) for x_NF, y_MF in sets]
+    told = [(np.var(one.parts_N) / 60 + np.var(one.parts_M) / 90) ** 0.5 for one in found]
+    assert np.mean(told) == pytest.approx(np.std([one.value for one in found]), rel=0.15)
+    for one in found[:3]:
+        assert (len(one.parts_N), len(one.parts_M)) == (60, 90)
+        assert np.mean(one.parts_N) + np.mean(one.parts_M) == pytest.approx(one.value, rel=1e-9)
 
 
 def on_a_line(*places: float) -> Tensor:
