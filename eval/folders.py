@@ -24,6 +24,8 @@ TOLD = 2000  # bytes of a mistake that the other processes are told
 
 Features = Callable[[Tensor], Tensor]
 """Pixels [B, 3, H, W] in [-1, 1] -> features [B, F]."""
+Progress = Callable[[int, int], None]
+"""Hears how many pictures are done, and of how many."""
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -59,7 +61,7 @@ def read_folder(
     size: int | None = None,
     batch: int = BATCH,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The features [N, F] of a folder's pictures on the CPU, one row a picture in `list_folder`'s
     order; `size` crops and resizes every picture to a square, without it all have one size.

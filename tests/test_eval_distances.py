@@ -12,7 +12,6 @@ from torch import Tensor
 from eval.distances import Distance, frechet, kid, surroundings
 from tokenizer.errors import UserError
 
-
 Measure = Callable[[Tensor, Tensor], Distance]
 
 
