@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import linalg
 from torch import Tensor
 
 from tokenizer.errors import UserError
 
 ROWS = 256  # distances from so many pictures to all others are held at once
+EDGE = 1e-10  # of the largest squared feature vector: what rounding may move a squared distance
 NEAREST = 5  # the neighbour up to which a picture's surroundings reach (Naeem et al.)
 
 
@@ -89,7 +89,7 @@ def frechet(first_NF: Tensor, second_MF: Tensor) -> Distance:
     apart_F = first.mean(0) - second.mean(0)
     first, second = first - first.mean(0), second - second.mean(0)
     root_RF, other_RF = _root(first), _root(second)
-    left_RK, shared_K, right_KR = linalg.svd(root_RF @ other_RF.T, full_matrices=False)
+    left_RK, shared_K, right_KR = np.linalg.svd(root_RF @ other_RF.T, full_matrices=False)
     spread = np.square(root_RF).sum() + np.square(other_RF).sum()
     value = float(apart_F @ apart_F + spread - 2 * shared_K.sum())
     parts_N = _pulls(first, apart_F, other_RF.T @ right_KR.T, shared_K)
@@ -102,8 +102,7 @@ def _root(centred_NF: NDArray[np.float64]) -> NDArray[np.float64]:
     scaled_NF = centred_NF / np.sqrt(len(centred_NF) - 1)
     if len(scaled_NF) <= scaled_NF.shape[1]:
         return scaled_NF
-    (root_FF,) = linalg.qr(scaled_NF, mode="r", overwrite_a=True, check_finite=False)
-    return root_FF[: scaled_NF.shape[1]]
+    return np.linalg.qr(scaled_NF, mode="r")
 
 
 def _pulls(
@@ -162,51 +161,54 @@ def surroundings(real_NF: Tensor, made_MF: Tensor, nearest: int = NEAREST) -> Su
     """Precision, recall, density and coverage with surroundings up to the `nearest`-th neighbour.
 
     Kynkaanniemi et al. (arXiv:1904.06991) take 3, Naeem et al. (arXiv:2002.09797) 5. A picture at
-    the very edge lies inside.
+    the very edge lies inside, as in the former's own program.
 
     Raises:
         UserError: no more than `nearest` pictures in a set, or features that are no finite numbers.
     """
-    real, made = (torch.from_numpy(array) for array in _checked(real_NF, made_MF))
+    real, made = _checked(real_NF, made_MF)
     for name, pictures in (("real", len(real)), ("made", len(made))):
         if pictures <= nearest:
             raise UserError(
                 f"{pictures} {name} pictures; a {nearest}-th nearest neighbour takes at least "
                 f"{nearest + 1}. Give more pictures"
             )
-    reach_N, reach_M = _reach(real, nearest), _reach(made, nearest)
-    precision, density, recall, coverage = list[Tensor](), list[Tensor](), list[Tensor](), []
-    for _, apart_KN in _distances(made, real):
+    middle_F = real.mean(0)  # small numbers have fewer digits to lose
+    real, made = real - middle_F, made - middle_F
+    slack = EDGE * max(np.square(real).sum(1).max(), np.square(made).sum(1).max())
+    reach_N, reach_M = _reach(real, nearest) + slack, _reach(made, nearest) + slack
+    precision_M, density_M = np.zeros(len(made)), np.zeros(len(made))
+    recall_N, closest_N = np.zeros(len(real), dtype=bool), np.full(len(real), np.inf)
+    for rows, apart_KN in _squares(made, real):
         within_KN = apart_KN <= reach_N
-        precision.append(within_KN.any(1))
-        density.append(within_KN.sum(1) / nearest)
-    for start, apart_KM in _distances(real, made):
-        recall.append((apart_KM <= reach_M).any(1))
-        coverage.append(apart_KM.amin(1) <= reach_N[start : start + len(apart_KM)])
-    return Surroundings(
-        _numbers(precision), _numbers(recall), _numbers(density), _numbers(coverage)
-    )
+        precision_M[rows] = within_KN.any(1)
+        density_M[rows] = within_KN.sum(1) / nearest
+        recall_N |= (apart_KN <= reach_M[rows, None]).any(0)
+        closest_N = np.minimum(closest_N, apart_KN.min(0))
+    coverage_N = closest_N <= reach_N
+    numbers = (precision_M, recall_N, density_M, coverage_N)
+    return Surroundings(*(tuple(one.astype(float).tolist()) for one in numbers))
 
 
-def _distances(set_NF: Tensor, other_MF: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The first row and the distances [K, M] of some pictures at a time.
-
-    Difference by difference, not by the quicker product, so that equal pictures are at exactly 0
-    and a distance is the same from both ends.
-    """
+def _squares(
+    set_NF: NDArray[np.float64], other_MF: NDArray[np.float64]
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Some rows at a time, and their squared distances [K, M] to all of another set."""
+    sizes_M = np.square(other_MF).sum(1)
     for start in range(0, len(set_NF), ROWS):
-        rows_KF = set_NF[start : start + ROWS]
-        yield start, torch.cdist(rows_KF, other_MF, compute_mode="donot_use_mm_for_euclid_dist")
+        rows = slice(start, start + ROWS)
+        sizes_K1 = np.square(set_NF[rows]).sum(1, keepdims=True)
+        yield rows, sizes_K1 + sizes_M - 2 * set_NF[rows] @ other_MF.T
 
 
-def _reach(set_NF: Tensor, nearest: int) -> Tensor:
-    """Each picture's distance to its `nearest`-th neighbour; the nearest of all is itself."""
-    found = [apart_KN.kthvalue(nearest + 1).values for _, apart_KN in _distances(set_NF, set_NF)]
-    return torch.cat(found)
-
-
-def _numbers(parts: list[Tensor]) -> tuple[float, ...]:
-    return tuple(torch.cat(parts).double().tolist())
+def _reach(set_NF: NDArray[np.float64], nearest: int) -> NDArray[np.float64]:
+    """The square of each picture's distance to its `nearest`-th neighbour, itself not counted."""
+    found: list[NDArray[np.float64]] = []
+    for rows, apart_KN in _squares(set_NF, set_NF):
+        own = np.arange(len(apart_KN))
+        apart_KN[own, own + rows.start] = np.inf
+        found.append(np.partition(apart_KN, nearest - 1, axis=1)[:, nearest - 1])
+    return np.concatenate(found)
 
 
 def _checked(
