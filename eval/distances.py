@@ -11,6 +11,7 @@ set only moves the last digits.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,8 @@ def _root(centred_NF: NDArray[np.float64]) -> NDArray[np.float64]:
     scaled_NF = centred_NF / np.sqrt(len(centred_NF) - 1)
     if len(scaled_NF) <= scaled_NF.shape[1]:
         return scaled_NF
-    return np.linalg.qr(scaled_NF, mode="r")
+    factor: Any = np.linalg.qr(scaled_NF, mode="r")
+    return factor
 
 
 def _pulls(

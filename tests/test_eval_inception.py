@@ -2,7 +2,6 @@
 
 import hashlib
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from eval.fid import fid, mobilenet_distance
 from eval.inception import FidInception
 from tokenizer.errors import UserError
 from tokenizer.features import FeatureNet
+from tokenizer.manifest import file_hash
 from tokenizer.pixels import to_image
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_inception.py"
@@ -146,7 +146,7 @@ def test_load_is_strict(
         FidInception.load(path)
 
 
-def test_the_script_keeps_names_and_values(weights_file: Path, tmp_path: Path) -> None:
+def test_the_script_keeps_names_and_values(weights_file: Path) -> None:
     convert = runpy.run_path(str(SCRIPT))["convert"]
     wanted = load_file(weights_file)
     published = {
@@ -160,17 +160,29 @@ def test_the_script_keeps_names_and_values(weights_file: Path, tmp_path: Path) -
     assert all(torch.equal(converted[name], tensor) for name, tensor in wanted.items())
 
 
-def test_the_script_takes_the_published_file_alone(tmp_path: Path) -> None:
-    source = tmp_path / "other.pth"
+def test_the_script_takes_the_published_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, result = tmp_path / "other.pth", tmp_path / "result.safetensors"
     torch.save({"fc.bias": torch.zeros(2)}, source)
     for path, line in ((source, "its SHA-256 is"), (tmp_path / "none.pth", "no such file")):
-        done = subprocess.run(
-            [sys.executable, SCRIPT, path, tmp_path / "result.safetensors"],
-            cwd=SCRIPT.parents[1],
-            env={"PYTHONPATH": "."},
-            capture_output=True,
-            text=True,
-        )
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith(f"error: {path}: {line}")
-        assert not (tmp_path / "result.safetensors").exists()
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(path), str(result)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert str(caught.value.code).startswith(f"error: {path}: {line}")
+        assert not result.exists()
+
+
+def test_the_script_writes_what_the_network_loads(
+    weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, result = tmp_path / "other.pth", tmp_path / "result.safetensors"
+    torch.save({**load_file(weights_file), "fc.bias": torch.zeros(1008)}, source)
+    script = runpy.run_path(str(SCRIPT))
+    monkeypatch.setitem(script["main"].__globals__, "SHA256", file_hash(source))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(source), str(result)])
+    script["main"]()
+    net = FidInception.load(result)
+    torch.testing.assert_close(
+        net(waves())[:, ::256], torch.tensor(REFERENCE), rtol=1e-4, atol=1e-5
+    )
