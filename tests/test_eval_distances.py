@@ -117,14 +117,17 @@ def test_kid_is_unbiased() -> None:
 
 @pytest.mark.parametrize("measure", [frechet, kid])
 def test_the_parts_know_how_a_distance_spreads(measure: Measure) -> None:
-    scale_F = torch.tensor([3, 1, 1, 0.3])
-    sets = [(noise(60, 4, seed), noise(90, 4, 1000 + seed) * scale_F + 0.5) for seed in range(300)]
-    found = [measure(x_NF, y_MF) for x_NF, y_MF in sets]
-    told = [(np.var(one.parts_N) / 60 + np.var(one.parts_M) / 90) ** 0.5 for one in found]
-    assert np.mean(told) == pytest.approx(np.std([one.value for one in found]), rel=0.15)
-    for one in found[:3]:
-        assert (len(one.parts_N), len(one.parts_M)) == (60, 90)
-        assert np.mean(one.parts_N) + np.mean(one.parts_M) == pytest.approx(one.value, rel=1e-9)
+    large_F, small_F = torch.tensor([3, 1, 1, 0.3]), torch.ones(4)
+    for scale_F, other_F in ((large_F, small_F), (small_F, large_F)):  # large ones spread most
+        found = [
+            measure(noise(60, 4, seed) * scale_F, noise(90, 4, 1000 + seed) * other_F + 0.5)
+            for seed in range(300)
+        ]
+        told = [(np.var(f.parts_N) / 60 + np.var(f.parts_M) / 90) ** 0.5 for f in found]
+        assert np.mean(told) == pytest.approx(np.std([f.value for f in found]), rel=0.15)
+        for f in found[:3]:
+            assert (len(f.parts_N), len(f.parts_M)) == (60, 90)
+            assert np.mean(f.parts_N) + np.mean(f.parts_M) == pytest.approx(f.value, rel=1e-9)
 
 
 def on_a_line(*places: float) -> Tensor:
