@@ -6,8 +6,8 @@ of `inception`, and on no others. Everything is computed in float64, and the ord
 set only moves the last digits.
 """
 
-# Shapes: N, M = pictures of the two sets; F = features of a picture; R = the smaller of N and F,
-# K = rows looked at together
+# Shapes: N, M = pictures of the two sets; F = features of a picture; R = the smaller of N and F;
+# K = rows looked at together, or axes that two sets share
 
 from collections.abc import Iterator
 from dataclasses import dataclass

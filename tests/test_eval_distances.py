@@ -130,6 +130,17 @@ def test_the_parts_know_how_a_distance_spreads(measure: Measure) -> None:
             assert np.mean(f.parts_N) + np.mean(f.parts_M) == pytest.approx(f.value, rel=1e-9)
 
 
+@pytest.mark.parametrize("measure", [frechet, kid])
+def test_a_part_is_what_one_more_such_picture_does(measure: Measure) -> None:
+    x_NF, y_MF = features(20, 4, 1).repeat(60, 1), features(9, 4, 4)
+    before, back = measure(x_NF, y_MF), measure(y_MF, x_NF)
+    assert back.parts_M == pytest.approx(before.parts_N, rel=1e-6, abs=1e-9)
+    for place in range(3):
+        more = measure(torch.cat([x_NF, x_NF[place : place + 1]]), y_MF).value - before.value
+        part = before.parts_N[place] - np.mean(before.parts_N)
+        assert more * 1201 == pytest.approx(part, rel=0.02, abs=0.01 * np.std(before.parts_N))
+
+
 def on_a_line(*places: float) -> Tensor:
     return torch.tensor(places, dtype=torch.float64).unsqueeze(1)
 
