@@ -43,7 +43,7 @@ def paint_all(
     that does not fit the model.
     """
     found = paint_codes(leon, wishes, sampling, in_flight=in_flight, progress=progress)
-    return ((number, leon.to_image(picture)) for number, picture in found)
+    return ((number, leon.to_image(Picture(codes))) for number, codes in found)
 
 
 def paint_codes(
@@ -53,8 +53,8 @@ def paint_codes(
     *,
     in_flight: int = IN_FLIGHT,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[int, Picture]]:
-    """As `paint_all`, but what is found are the codes, whose pixels nobody has made yet."""
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """As `paint_all`, but what comes of a wish is its codes, whose pixels nobody has made yet."""
     requests = requests_of(leon, wishes, sampling)
     if not requests:
         return
@@ -66,7 +66,7 @@ def paint_codes(
     while engine.busy:
         for ticket, [ids] in engine.step().items():
             done += 1
-            yield numbers[ticket], Picture(leon.codec.decode_codes(ids))
+            yield numbers[ticket], leon.codec.decode_codes(ids)
         if progress is not None:
             progress(done * length + sum(engine.lengths), len(requests) * length)
 

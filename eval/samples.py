@@ -1,4 +1,4 @@
-"""Pictures for the big protocols: thousands of prompts, any number of processes, stopped at any time.
+"""Pictures for the big protocols: many prompts, any number of processes, killed at any time.
 
 a list of `Wanted` -> blocks of neighbours in it -> codes, a block at a time, through
 `cm3leon.batch` -> one file of records a block, written aside and renamed; `read` gives them all.
@@ -82,13 +82,14 @@ def run(
 
     block: pictures under way at one time and in one file; progress: called with (tokens so far, all
     there will be) of the share. The other processes are not waited for.
-    Raises UserError for a folder of another run, for two pictures of one id, and, before anything
-    is painted, for a prompt that does not fit the model.
+    Raises UserError, before anything is painted, for a folder of another run, for two pictures of
+    one id, and for a prompt that does not fit the model.
     """
     assert 0 <= rank < world, f"process {rank} of {world}"
     assert block > 0
     sampling = sampling or leon.sampling.text_to_image
     _check(wanted)
+    requests_of(leon, [_wish(one) for one in wanted], sampling)
     _open(folder, _settings(wanted, leon, sampling, retrieval, block))
     share = range(rank, -(-len(wanted) // block), world)
     for number in share:
@@ -96,8 +97,6 @@ def run(
             leftover.unlink(missing_ok=True)
     cut = {number: wanted[number * block : (number + 1) * block] for number in share}
     left = [number for number in share if not (folder / _name(number)).exists()]
-    for number in left:
-        requests_of(leon, [_wish(one) for one in cut[number]], sampling)
     length = leon.codec.picture_codes
     most = length * sum(map(len, cut.values()))
     done = most - length * sum(len(cut[number]) for number in left)
@@ -187,7 +186,7 @@ def _open(folder: Path, settings: Mapping[str, Any]) -> None:
             strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         except OSError as error:
             raise UserError(f"cannot write {str(folder)!r}: {error.strerror}") from error
-        if set(strangers) - {TOP}:  # another process may have written that just now
+        if strangers and not top.exists():  # which another process may have written just now
             raise UserError(
                 f"{folder} has no {TOP}, but {sorted(strangers)[0]!r}; name a folder that is new"
             )
@@ -236,7 +235,7 @@ def _paint(
             id=one.id,
             prompt=one.prompt,
             seed=one.seed,
-            codes=tuple(code for code in found[place].codes if isinstance(code, int)),
+            codes=found[place],
             retrieved=tuple(name for name, _ in front),
         )
         for place, (one, front) in enumerate(zip(wanted, fronts, strict=True))
