@@ -127,49 +127,6 @@ def pool(
     return Pool(ids=tuple(ids), vectors_DF=np.concatenate(rows))
 
 
-def nearest(self, count: int) -> list[Found]:
-    """The painted pictures that come nearest to a training picture, the nearest first."""
-    return sorted(self.found, key=lambda one: (-one.train.score, one.id))[:count]
-
-
-def pool(
-    pictures: Iterable[tuple[str, Image.Image]],
-    features: Features,
-    *,
-    batch: int = 64,
-    progress: Callable[[int], None] | None = None,
-) -> Pool:
-    """The vectors of pictures, which are read and forgotten a batch at a time; `progress` hears how
-    many are done.
-
-    Raises UserError where there is none, where two have one id, or where features are no numbers.
-    """
-    ids: list[str] = []
-    rows: list[Vectors] = []
-    left = iter(pictures)
-    while group := list(islice(left, batch)):
-        ids += [name for name, _ in group]
-        rows.append(unit(features([image for _, image in group])))
-        if not np.isfinite(rows[-1]).all():
-            raise UserError("the features are not finite numbers; their network's weights are bad")
-        if progress is not None:
-            progress(len(ids))
-    if not ids:
-        raise UserError("there are no pictures to compare; give at least one of each kind")
-    if len(set(ids)) < len(ids):
-        raise UserError(f"{len(ids)} pictures have {len(set(ids))} ids; give each its own")
-    return Pool(ids=tuple(ids), vectors_DF=np.concatenate(rows))
-
-
-def unit(vectors_DF: Vectors) -> Vectors:
-    """Vectors of length 1 (0 stays 0). Raises UserError where they are no finite numbers."""
-    rows_DF = np.asarray(vectors_DF, dtype=np.float32)
-    if not np.isfinite(rows_DF).all():
-        raise UserError("the features are not finite numbers; their network's weights are bad")
-    lengths_D1 = np.linalg.norm(rows_DF, axis=1, keepdims=True)
-    return rows_DF / np.where(lengths_D1 == 0, 1, lengths_D1)
-
-
 def nearest(asked: Pool, among: Pool) -> list[Near]:
     """Of each picture the nearest of the others, the first of equals."""
     found: list[Near] = []

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 from cm3leon import prompts
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
-from eval.samples import TOP, Record, Retrieval, Wanted, read, run
+from eval.samples import TOP, Retrieval, Wanted, read, run
 from tokenizer.document import Document
 from tokenizer.errors import UserError
 
@@ -24,24 +24,27 @@ ROOT = Path(__file__).parent.parent
 WORDS = ("a red fox", "a blue heart", "a cat", "a cat's head", "red")
 SAMPLING = Sampling(top_p=0.9)
 
-# One process of a run, as `torch.distributed.run` would start it.
+# One process of a run, as `torch.distributed.run` would start it. With a `pace` it takes so many
+# seconds more for each token, so that there is something left to kill on a fast machine.
 DRIVER = """
-import sys
+import sys, time
 from pathlib import Path
 import torch
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
 from eval.samples import Wanted, run
 torch.set_num_threads(1)
-model, folder, count, rank, world = sys.argv[1:]
+model, folder, count, rank, world, block, pace = sys.argv[1:]
 words = {words!r}
 wanted = [
     Wanted(id=f"p{{n}}", prompt=words[n % len(words)], seed=n) for n in range(int(count))
 ]
 leon = CM3Leon.from_pretrained(model)
-sampling = Sampling(top_p=0.9)
 print("begun", flush=True)
-print(run(Path(folder), wanted, leon, sampling, rank=int(rank), world=int(world)))
+print(run(
+    Path(folder), wanted, leon, Sampling(top_p=0.9), rank=int(rank), world=int(world),
+    block=int(block), progress=lambda done, most: time.sleep(float(pace)),
+))
 """
 
 
@@ -49,28 +52,14 @@ def wanted_of(count: int) -> list[Wanted]:
     return [Wanted(id=f"p{n}", prompt=WORDS[n % len(WORDS)], seed=n) for n in range(count)]
 
 
-@pytest.fixture(scope="module")
-def whole(tiny: CM3Leon, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Record]]:
-    """The records of a run that nobody stopped, in this process."""
-    import torch
-
-    def paint(count: int) -> list[Record]:
-        folder = tmp_path_factory.mktemp("samples") / "whole"
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        assert run(folder, wanted_of(count), tiny, SAMPLING) == count
-        torch.set_num_threads(threads)
-        return read(folder)
-
-    return paint
-
-
-def begin(model: Path, folder: Path, count: int, world: int) -> list["subprocess.Popen[str]"]:
+def begin(
+    model: Path, folder: Path, count: int, block: int, world: int, pace: float
+) -> list["subprocess.Popen[str]"]:
     """Start all processes of a run, and wait until each has its model."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", DRIVER.format(words=WORDS),
-             str(model), str(folder), str(count), str(rank), str(world)],
+            [sys.executable, "-c", DRIVER.format(words=WORDS), str(model), str(folder),
+             *map(str, (count, rank, world, block, pace))],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -84,52 +73,77 @@ def begin(model: Path, folder: Path, count: int, world: int) -> list["subprocess
     return processes
 
 
-def survive(model: Path, folder: Path, count: int, worlds: Sequence[int], kills: int) -> list[int]:
-    """Run, kill all processes at a moment drawn by lot, and run again; the last run is let finish.
-    Returns how many blocks were there after each kill."""
-    draw, there = random.Random(count), list[int]()
-    blocks = -(-count // 16)
-    for kill, place in enumerate(sorted(draw.sample(range(blocks), kills))):
-        processes = begin(model, folder, count, worlds[kill % len(worlds)])
+def painted(folder: Path) -> int:
+    """The pictures that are there."""
+    return sum(len(path.read_bytes().splitlines()) for path in folder.glob("block-*.jsonl"))
+
+
+def survive(
+    model: Path, folder: Path, count: int, worlds: Sequence[int], kills: int, block: int
+) -> None:
+    """Run, kill all processes at a moment drawn by lot, and run again, so many times; then let the
+    last run finish."""
+    draw, pace = random.Random(count), 0.01
+    for kill, there in enumerate(sorted(draw.sample(range(count * 3 // 4), kills))):
+        processes = begin(model, folder, count, block, worlds[kill % len(worlds)], pace)
         limit = time.monotonic() + 120
-        while len(list(folder.glob("block-*.jsonl"))) < place and time.monotonic() < limit:
-            time.sleep(0.0005)
-        time.sleep(draw.uniform(0, 0.03))  # into the midst of a block, or of its writing
+        while painted(folder) < there:
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 16 * pace))  # anywhere in a block, or in its writing
         for process in processes:
             process.send_signal(signal.SIGKILL)
-        codes = [process.wait() for process in processes]
         for process in processes:
             process.communicate()
-        there.append(len(list(folder.glob("block-*.jsonl"))))
-        assert -signal.SIGKILL in codes, f"nothing was left to kill at {place} of {blocks}"
-    processes = begin(model, folder, count, worlds[-1])
+        assert -signal.SIGKILL in [process.returncode for process in processes]
+    left = count - painted(folder)
+    assert left > 0
+    processes = begin(model, folder, count, block, worlds[-1], 0)
     told = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
-    assert sum(map(int, told)) == count - 16 * there[-1]  # what was there was not painted again
-    return there
+    assert sum(map(int, told)) == left  # what was there was not painted again
 
 
-def test_killed_twice_by_one_or_two_processes_nothing_is_lost_or_twice(
-    tiny_folder: Path, tmp_path: Path, whole: Callable[[int], list[Record]]
+@pytest.mark.usefixtures("one_thread")
+def test_killed_twice_by_one_and_by_two_processes_nothing_is_lost_or_twice(
+    tiny: CM3Leon, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    there = survive(tiny_folder, tmp_path / "killed", 60, (1, 2), kills=2)
-    assert there[-1] < 4
+    survive(tiny_folder, tmp_path / "killed", 60, (1, 2), kills=2, block=4)
     records = read(tmp_path / "killed")
     assert len({record.id for record in records}) == len(records) == 60
-    assert records == whole(60)
-    assert not list((tmp_path / "killed").glob(".block*"))
+    run(tmp_path / "whole", wanted_of(60), tiny, SAMPLING, block=4)
+    assert records == read(tmp_path / "whole")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("world", [1, 2])
 def test_killed_five_times_400_pictures_are_400(
-    tiny_folder: Path, tmp_path: Path, whole: Callable[[int], list[Record]], world: int
+    tiny: CM3Leon, tiny_folder: Path, tmp_path: Path, world: int
 ) -> None:
-    there = survive(tiny_folder, tmp_path / "killed", 400, (world,), kills=5)
-    assert there == sorted(there)
+    survive(tiny_folder, tmp_path / "killed", 400, (world,), kills=5, block=16)
     records = read(tmp_path / "killed")
     assert len({record.id for record in records}) == len(records) == 400
-    assert records == whole(400)
+    run(tmp_path / "whole", wanted_of(400), tiny, SAMPLING)
+    assert records == read(tmp_path / "whole")
+    one, other = ({path.name for path in folder.iterdir()} for folder in tmp_path.iterdir())
+    assert one == other  # no leftovers
+
+
+def test_what_a_killed_process_was_writing_is_cleared_by_its_heir(
+    tiny: CM3Leon, tmp_path: Path
+) -> None:
+    half = [tmp_path / f".block-00000{number}.jsonl.0123456789ab" for number in range(2)]
+    for path in half:
+        path.write_bytes(b'{"id": "p')
+    run(tmp_path, wanted_of(4), tiny, block=2, rank=1, world=2)
+    assert [path.exists() for path in half] == [True, False]
+    run(tmp_path, wanted_of(4), tiny, block=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "block-000000.jsonl",
+        "block-000001.jsonl",
+        TOP,
+    ]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -137,15 +151,14 @@ def test_records_are_what_is_painted_alone_for_any_number_of_processes(
     tiny: CM3Leon, tmp_path: Path
 ) -> None:
     wanted = wanted_of(10)
-    assert [run(tmp_path / "3", wanted, tiny, rank=r, world=3, block=4) for r in (2, 0, 1)] == [
-        2,
-        4,
-        4,
-    ]
+    counts = [run(tmp_path / "3", wanted, tiny, rank=r, world=3, block=4) for r in (2, 0, 1)]
+    assert counts == [2, 4, 4]
     told: list[tuple[int, int]] = []
-    run(
-        tmp_path / "1", wanted, tiny, block=4, progress=lambda done, most: told.append((done, most))
-    )
+
+    def tell(done: int, most: int) -> None:
+        told.append((done, most))
+
+    run(tmp_path / "1", wanted, tiny, block=4, progress=tell)
     assert read(tmp_path / "1") == read(tmp_path / "3")
     assert told[0] == (0, 160)
     assert told[-1] == (160, 160)
