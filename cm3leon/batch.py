@@ -42,11 +42,22 @@ def paint_all(
     (tokens so far, all there will be). Raises UserError, before anything is painted, for a prompt
     that does not fit the model.
     """
-    requests = [_request(leon, wish, sampling or leon.sampling.text_to_image) for wish in wishes]
+    found = paint_codes(leon, wishes, sampling, in_flight=in_flight, progress=progress)
+    return ((number, leon.to_image(Picture(codes))) for number, codes in found)
+
+
+def paint_codes(
+    leon: CM3Leon,
+    wishes: Sequence[Wish],
+    sampling: Sampling | None = None,
+    *,
+    in_flight: int = IN_FLIGHT,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """As `paint_all`, but what comes of a wish is its codes, whose pixels nobody has made yet."""
+    requests = requests_of(leon, wishes, sampling)
     if not requests:
         return
-    for request in requests:
-        request.check(leon.model.config)
     capacity = max(request.room for request in requests)
     engine = Engine(leon.model, rows=in_flight * requests[0].rows, capacity=capacity)
     numbers = {engine.submit(request): number for number, request in enumerate(requests)}
@@ -55,9 +66,20 @@ def paint_all(
     while engine.busy:
         for ticket, [ids] in engine.step().items():
             done += 1
-            yield numbers[ticket], leon.to_image(Picture(leon.codec.decode_codes(ids)))
+            yield numbers[ticket], leon.codec.decode_codes(ids)
         if progress is not None:
             progress(done * length + sum(engine.lengths), len(requests) * length)
+
+
+def requests_of(
+    leon: CM3Leon, wishes: Sequence[Wish], sampling: Sampling | None = None
+) -> list[Request]:
+    """What each wish asks of an engine. Raises UserError for a prompt that does not fit the
+    model."""
+    requests = [_request(leon, wish, sampling or leon.sampling.text_to_image) for wish in wishes]
+    for request in requests:
+        request.check(leon.model.config)
+    return requests
 
 
 def _request(leon: CM3Leon, wish: Wish, sampling: Sampling) -> Request:
