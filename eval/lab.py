@@ -43,6 +43,8 @@ class Asked:
     seed: int = 0
     retrieve: int = 0
     """Documents in front of a prompt."""
+    cache: Path = Path()
+    """A folder for what can be used again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,26 +140,27 @@ class Lab:
     @cached_property
     def painted(self) -> list[Image.Image]:
         """A picture of the first caption of every item, each with a seed of its own."""
-        return self.paint(self.leon.sampling.text_to_image)
+        return self.paint(self.items, self.leon.sampling.text_to_image, self.asked.retrieve)
 
-    def paint(self, sampling: Sampling, retrieve: int | None = None) -> list[Image.Image]:
-        """A picture of every item's first caption."""
-        fronts = self.fronts(self.asked.retrieve if retrieve is None else retrieve)
+    def paint(self, items: Sequence[Item], sampling: Sampling, retrieve: int) -> list[Image.Image]:
+        """A picture of each item's first caption, behind so many documents."""
         wishes = [
             Wish(prompt=item.caption, seed=self.seed_of(place), retrieved=front)
-            for place, (item, front) in enumerate(zip(self.items, fronts, strict=True))
+            for place, (item, front) in enumerate(
+                zip(items, self.fronts(items, retrieve), strict=True)
+            )
         ]
         steps = self.steps("painting")
         done = dict(paint_all(self.leon, wishes, sampling, progress=steps))
         return [done[place] for place in range(len(wishes))]
 
-    def fronts(self, count: int) -> list[list[Document]]:
+    def fronts(self, items: Sequence[Item], count: int) -> list[list[Document]]:
         """The documents in front of each item's prompt: those that generation would find, never the
         item itself, as many as have room."""
         if not count or self.memory is None:
-            return [[] for _ in self.items]
-        captions = [item.caption for item in self.items]
-        ids = [item.metadata["id"] for item in self.items]
+            return [[] for _ in items]
+        captions = [item.caption for item in items]
+        ids = [item.metadata["id"] for item in items]
         found = look_up(self.memory, self.embedder, captions, ids, count)
         return [
             fitting(self.leon.codec, caption, [self.memory.document(one.id) for one in row])

@@ -58,7 +58,7 @@ def perplexity(lab: Lab) -> Found:
         values[f"bits a caption byte, {kind}"] = mean(texts, lengths)
     count = lab.asked.retrieve
     if count and lab.memory is not None:
-        helped = picture_bits(lab, lab.fronts(count))
+        helped = picture_bits(lab, lab.fronts(lab.items, count))
         codes = [float(codec.picture_codes)] * len(items)
         values[f"bits an image token, all, {count} retrieved"] = mean(helped, codes)
         less = [a - b for a, b in zip(helped, image_bits, strict=True)]
@@ -246,7 +246,7 @@ def retrieval(lab: Lab) -> Found:
     count, memory = lab.asked.retrieve, lab.memory
     if not count or memory is None:
         raise UserError("there is no memory to retrieve from; name one with --memory")
-    fronts = lab.fronts(count)
+    fronts = lab.fronts(lab.items, count)
     by_lot = lots(memory)
     others = [
         fitting(

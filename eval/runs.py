@@ -16,7 +16,7 @@ import numpy
 import torch
 
 from cm3leon import __version__, native
-from eval import measures
+from eval import concept_score, measures
 from eval.lab import Lab
 from eval.measures import Found
 from eval.report import Report, text_of
@@ -31,6 +31,8 @@ MEASURES: dict[str, Measure] = {
     "score": measures.score,
     "caption": measures.caption,
     "vqa": measures.vqa,
+    "concept": concept_score.concept,
+    "concept-sweep": concept_score.sweep,
     "edit": measures.edit,
     "infill": measures.infill,
 }

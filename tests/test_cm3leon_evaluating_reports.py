@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cm3leon.__main__ import main
-from cm3leon.cli.evaluating_reports import NAMES
+from cm3leon.cli.evaluating_reports import NAMES, SWEEP
 from eval.runs import MEASURES
 from tokenizer.pixels import open_image
 
@@ -47,7 +47,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_every_measure_has_a_command() -> None:
-    assert set(NAMES) == set(MEASURES)
+    assert {*NAMES, *SWEEP} == set(MEASURES)
 
 
 def test_all_is_measured_and_the_same_again(
@@ -58,7 +58,8 @@ def test_all_is_measured_and_the_same_again(
     told = capsys.readouterr().out
     assert "| [retrieval](retrieval/README.md) | skipped | there is no memory" in told
     first = {name: read(out / name) for name in NAMES}
-    assert {name for name, one in first.items() if one["skipped"]} == {"retrieval"}
+    skipped = {name for name, one in first.items() if one["skipped"]}
+    assert skipped == {"retrieval", "concept"}
     assert first["perplexity"]["values"]["bits an image token, all"]["count"] == 6
     assert first["vqa"]["values"]["right, all"]["count"] == 2
     assert first["edit"]["values"]["the edit: cosine"]["count"] == 1

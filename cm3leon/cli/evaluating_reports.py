@@ -29,9 +29,11 @@ NAMES = {
     "score": "How near painted pictures come to their captions, by the retriever's encoder.",
     "caption": "What the model says of pictures, against their captions.",
     "vqa": "Its answers to questions about pictures.",
+    "concept": "Whether painted emoji show the thing and the style that were asked for.",
     "edit": "How near edits come to their real targets.",
     "infill": "How near a middle painted anew comes to the real one.",
 }
+SWEEP = {"concept-sweep": "The concept score over guidance and ways of drawing, as a plot."}
 ALL = "all"
 
 Data = Annotated[Path, typer.Option(help="A corpus: a folder of WebDataset tars.")]
@@ -47,7 +49,7 @@ Folder = Annotated[Path, typer.Option(help="The folder to write reports to.")]
 
 def add_to(group: typer.Typer) -> None:
     """A command for every measure, and `all`."""
-    for name, text in NAMES.items():
+    for name, text in (NAMES | SWEEP).items():
         group.command(name, help=text)(_command([name], every=False))
     text = "All measures; those that lack something say what, and are skipped."
     group.command(ALL, help=text)(_command([*NAMES], every=True))
@@ -96,6 +98,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
             limit=limit,
             seed=seed,
             retrieve=(0 if memory is None else COUNT) if retrieve is None else retrieve,
+            cache=out,
         )
         lab = _open(asked, model, memory, encoder, device, precision, threads)
         reports = run(lab, names, tables.command(context), out, every=every)
