@@ -16,9 +16,8 @@ from cm3leon.sampling import Sampling
 from eval.concept import Classifier, Named, judge, pairs_of
 from eval.figures import evenly
 from eval.lab import Item, Lab
-from eval.measures import SHOWN, Found
 from eval.plot import Line, plot
-from eval.report import Value, mean
+from eval.report import SHOWN, Found, Value, mean
 from tokenizer.pixels import sheet
 from tokenizer.tars import find_tars, read_ids
 

@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
-from cm3leon.batch import Wish, paint_all
+from cm3leon.batch import Wish, paint_codes
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
 from eval.figures import evenly
@@ -43,6 +44,8 @@ class Asked:
     seed: int = 0
     retrieve: int = 0
     """Documents in front of a prompt."""
+    weights: Path | None = None
+    """A folder of judges' weights that do not ship."""
     cache: Path = Path()
     """A folder for what can be used again."""
 
@@ -137,13 +140,35 @@ class Lab:
         }
         return [found[name] for name in order if name in found]
 
+    @property
+    def device(self) -> torch.device:
+        """Where networks are."""
+        return self.leon.model.embed.weight.device
+
+    @cached_property
+    def painted_codes(self) -> list[tuple[int, ...]]:
+        """A picture of the first caption of every item, each with a seed of its own."""
+        return self.paint_codes(self.items, self.leon.sampling.text_to_image, self.asked.retrieve)
+
     @cached_property
     def painted(self) -> list[Image.Image]:
-        """A picture of the first caption of every item, each with a seed of its own."""
-        return self.paint(self.items, self.leon.sampling.text_to_image, self.asked.retrieve)
+        """`painted_codes` to look at."""
+        return [self.leon.to_image(Picture(codes)) for codes in self.painted_codes]
+
+    @cached_property
+    def rebuilt(self) -> list[Image.Image]:
+        """Every item through the codebook."""
+        return [self.leon.to_image(item.picture) for item in self.items]
 
     def paint(self, items: Sequence[Item], sampling: Sampling, retrieve: int) -> list[Image.Image]:
-        """A picture of each item's first caption, behind so many documents."""
+        """`paint_codes` to look at."""
+        painted = self.paint_codes(items, sampling, retrieve)
+        return [self.leon.to_image(Picture(codes)) for codes in painted]
+
+    def paint_codes(
+        self, items: Sequence[Item], sampling: Sampling, retrieve: int
+    ) -> list[tuple[int, ...]]:
+        """The codes of a picture of each item's first caption, behind so many documents."""
         wishes = [
             Wish(prompt=item.caption, seed=self.seed_of(place), retrieved=front)
             for place, (item, front) in enumerate(
@@ -151,21 +176,28 @@ class Lab:
             )
         ]
         steps = self.steps("painting")
-        done = dict(paint_all(self.leon, wishes, sampling, progress=steps))
+        done = dict(paint_codes(self.leon, wishes, sampling, progress=steps))
         return [done[place] for place in range(len(wishes))]
 
     def fronts(self, items: Sequence[Item], count: int) -> list[list[Document]]:
         """The documents in front of each item's prompt: those that generation would find, never the
         item itself, as many as have room."""
+        return [[document for _, document in row] for row in self.named_fronts(items, count)]
+
+    def named_fronts(self, items: Sequence[Item], count: int) -> list[list[tuple[str, Document]]]:
+        """`fronts`, with the documents' ids."""
         if not count or self.memory is None:
             return [[] for _ in items]
         captions = [item.caption for item in items]
         ids = [item.metadata["id"] for item in items]
+        rows: list[list[tuple[str, Document]]] = []
         found = look_up(self.memory, self.embedder, captions, ids, count)
-        return [
-            fitting(self.leon.codec, caption, [self.memory.document(one.id) for one in row])
-            for caption, row in zip(captions, found, strict=True)
-        ]
+        for caption, row in zip(captions, found, strict=True):
+            documents = [self.memory.document(one.id) for one in row]
+            room = len(fitting(self.leon.codec, caption, documents))
+            named = [one.id for one in row]
+            rows.append(list(zip(named[:room], documents[:room], strict=True)))
+        return rows
 
     def seed_of(self, place: int) -> int:
         """Of the item at a place: the run's seed counts on."""

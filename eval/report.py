@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from eval.figures import evenly
 from tokenizer.errors import UserError
 from tokenizer.manifest import write_file
-from tokenizer.pixels import encode_png
+from tokenizer.pixels import encode_png, sheet
 
 VERSION = 1  # of report.json
 RESAMPLES = 1000
+SHOWN = 24  # pictures on a sheet
+ACROSS = 8  # about so many in a row of it
 FILE, PAGE = "report.json", "README.md"
 
 
@@ -31,6 +34,15 @@ class Value:
     high: float | None = None
     count: int
     """Of the things that were measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a measure found."""
+
+    values: Mapping[str, Value]
+    notes: Sequence[str] = ()
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict[str, Image.Image])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +134,13 @@ def mean(amounts: Sequence[float], sizes: Sequence[float] | None = None, seed: i
         return float(amounts_D[places].sum() / sizes_D[places].sum())
 
     return resampled(of, len(amounts_D), seed)
+
+
+def sheet_of(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Some rows of pictures that belong together, evenly chosen."""
+    chosen = [rows[place] for place in evenly(range(len(rows)), SHOWN)]
+    across = len(chosen[0])
+    return sheet([image for row in chosen for image in row], across * max(1, ACROSS // across))
 
 
 def text_of(value: Value) -> str:

@@ -16,10 +16,9 @@ import numpy
 import torch
 
 from cm3leon import __version__, native
-from eval import concept_score, measures
+from eval import apart, concept_score, copies, measures, painted, spoken
 from eval.lab import Lab
-from eval.measures import Found
-from eval.report import Report, text_of
+from eval.report import Found, Report, text_of
 from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash, write_file
 
@@ -28,13 +27,18 @@ MEASURES: dict[str, Measure] = {
     "perplexity": measures.perplexity,
     "reconstruction": measures.reconstruction,
     "retrieval": measures.retrieval,
-    "score": measures.score,
-    "caption": measures.caption,
-    "vqa": measures.vqa,
+    "caption": spoken.caption,
+    "vqa": spoken.vqa,
+    "embedder-score": painted.embedder_score,
+    "clip-score": painted.clip_score,
     "concept": concept_score.concept,
     "concept-sweep": concept_score.sweep,
-    "edit": measures.edit,
-    "infill": measures.infill,
+    "fid": apart.fid,
+    "kid": apart.kernel_distance,
+    "mobilenet-distance": apart.mobilenet_distance,
+    "copying": copies.audit,
+    "edit": painted.edit,
+    "infill": painted.infill,
 }
 INDEX = "README.md"
 

@@ -1,0 +1,136 @@
+"""How far painted pictures as a set lie from real ones: `fid`, `kid`, `mobilenet-distance`.
+
+A `Lab` in, what was `Found` out. The real pictures are those whose captions were painted, cropped
+and resized to the model's size, and beside them the same through the codebook: CM3Leon's paper does
+not say which of the two its reference is. Two folders of pictures are compared in `fid`.
+"""
+
+# Shapes: N = pictures, B = batch, F = features of a picture
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eval.distances import Distance, frechet, kid, surroundings
+from eval.fid import inception_features, mobilenet_features
+from eval.folders import BATCH, Features
+from eval.inception import FEATURES
+from eval.lab import Lab
+from eval.report import RESAMPLES, Found, Value, mean
+from tokenizer.errors import UserError
+from tokenizer.pixels import to_pixels
+
+INCEPTION, MOBILENET = "inception.safetensors", "mobilenet_v2.safetensors"
+MAKERS = {INCEPTION: "scripts/convert_inception.py", MOBILENET: "scripts/convert_mobilenet.py"}
+FEWEST = FEATURES + 1  # pictures whose covariance can be full
+
+Of = Callable[[Tensor, Tensor], Distance]
+
+
+def fid(lab: Lab) -> Found:
+    """The Frechet Inception Distance. Raises UserError without its network, or with fewer pictures
+    than features, of which a covariance cannot be had."""
+    network = inception(lab)
+    enough(len(lab.items))
+    return _found(lab, "FID", network, frechet)
+
+
+def kernel_distance(lab: Lab) -> Found:
+    """KID, whose expectation does not hang on how many pictures there are. Raises UserError without
+    its network."""
+    return _found(lab, "KID", inception(lab), kid)
+
+
+def mobilenet_distance(lab: Lab) -> Found:
+    """The Frechet distance by features of MobileNetV2, never to be set beside a FID. Raises
+    UserError without its network."""
+    net = mobilenet_features(weights(lab.asked.weights, MOBILENET), lab.device)
+    found = _found(lab, "mobilenet distance", net, frechet)
+    note = f"a distance of {len(lab.items):,} pictures; compare it with others of as many"
+    return Found(values=found.values, notes=[*found.notes, note], pictures=found.pictures)
+
+
+def rebuilt_distance(lab: Lab) -> tuple[dict[str, Value], str]:
+    """rFID of the lab's items, or why there is none."""
+    try:
+        network = inception(lab)
+        enough(len(lab.items))
+    except UserError as error:
+        return {}, f"no rFID: {error}"
+    real_NF = seen(network, [item.image for item in lab.items], lab.device)
+    rebuilt_NF = seen(network, lab.rebuilt, lab.device)
+    return {"rFID, all": interval(frechet(real_NF, rebuilt_NF))}, ""
+
+
+def inception(lab: Lab) -> Features:
+    """FID's network. Raises UserError where it is not at hand."""
+    return inception_features(weights(lab.asked.weights, INCEPTION), lab.device)
+
+
+def weights(folder: Path | None, name: str) -> Path:
+    """A file of weights that does not ship. Raises UserError where it is not there."""
+    path = Path(name) if folder is None else folder / name
+    if folder is None or not path.is_file():
+        where = "no folder of weights is named" if folder is None else f"{folder} has no {name}"
+        raise UserError(f"{where}; make {name} with {MAKERS[name]} and name its folder: --weights")
+    return path
+
+
+def enough(count: int) -> None:
+    """Raise UserError for too few pictures for a FID."""
+    if count < FEWEST:
+        raise UserError(
+            f"{count:,} pictures have no covariance of {FEATURES:,} features; give at least "
+            f"{FEWEST:,} for a FID, or measure kid"
+        )
+
+
+def interval(distance: Distance) -> Value:
+    """A distance with its 95% interval over the pictures of both sets."""
+    draw = np.random.default_rng(0)
+    spread = np.zeros(RESAMPLES)
+    for parts in (distance.parts_N, distance.parts_M):
+        places = draw.integers(len(parts), size=(RESAMPLES, len(parts)))
+        spread += np.asarray(parts)[places].mean(1)
+    low, high = np.percentile(spread, (2.5, 97.5))
+    count = len(distance.parts_M)
+    return Value(value=distance.value, low=float(low), high=float(high), count=count)
+
+
+def among(real_NF: Tensor, made_NF: Tensor) -> Mapping[str, Value]:
+    """Precision, recall, density and coverage."""
+    found = surroundings(real_NF, made_NF)
+    return {
+        "precision": mean(found.precision_M),
+        "recall": mean(found.recall_N),
+        "density": mean(found.density_M),
+        "coverage": mean(found.coverage_N),
+    }
+
+
+@torch.inference_mode()
+def seen(network: Features, images: Sequence[Image.Image], device: torch.device) -> Tensor:
+    """The features [N, F] of pictures of one size."""
+    rows: list[Tensor] = []
+    for start in range(0, len(images), BATCH):
+        pixels_B3HW = torch.stack([to_pixels(image) for image in images[start : start + BATCH]])
+        rows.append(network(pixels_B3HW.to(device)).float().cpu())
+    return torch.cat(rows)
+
+
+def _found(lab: Lab, name: str, network: Features, of: Of) -> Found:
+    real_NF = seen(network, [item.image for item in lab.items], lab.device)
+    rebuilt_NF = seen(network, lab.rebuilt, lab.device)
+    made_NF = seen(network, lab.painted, lab.device)
+    values = {
+        f"{name}, raw reference": interval(of(real_NF, made_NF)),
+        f"{name}, reference through the codebook": interval(of(rebuilt_NF, made_NF)),
+        f"{name} of the codebook alone": interval(of(real_NF, rebuilt_NF)),
+        **among(real_NF, made_NF),
+    }
+    size = lab.leon.image_tokenizer.size
+    return Found(values=values, notes=[f"real pictures cropped and resized to {size} pixels"])
