@@ -5,6 +5,8 @@ are Java too -> a score of all and one a picture; `measures` makes figures of th
 prints, nothing is fetched, and no process is left behind.
 """
 
+# Shapes: N = pictures, C = what BLEU counts of one
+
 import os
 import shutil
 import subprocess
@@ -12,11 +14,14 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from eval.report import Value, mean
+import numpy as np
+
+from eval.report import Value, mean, resampled
 from tokenizer.errors import UserError
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
@@ -39,6 +44,9 @@ class CaptionScores:
     """Of all pictures. BLEU and METEOR count over all captions and are not the means of `each`."""
     each: Mapping[str, tuple[float, ...]]
     """Of each picture, in the order of `ids`."""
+    counts: tuple[tuple[float, ...], ...] = ()
+    """What BLEU adds up, of each picture: tokens said, tokens of the nearest reference, and of each
+    length up to 4 the n-grams said, then those of them that are right."""
     notes: tuple[str, ...] = ()
 
 
@@ -72,7 +80,8 @@ def caption_scores(
     _check_sides(references, candidates)
     wanted = _tokens([references[name] for name in ids])
     said = _tokens([[candidates[name]] for name in ids])
-    found, notes = _counted(wanted, said), list[str]()
+    bleu, counts = _bleu(wanted, said)
+    found, notes = {**bleu, **_counted(wanted, said)}, list[str]()
     try:
         found["SPICE"] = _spice(wanted, said)
     except UserError as error:
@@ -83,18 +92,30 @@ def caption_scores(
         ids=ids,
         corpus={name: float(whole) for name, (whole, _) in found.items()},
         each={name: tuple(map(float, parts)) for name, (_, parts) in found.items()},
+        counts=counts,
         notes=tuple(notes),
     )
 
 
 def caption_values(scores: CaptionScores) -> dict[str, Value]:
-    """Figures of the scores, with an interval over pictures for those that are means."""
-    return {
-        name: mean(scores.each[name])
-        if name in MEANS
-        else Value(value=value, count=len(scores.ids))
-        for name, value in scores.corpus.items()
-    }
+    """Figures of the scores, with an interval over pictures; METEOR's sums never leave Java, so it
+    has none. CIDEr's words keep their weights whatever pictures are drawn."""
+    values = {name: Value(value=one, count=len(scores.ids)) for name, one in scores.corpus.items()}
+    values.update({name: mean(scores.each[name]) for name in MEANS if name in scores.each})
+    counts_NC = np.asarray(scores.counts)
+    for place, name in enumerate(BLEU):
+        values[name] = resampled(partial(_bleu_of, counts_NC, place), len(scores.ids))
+    return values
+
+
+def _bleu_of(counts_NC: np.ndarray, place: int, chosen: Sequence[int]) -> float:
+    """BLEU of some pictures, of n-grams up to a length of `place` + 1; as in pycocoevalcap."""
+    said, wanted, *both = counts_NC[chosen].sum(0)
+    grams, right = np.split(np.asarray(both), 2)
+    shares = (right + 1e-15) / (grams + 1e-9)
+    short = (said + 1e-15) / (wanted + 1e-9)
+    whole = shares[: place + 1].prod() ** (1 / (place + 1))
+    return float(whole * np.exp(min(0.0, 1 - 1 / short)))
 
 
 def _check_sides(references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]) -> None:
@@ -102,7 +123,7 @@ def _check_sides(references: Mapping[str, Sequence[str]], candidates: Mapping[st
         raise UserError("there is no caption to score; give one for each picture")
     bare = [name for name in candidates if not references.get(name)]
     mute = [name for name in references if name not in candidates]
-    for names, lack in ((bare, "references"), (mute, "a caption to score")):
+    for names, lack in ((bare, "references"), (mute, "caption to score")):
         if names:
             raise UserError(
                 f"{len(names):,} pictures, {names[0]!r} for one, have no {lack}; "
@@ -121,29 +142,43 @@ def _tokens(captions: Sequence[Sequence[str]]) -> Tokens:
     rows = {
         place: [{"caption": _plain(text)} for text in some] for place, some in enumerate(captions)
     }
+    rows[-1] = [{"caption": "last"}]  # comes back where Java came to the end, every line in place
     with _quiet():
         try:
             found: Tokens = PTBTokenizer().tokenize(rows)
         except OSError as error:  # it writes into its own folder
             raise UserError(f"pycocoevalcap's tokenizer cannot run ({error})") from error
-    if [len(found.get(place, ())) for place in rows] != [len(some) for some in captions]:
-        got, asked = sum(map(len, found.values())), sum(map(len, captions))
+    if found.pop(-1, None) != ["last"]:
         raise UserError(
-            f"Java's tokenizer gave {got:,} captions of {asked:,}; is 'java -version' well?"
+            f"Java gave {sum(map(len, found.values())):,} of {sum(map(len, captions)):,} captions "
+            "back in tokens; see whether 'java -version' works"
         )
     return found
 
 
+def _bleu(wanted: Tokens, said: Tokens) -> tuple[dict[str, Scored], tuple[tuple[float, ...], ...]]:
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=len(BLEU))
+    for place, (text,) in said.items():
+        scorer += (text, wanted[place])
+    scored = zip(*scorer.compute_score(option="closest", verbose=0), strict=True)
+    counts: list[tuple[float, ...]] = []
+    for one in scorer.ctest:
+        long: int = one["testlen"]
+        sizes: list[int] = one["reflen"]
+        _, nearest = min((abs(size - long), size) for size in sizes)
+        counts.append((long, nearest, *one["guess"], *one["correct"]))
+    return dict(zip(BLEU, scored, strict=True)), tuple(counts)
+
+
 def _counted(wanted: Tokens, said: Tokens) -> dict[str, Scored]:
-    """All scores but SPICE."""
-    from pycocoevalcap.bleu.bleu import Bleu
+    """All scores but BLEU and SPICE."""
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    bleu = zip(*Bleu(4).compute_score(wanted, said, verbose=0), strict=True)
-    found: dict[str, Scored] = dict(zip(BLEU, bleu, strict=True))
     with _meteor() as meteor:
-        found["METEOR"] = meteor.compute_score(wanted, said)
+        found: dict[str, Scored] = {"METEOR": meteor.compute_score(wanted, said)}
     found["ROUGE-L"] = Rouge().compute_score(wanted, said)
     found["CIDEr"] = Cider().compute_score(wanted, said)
     return found

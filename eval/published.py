@@ -7,6 +7,7 @@ would not be a figure of the set. The corpus's own captions and questions are `l
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isfile  # whatever the name holds
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def read_captions(path: Path, images: Path) -> list[Captioned]:
         count = sum(len(captions[name]) for name in lost)
         raise UserError(
             f"{path}: {count:,} captions have no picture in its 'images', those of image_id "
-            f"{lost[0]} for one; name a file whose two lists belong together"
+            f"{lost[0]!r} for one; name a file whose two lists belong together"
         )
     if not captions:
         raise UserError(f"{path}: no caption holds a word; name another file")
@@ -106,7 +107,7 @@ def read_questions(questions: Path, annotations: Path, images: Path) -> list[Ask
     if bare:
         raise UserError(
             f"{annotations}: it answers {len(ids) - len(bare):,} of the {len(ids):,} questions of "
-            f"{questions}, not {bare[0]} for one; name the two files of one split"
+            f"{questions}, not {bare[0]!r} for one; name the two files of one split"
         )
     subtype = table.get("data_subtype")
     pictures = [_id(questions, "questions", row, "image_id") for row in asked]
@@ -185,7 +186,7 @@ def _text(path: Path, where: str, row: object, key: str) -> str:
 def _answers(path: Path, where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     match row.get("answers"):
         case [_, *_] as told:
-            return tuple(_text(path, f"{where}' 'answers", one, "answer") for one in told)
+            return tuple(_text(path, "answers", one, "answer") for one in told)
         case _:
             raise UserError(f"{path}: one of its {where!r} has no list 'answers'; mend it")
 
@@ -193,7 +194,7 @@ def _answers(path: Path, where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 def _once(path: Path, key: str, ids: Sequence[str]) -> None:
     (name, count), *_ = Counter(ids).most_common(1)
     if count > 1:
-        raise UserError(f"{path}: {key} {name} stands there {count} times; each must be another")
+        raise UserError(f"{path}: {key} {name!r} stands there {count} times; each must be another")
 
 
 def _files(images: Path, names: Sequence[Sequence[str]]) -> list[Path]:
@@ -203,10 +204,10 @@ def _files(images: Path, names: Sequence[Sequence[str]]) -> list[Path]:
     found: list[Path] = []
     missing: list[str] = []
     for options in names:
-        out = [name for name in options if not inside(name) or "\0" in name]
+        out = [name for name in options if not inside(name)]
         if out:
             raise UserError(f"{out[0]!r} leads out of the folder of pictures; mend the file")
-        there = [images / name for name in options if (images / name).is_file()]
+        there = [images / name for name in options if isfile(images / name)]
         found += there[:1]
         missing += [] if there else [options[0]]
     if missing:
