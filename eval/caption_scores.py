@@ -26,7 +26,7 @@ from tokenizer.errors import UserError
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 MEANS = ("ROUGE-L", "CIDEr", "SPICE")  # these of all pictures are the means of each picture's
-# What pycocoevalcap would fetch when it first computes SPICE; 400 MB.
+# What pycocoevalcap would fetch when it first computes SPICE.
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 Tokens = dict[int, list[str]]
@@ -67,7 +67,7 @@ def caption_scores(
     references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
 ) -> CaptionScores:
     """Score one caption a picture against people's, both by the picture's id, in the order of
-    `candidates`.
+    `references`.
 
     White space of any kind, line breaks too, counts as one space. CIDEr weighs words by how many of
     these pictures' references have them: other pictures, or fewer, have another scale.
@@ -76,8 +76,8 @@ def caption_scores(
         UserError: Java or pycocoevalcap is missing, Java fails, a picture lacks a side.
     """
     check_scorers()
-    ids = tuple(candidates)
     _check_sides(references, candidates)
+    ids = tuple(references)
     wanted = _tokens([references[name] for name in ids])
     said = _tokens([[candidates[name]] for name in ids])
     bleu, counts = _bleu(wanted, said)
