@@ -5,7 +5,7 @@ are Java too -> a score of all and one a picture; `measures` makes figures of th
 prints, nothing is fetched, and no process is left behind.
 """
 
-# Shapes: N = pictures, C = what BLEU counts of one
+# Shapes: N = pictures, C = counts of one
 
 import os
 import shutil
@@ -14,17 +14,17 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eval.caption_sums import LONGEST, bleu, meteor, meteor_counts
 from eval.report import Value, mean, resampled
 from tokenizer.errors import UserError
 
-BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
+BLEU = tuple(f"BLEU-{longest}" for longest in range(1, LONGEST + 1))
 MEANS = ("ROUGE-L", "CIDEr", "SPICE")  # these of all pictures are the means of each picture's
 # What pycocoevalcap would fetch when it first computes SPICE.
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -44,9 +44,8 @@ class CaptionScores:
     """Of all pictures. BLEU and METEOR count over all captions and are not the means of `each`."""
     each: Mapping[str, tuple[float, ...]]
     """Of each picture, in the order of `ids`."""
-    counts: tuple[tuple[float, ...], ...] = ()
-    """What BLEU adds up, of each picture: tokens said, tokens of the nearest reference, and of each
-    length up to 4 the n-grams said, then those of them that are right."""
+    sums: Mapping[str, Sequence[tuple[float, ...]]]
+    """What BLEU and METEOR add up, of each picture; `caption_sums` has the scores of the sums."""
     notes: tuple[str, ...] = ()
 
 
@@ -80,8 +79,8 @@ def caption_scores(
     ids = tuple(references)
     wanted = _tokens([references[name] for name in ids])
     said = _tokens([[candidates[name]] for name in ids])
-    bleu, counts = _bleu(wanted, said)
-    found, notes = {**bleu, **_counted(wanted, said)}, list[str]()
+    found, sums = _counted(wanted, said)
+    notes: list[str] = []
     try:
         found["SPICE"] = _spice(wanted, said)
     except UserError as error:
@@ -92,30 +91,23 @@ def caption_scores(
         ids=ids,
         corpus={name: float(whole) for name, (whole, _) in found.items()},
         each={name: tuple(map(float, parts)) for name, (_, parts) in found.items()},
-        counts=counts,
+        sums=sums,
         notes=tuple(notes),
     )
 
 
 def caption_values(scores: CaptionScores) -> dict[str, Value]:
-    """Figures of the scores, with an interval over pictures; METEOR's sums never leave Java, so it
-    has none. CIDEr's words keep their weights whatever pictures are drawn."""
-    values = {name: Value(value=one, count=len(scores.ids)) for name, one in scores.corpus.items()}
+    """Figures of the scores, with an interval over pictures. CIDEr's words keep their weights
+    whatever pictures are drawn."""
+    count = len(scores.ids)
+    bleu_NC, meteor_NC = (np.asarray(scores.sums[name]) for name in ("BLEU", "METEOR"))
+    values = {
+        name: resampled(lambda some, longest=place: bleu(bleu_NC[some].sum(0), longest), count)
+        for place, name in enumerate(BLEU, start=1)
+    }
+    values["METEOR"] = resampled(lambda some: meteor(meteor_NC[some].sum(0)), count)
     values.update({name: mean(scores.each[name]) for name in MEANS if name in scores.each})
-    counts_NC = np.asarray(scores.counts)
-    for place, name in enumerate(BLEU):
-        values[name] = resampled(partial(_bleu_of, counts_NC, place), len(scores.ids))
     return values
-
-
-def _bleu_of(counts_NC: np.ndarray, place: int, chosen: Sequence[int]) -> float:
-    """BLEU of some pictures, of n-grams up to a length of `place` + 1; as in pycocoevalcap."""
-    said, wanted, *both = counts_NC[chosen].sum(0)
-    grams, right = np.split(np.asarray(both), 2)
-    shares = (right + 1e-15) / (grams + 1e-9)
-    short = (said + 1e-15) / (wanted + 1e-9)
-    whole = shares[: place + 1].prod() ** (1 / (place + 1))
-    return float(whole * np.exp(min(0.0, 1 - 1 / short)))
 
 
 def _check_sides(references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]) -> None:
@@ -156,32 +148,34 @@ def _tokens(captions: Sequence[Sequence[str]]) -> Tokens:
     return found
 
 
-def _bleu(wanted: Tokens, said: Tokens) -> tuple[dict[str, Scored], tuple[tuple[float, ...], ...]]:
+def _counted(
+    wanted: Tokens, said: Tokens
+) -> tuple[dict[str, Scored], dict[str, list[tuple[float, ...]]]]:
+    """All scores but SPICE, and what those add up that are no means."""
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-
-    scorer = BleuScorer(n=len(BLEU))
-    for place, (text,) in said.items():
-        scorer += (text, wanted[place])
-    scored = zip(*scorer.compute_score(option="closest", verbose=0), strict=True)
-    counts: list[tuple[float, ...]] = []
-    for one in scorer.ctest:
-        long: int = one["testlen"]
-        sizes: list[int] = one["reflen"]
-        _, nearest = min((abs(size - long), size) for size in sizes)
-        counts.append((long, nearest, *one["guess"], *one["correct"]))
-    return dict(zip(BLEU, scored, strict=True)), tuple(counts)
-
-
-def _counted(wanted: Tokens, said: Tokens) -> dict[str, Scored]:
-    """All scores but BLEU and SPICE."""
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    with _meteor() as meteor:
-        found: dict[str, Scored] = {"METEOR": meteor.compute_score(wanted, said)}
+    scorer = BleuScorer(n=LONGEST)
+    for place, (text,) in said.items():
+        scorer += (text, wanted[place])
+    scored = zip(*scorer.compute_score(option="closest", verbose=0), strict=True)
+    found: dict[str, Scored] = dict(zip(BLEU, scored, strict=True))
+    sums = {"BLEU": [_bleu_counts(one) for one in scorer.ctest]}
+    with _meteor() as java:
+        found["METEOR"] = java.compute_score(wanted, said)
+        sums["METEOR"] = [meteor_counts(line) for line in java.lines]
     found["ROUGE-L"] = Rouge().compute_score(wanted, said)
     found["CIDEr"] = Cider().compute_score(wanted, said)
-    return found
+    return found, sums
+
+
+def _bleu_counts(one: Mapping[str, Any]) -> tuple[float, ...]:
+    """Of a caption as BleuScorer keeps it."""
+    said: int = one["testlen"]
+    sizes: list[int] = one["reflen"]
+    _, nearest = min((abs(size - said), size) for size in sizes)
+    return (said, nearest, *one["guess"], *one["correct"])
 
 
 @contextmanager
@@ -189,7 +183,18 @@ def _meteor() -> Generator[Any]:
     """METEOR's scorer, and the end of its Java process whatever happens."""
     from pycocoevalcap.meteor.meteor import Meteor
 
-    scorer: Any = Meteor()
+    class Listening(Meteor):
+        """Keeps what Java tells of each caption."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+
+        def _stat(self, hypothesis_str: str, reference_list: Sequence[str]) -> str:
+            self.lines.append(super()._stat(hypothesis_str, reference_list))
+            return self.lines[-1]
+
+    scorer: Any = Listening()
     java = scorer.meteor_p
     try:
         yield scorer

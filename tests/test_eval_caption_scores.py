@@ -22,11 +22,13 @@ PEOPLE = {
     "9": ["A red fox sits on the snow.", "The fox, red as fire, is sitting", "a fox!"],
     "25": ["Two cats sleep on a (blue) mat", "cats sleeping ||| on a mat"],
     "7": ["A café at\nnight; nobody's there...", "an empty CAFÉ", "猫 the café's cat"],
+    "31": ["a blue heart", "heart"],
     "30": ["A man doesn't ride 2,000 horses", "a man and his horse"],
 }
 SAID = {
     "7": "a café's cat at night",
     "25": "two cats on a mat ||| and a dog",
+    "31": "A blue heart.",
     "30": "a man riding a horse.",
     "9": "",
 }
@@ -123,14 +125,12 @@ def test_figures_have_the_scores_and_intervals_around_them(scored: CaptionScores
     values = caption_values(scored)
     assert values.keys() == scored.corpus.keys()
     for name, value in values.items():
+        # of BLEU and METEOR this is our own sum against pycocoevalcap's
         assert value.value == pytest.approx(scored.corpus[name], rel=1e-12), name
         assert value.count == len(SAID)
-        if name == "METEOR":
-            assert value.low is None
-        else:
-            assert value.low is not None
-            assert value.high is not None
-            assert value.low < value.value < value.high, name
+        assert value.low is not None
+        assert value.high is not None
+        assert value.low < value.value < value.high, name
 
 
 @cocoeval
@@ -237,7 +237,7 @@ def test_spice_is_never_fetched_and_used_where_it_lies(
     lib.mkdir()
     monkeypatch.setattr(spice, "__file__", str(tmp_path / "spice.py"))
     monkeypatch.setattr(spice, "Spice", Spice)
-    monkeypatch.setattr(scoring, "_counted", lambda wanted, said: {})
+    monkeypatch.setattr(scoring, "_counted", lambda wanted, said: ({}, {}))
     people, said = {"b": ["b"], "a": ["a"]}, {"b": "b", "a": "a"}
     found = caption_scores(people, said)
     (note,) = found.notes
@@ -247,7 +247,6 @@ def test_spice_is_never_fetched_and_used_where_it_lies(
     (lib / scoring.SPICE_JARS[1]).touch()
     found = caption_scores(people, said)
     assert (found.corpus["SPICE"], found.each["SPICE"], found.notes) == (0.5, (0.25, 0.75), ())
-    assert caption_values(found)["SPICE"].low == 0.25
     broken = True
     found = caption_scores(people, said)
     assert "SPICE" not in found.corpus
@@ -258,6 +257,8 @@ def test_spice_is_never_fetched_and_used_where_it_lies(
 @cocoeval
 def test_a_single_picture_has_no_cider(monkeypatch: pytest.MonkeyPatch) -> None:
     class Meteor:
+        lines = (" ".join(["0"] * 23),)
+
         def compute_score(self, wanted: Any, said: Any) -> tuple[float, list[float]]:
             return 1.0, [1.0 for _ in said]
 
