@@ -23,20 +23,20 @@ class Captioned:
     id: str
     image: Path
     captions: tuple[str, ...]
-    kind: str = ""
-    """NoCaps' domain, if any."""
+    kind: str
+    """NoCaps' domain, else "picture"."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A question about a picture, and each person's answer."""
+class Answered:
+    """A question about a picture, and what each of several people answered."""
 
     id: str
     image: Path
     question: str
     answers: tuple[str, ...]
-    kind: str = ""
-    """The type of the answer, if any."""
+    kind: str
+    """The type of the answer where the file tells it, else "question"."""
 
 
 def read_captions(path: Path, images: Path) -> list[Captioned]:
@@ -72,7 +72,7 @@ def read_captions(path: Path, images: Path) -> list[Captioned]:
             id=name,
             image=file,
             captions=tuple(captions[name]),
-            kind=str(shown[name].get("domain", "")),
+            kind=str(shown[name].get("domain") or "picture"),
         )
         for name, file in zip(chosen, _files(images, names), strict=True)
     ]
@@ -87,7 +87,7 @@ def read_results(path: Path) -> dict[str, str]:
     return {name: _text(path, "entries", row, "caption") for name, row in found.items()}
 
 
-def read_questions(questions: Path, annotations: Path, images: Path) -> list[Asked]:
+def read_questions(questions: Path, annotations: Path, images: Path) -> list[Answered]:
     """VQA v2's or OK-VQA's questions: `questions` of `question_id`, `image_id` and `question`, and
     in another file `annotations` of `question_id` and `answers`, each with an `answer`.
 
@@ -113,18 +113,18 @@ def read_questions(questions: Path, annotations: Path, images: Path) -> list[Ask
     pictures = [_id(questions, "questions", row, "image_id") for row in asked]
     files = _files(images, [coco_files(one, subtype) for one in pictures])
     return [
-        Asked(
+        Answered(
             id=name,
             image=file,
             question=_text(questions, "questions", row, "question"),
             answers=_answers(annotations, "annotations", by_id[name]),
-            kind=str(by_id[name].get("answer_type", "")),
+            kind=str(by_id[name].get("answer_type") or "question"),
         )
         for name, row, file in zip(ids, asked, files, strict=True)
     ]
 
 
-def read_vizwiz(path: Path, images: Path) -> list[Asked]:
+def read_vizwiz(path: Path, images: Path) -> list[Answered]:
     """VizWiz's questions: a list of `image`, `question` and `answers`, each with an `answer`, and
     perhaps `answer_type` and `answerable`. The name of its picture is a question's id.
 
@@ -134,14 +134,14 @@ def read_vizwiz(path: Path, images: Path) -> list[Asked]:
     told = _list(path, ("image", "question", "answers"))
     ids = [_text(path, "entries", row, "image") for row in told]
     _once(path, "image", ids)
-    able = {0: "unanswerable", 1: "answerable"}
+    able = {"0": "unanswerable", "1": "answerable"}
     return [
-        Asked(
+        Answered(
             id=name,
             image=file,
             question=_text(path, "entries", row, "question"),
             answers=_answers(path, "entries", row),
-            kind=str(row.get("answer_type") or able.get(row.get("answerable", -1), "")),
+            kind=str(row.get("answer_type") or able.get(str(row.get("answerable")), "question")),
         )
         for name, row, file in zip(ids, told, _files(images, [(one,) for one in ids]), strict=True)
     ]

@@ -84,7 +84,7 @@ def vizwiz(**changes: Any) -> dict[str, Any]:
 def test_captions_come_by_picture_in_the_order_of_the_pictures(write: Write, images: Path) -> None:
     dog, cat = read_captions(write("captions.json", coco()), images)
     assert (dog.id, dog.captions, dog.kind) == ("25", ("A dog.",), "near-domain")
-    assert (cat.id, cat.captions, cat.kind) == ("9", ("A cat\nsleeps. ", "Cat"), "")
+    assert (cat.id, cat.captions, cat.kind) == ("9", ("A cat\nsleeps. ", "Cat"), "picture")
     assert dog.image == images / "COCO_val2014_000000000025.jpg"
     assert cat.image.is_file()
 
@@ -101,7 +101,7 @@ def test_pictures_may_lie_in_folders(write: Write, images: Path) -> None:
 def test_questions_are_joined_to_their_answers(write: Write, images: Path) -> None:
     found = read_questions(write("q.json", asked()), write("a.json", answered()), images)
     assert [(one.id, one.question, one.answers, one.kind) for one in found] == [
-        ("250", "What is it?", ("dog", "a dog"), ""),
+        ("250", "What is it?", ("dog", "a dog"), "question"),
         ("90", "How many?", ("2", "two"), "number"),
         ("251", "Is it?", ("yes", "no"), "yes/no"),
     ]
@@ -115,6 +115,8 @@ def test_vizwiz_is_one_list(write: Write, images: Path) -> None:
     assert (one.id, one.answers, one.kind) == ("v_0.jpg", ("unanswerable", "can"), "unanswerable")
     (one,) = read_vizwiz(write("val.json", [vizwiz(answer_type="other")]), images)
     assert (one.question, one.kind, one.image.is_file()) == ("What?", "other", True)
+    (one,) = read_vizwiz(write("val.json", [vizwiz(answerable=[])]), images)
+    assert one.kind == "question"
 
 
 def test_results_come_by_picture(write: Write) -> None:
