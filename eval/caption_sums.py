@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Counts = NDArray[np.float64]
 
 LONGEST = 4  # n-grams of BLEU
-# METEOR 1.5 for English: Denkowski and Lavie 2014, "Meteor Universal", table 1 and section 3
+# Of METEOR 1.5 for English: what its jar counts with, to the last bit (Denkowski and Lavie 2014)
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 WEIGHTS_M = np.array((1.0, 0.6, 0.8, 0.6))  # the same word, stem, synonym, paraphrase
 
