@@ -100,7 +100,7 @@ def read_vqa(paths: Sequence[Path]) -> list[Entry]:
         for number, row in enumerate(rows(path, table, "questions", keys), start=1):
             match row:
                 case {"question_id": int() | str() as asked, "image_id": int() | str() as image}:
-                    files = _coco_files(str(image), subtype)
+                    files = coco_files(str(image), subtype)
                     draft = drafts.setdefault(str(image), _Draft(files))
                     try:
                         draft.documents.append(
@@ -156,7 +156,7 @@ def _entries(drafts: dict[str, _Draft], bad: Sequence[Bad]) -> list[Entry]:
     return [draft.entry(name) for name, draft in drafts.items()]
 
 
-def _coco_files(image: str, subtype: object) -> tuple[str, ...]:
+def coco_files(image: str, subtype: object) -> tuple[str, ...]:
     """COCO_train2014_000000000009.jpg, and 000000000009.jpg as the files are called since 2017."""
     name = f"{image:0>12}.jpg"
     # questions of test-dev2015 are about pictures of test2015

@@ -1,0 +1,218 @@
+"""Published sets to be measured on: captions and questions about a folder of pictures.
+
+JSON as its publishers have it -> plain records, all of them or one clear line: a figure of a part
+would not be a figure of the set. The corpus's own captions and questions are `lab`'s.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import isfile  # whatever the name holds
+from pathlib import Path
+from typing import Any
+
+from tokenizer.annotations import coco_files
+from tokenizer.entries import inside, load, rows
+from tokenizer.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    """A picture and what people say of it."""
+
+    id: str
+    image: Path
+    captions: tuple[str, ...]
+    kind: str
+    """NoCaps' domain, else "picture"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A question about a picture, and what each of several people answered."""
+
+    id: str
+    image: Path
+    question: str
+    answers: tuple[str, ...]
+    kind: str
+    """The type of the answer where the file tells it, else "question"."""
+
+
+def read_captions(path: Path, images: Path) -> list[Captioned]:
+    """COCO's or NoCaps' captions: `images` of `id`, `file_name` and perhaps `domain`, and
+    `annotations` of `image_id` and `caption`; the pictures lie in the folder `images`.
+
+    Pictures without a caption are passed over, and so are captions of white space alone.
+
+    Raises:
+        UserError: a file of another layout, captions without a picture, pictures that are missing.
+    """
+    table = load(path)
+    told = rows(path, table, "annotations", ("image_id", "caption"))
+    shown = {_id(path, "images", one, "id"): one for one in _listed(path, table)}
+    captions: dict[str, list[str]] = {}
+    for row in told:
+        text = _text(path, "annotations", row, "caption")
+        if text.strip():
+            captions.setdefault(_id(path, "annotations", row, "image_id"), []).append(text)
+    lost = [name for name in captions if name not in shown]
+    if lost:
+        count = sum(len(captions[name]) for name in lost)
+        raise UserError(
+            f"{path}: {count:,} captions have no picture in its 'images', those of image_id "
+            f"{lost[0]!r} for one; name a file whose two lists belong together"
+        )
+    if not captions:
+        raise UserError(f"{path}: no caption holds a word; name another file")
+    chosen = [name for name in shown if name in captions]
+    names = [(_text(path, "images", shown[name], "file_name"),) for name in chosen]
+    return [
+        Captioned(
+            id=name,
+            image=file,
+            captions=tuple(captions[name]),
+            kind=str(shown[name].get("domain") or "picture"),
+        )
+        for name, file in zip(chosen, _files(images, names), strict=True)
+    ]
+
+
+def read_results(path: Path) -> dict[str, str]:
+    """Captions to be scored, by the picture's id, in COCO's results layout: a list of `image_id`
+    and `caption`. Raises UserError for anything else."""
+    told = _list(path, ("image_id", "caption"))
+    found = {_id(path, "entries", row, "image_id"): row for row in told}
+    _once(path, "image_id", [_id(path, "entries", row, "image_id") for row in told])
+    return {name: _text(path, "entries", row, "caption") for name, row in found.items()}
+
+
+def read_questions(questions: Path, annotations: Path, images: Path) -> list[Answered]:
+    """VQA v2's or OK-VQA's questions: `questions` of `question_id`, `image_id` and `question`, and
+    in another file `annotations` of `question_id` and `answers`, each with an `answer`.
+
+    Pictures have COCO's file names, of 2014 or of 2017. Annotations of other questions are passed
+    over.
+
+    Raises:
+        UserError: a file of another layout, questions without an answer, pictures that are missing.
+    """
+    table = load(questions)
+    asked = rows(questions, table, "questions", ("question_id", "image_id", "question"))
+    told = rows(annotations, load(annotations), "annotations", ("question_id", "answers"))
+    by_id = {_id(annotations, "annotations", row, "question_id"): row for row in told}
+    ids = [_id(questions, "questions", row, "question_id") for row in asked]
+    _once(questions, "question_id", ids)
+    bare = [name for name in ids if name not in by_id]
+    if bare:
+        raise UserError(
+            f"{annotations}: it answers {len(ids) - len(bare):,} of the {len(ids):,} questions of "
+            f"{questions}, not {bare[0]!r} for one; name the two files of one split"
+        )
+    subtype = table.get("data_subtype")
+    pictures = [_id(questions, "questions", row, "image_id") for row in asked]
+    files = _files(images, [coco_files(one, subtype) for one in pictures])
+    return [
+        Answered(
+            id=name,
+            image=file,
+            question=_text(questions, "questions", row, "question"),
+            answers=_answers(annotations, "annotations", by_id[name]),
+            kind=str(by_id[name].get("answer_type") or "question"),
+        )
+        for name, row, file in zip(ids, asked, files, strict=True)
+    ]
+
+
+def read_vizwiz(path: Path, images: Path) -> list[Answered]:
+    """VizWiz's questions: a list of `image`, `question` and `answers`, each with an `answer`, and
+    perhaps `answer_type` and `answerable`. The name of its picture is a question's id.
+
+    Raises:
+        UserError: a file of another layout, pictures that are missing.
+    """
+    told = _list(path, ("image", "question", "answers"))
+    ids = [_text(path, "entries", row, "image") for row in told]
+    _once(path, "image", ids)
+    able = {"0": "unanswerable", "1": "answerable"}
+    return [
+        Answered(
+            id=name,
+            image=file,
+            question=_text(path, "entries", row, "question"),
+            answers=_answers(path, "entries", row),
+            kind=str(row.get("answer_type") or able.get(str(row.get("answerable")), "question")),
+        )
+        for name, row, file in zip(ids, told, _files(images, [(one,) for one in ids]), strict=True)
+    ]
+
+
+def _listed(path: Path, table: object) -> Sequence[Mapping[str, Any]]:
+    found = rows(path, table, "images", ("id", "file_name"))
+    _once(path, "id", [_id(path, "images", one, "id") for one in found])
+    return found
+
+
+def _list(path: Path, keys: Sequence[str]) -> list[Any]:
+    """The rows of a file that is a list."""
+    table = load(path)
+    if not isinstance(table, list):
+        held = (
+            ", ".join(map(repr, list(table)[:8])) if isinstance(table, dict) else repr(table)[:40]
+        )
+        raise UserError(
+            f"{path}: it holds {held or 'nothing'}; a list of objects with "
+            f"{', '.join(map(repr, keys))} is wanted: name a file of this layout"
+        )
+    return rows(path, {"entries": table}, "entries", keys)
+
+
+def _id(path: Path, where: str, row: object, key: str) -> str:
+    match row:
+        case {**rest} if isinstance(rest.get(key), int | str):
+            return str(rest[key])
+        case _:
+            raise UserError(f"{path}: one of its {where!r} has no number or name {key!r}; mend it")
+
+
+def _text(path: Path, where: str, row: object, key: str) -> str:
+    match row:
+        case {**rest} if isinstance(rest.get(key), str):
+            return rest[key]
+        case _:
+            raise UserError(f"{path}: one of its {where!r} has no text {key!r}; mend it")
+
+
+def _answers(path: Path, where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    match row.get("answers"):
+        case [_, *_] as told:
+            return tuple(_text(path, "answers", one, "answer") for one in told)
+        case _:
+            raise UserError(f"{path}: one of its {where!r} has no list 'answers'; mend it")
+
+
+def _once(path: Path, key: str, ids: Sequence[str]) -> None:
+    (name, count), *_ = Counter(ids).most_common(1)
+    if count > 1:
+        raise UserError(f"{path}: {key} {name!r} stands there {count} times; each must be another")
+
+
+def _files(images: Path, names: Sequence[Sequence[str]]) -> list[Path]:
+    """The picture of each record: the first of its names that is in the folder."""
+    if not images.is_dir():
+        raise UserError(f"{images}: no such folder; name the folder that the pictures lie in")
+    found: list[Path] = []
+    missing: list[str] = []
+    for options in names:
+        out = [name for name in options if not inside(name)]
+        if out:
+            raise UserError(f"{out[0]!r} leads out of the folder of pictures; mend the file")
+        there = [images / name for name in options if isfile(images / name)]
+        found += there[:1]
+        missing += [] if there else [options[0]]
+    if missing:
+        raise UserError(
+            f"{images}: {len(missing):,} of {len(names):,} pictures are missing, {missing[0]!r} "
+            "for one; name the folder of this split's pictures, all unpacked"
+        )
+    return found
