@@ -76,7 +76,7 @@ def survive(words: list[str], out: Path, count: int, kills: int) -> tuple[dict[s
     finish: what it says, and when it was killed."""
     draw, moments = random.Random(count), list[str]()
     for _ in range(kills):
-        least = painted(out) + draw.randint(1, count // 10)
+        least = painted(out) + draw.randint(1, count // 6)
         process = begin(words)
         wait_for(out, least, process)
         time.sleep(draw.uniform(0, 0.02))  # anywhere in a block, or in its writing
