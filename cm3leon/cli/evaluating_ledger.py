@@ -13,6 +13,8 @@ import typer
 from cm3leon.cli import options
 
 if TYPE_CHECKING:
+    from typer.core import TyperGroup
+
     from eval.ledger import Entry, Row
 
 PAGE = Path("docs/ledger.md")
@@ -32,17 +34,20 @@ def ledger(
 ) -> None:
     """Run the ledger's small entries again, and say whether each is within its tolerance: status 1
     where one is not, 2 where the page cannot be understood."""
+    from typer.core import TyperGroup
+
     from eval.ledger import NOT, SKIPPED, Malformed, page, read
     from tokenizer.errors import UserError
     from tokenizer.tars import find_tars
 
+    group = context.parent and context.parent.command
+    assert isinstance(group, TyperGroup)
     if data is not None:
         find_tars(data)
     try:
         entries = read(ledger)
-        assert context.parent is not None
         for entry in entries:
-            _check(context.parent, entry, str(ledger))
+            _check(group, entry, str(ledger))
     except Malformed as error:
         options.say(f"error: {error}")
         raise typer.Exit(2) from error
@@ -63,20 +68,18 @@ def ledger(
         raise typer.Exit(1)
 
 
-def _check(group: typer.Context, entry: "Entry", shown: str) -> None:
+def _check(group: "TyperGroup", entry: "Entry", shown: str) -> None:
     """Raises Malformed, without running it, where an entry's command is none that makes a
     report."""
-    from typer.core import TyperGroup
     from typer.exceptions import TyperException
 
     from eval.ledger import Malformed
     from eval.runs import MEASURES
 
-    assert isinstance(group.command, TyperGroup)
     reason = f"there is no measure {entry.measure!r}; there are {', '.join(MEASURES)}"
     if entry.measure in MEASURES:
         try:
-            group.command.commands[entry.measure].make_context(entry.measure, [*entry.words[1:]])
+            group.commands[entry.measure].make_context(entry.measure, [*entry.words[1:]])
             return
         except TyperException as error:
             reason = error.format_message()
