@@ -137,7 +137,7 @@ def page(rows: Sequence[Row]) -> str:
     lines.append(f"| {' | '.join(['---'] * 7)} |")
     for row in rows:
         entry, now = row.entry, row.now
-        numbers = ["", ""] if now is None else [f"{now:.4g}", f"{now - entry.figure:+.2g}"]
+        numbers = ["", ""] if now is None else [f"{now:.5g}", f"{now - entry.figure:+.2g}"]
         took = "" if row.seconds is None else f"{row.seconds:.0f}"
         end = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
         cells = [entry.name, f"{entry.figure:g}", *numbers, f"{entry.tolerance:g}", took, end]
