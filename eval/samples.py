@@ -1,7 +1,8 @@
 """Pictures for the big protocols: many prompts, any number of processes, killed at any time.
 
 a list of `Wanted` -> blocks of neighbours in it -> codes, a block at a time, through
-`cm3leon.batch` -> one file of records a block, written aside and renamed; `read` gives them all.
+`cm3leon.batch` -> one file of records a block, written aside and renamed; `read` gives them all,
+`write_pictures` makes them a folder that `eval.folders` reads.
 
 Block b is painted by process b % world, always by itself and whole, so that a picture has the same
 company whoever paints it and however often the work was stopped: the records are the same bit for
@@ -18,14 +19,17 @@ from typing import Any
 
 import torch
 
+from cm3leon import native
 from cm3leon.batch import IN_FLIGHT, Wish, paint_codes, requests_of
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
-from tokenizer.document import Document
+from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
 from tokenizer.manifest import write_file
+from tokenizer.pixels import encode_png
 
 TOP = "samples.json"
+PICTURES = "pictures"  # the folder of PNG files in that of the records
 FORMAT = 1
 
 Progress = Callable[[int, int], None]
@@ -135,6 +139,49 @@ def read(folder: Path) -> list[Record]:
     return records
 
 
+def fingerprint(records: Iterable[Record]) -> str:
+    """The same for the same records alone."""
+    return hashlib.sha256(_lines(records)).hexdigest()[:12]
+
+
+def write_pictures(
+    folder: Path,
+    leon: CM3Leon,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress | None = None,
+) -> int:
+    """Make the records of this process's share, which it has painted, PNG files of `PICTURES`,
+    named by their place in the list that was wanted; return how many were not there yet."""
+    settings, place = _read_settings(folder), folder / PICTURES
+    count, block = settings["count"], settings["block"]
+    try:
+        place.mkdir(exist_ok=True)
+        names = {path.name for path in place.iterdir()}
+    except OSError as error:
+        raise UserError(f"cannot write {str(place)!r}: {error.strerror}") from error
+    share = range(rank, -(-count // block), world)
+    for name in names:  # what a process that was killed was writing
+        number = name[1:].partition(".")[0]
+        if name.startswith(".") and number.isdigit() and int(number) // block in share:
+            (place / name).unlink(missing_ok=True)
+    blocks = {number: _read_block(folder / _name(number)) for number in share}
+    done, most, made = 0, sum(map(len, blocks.values())), 0
+    for number, records in blocks.items():
+        for row, record in enumerate(records):
+            path = place / f"{number * block + row:08d}.png"
+            if path.name not in names:
+                notes = {"id": record.id, "prompt": record.prompt, "seed": str(record.seed)}
+                image = leon.to_image(Picture(record.codes))
+                write_file(path, encode_png(image, {**notes, "model": leon.hash}))
+                made += 1
+            done += 1
+            if progress is not None:
+                progress(done, most)
+    return made
+
+
 def _check(wanted: Sequence[Wanted]) -> None:
     if not wanted:
         raise UserError("no pictures are wanted; give at least one prompt")
@@ -154,11 +201,14 @@ def _settings(
 ) -> dict[str, Any]:
     """All that decides a record."""
     seeds = [one.seed for one in wanted]
+    device = leon.model.embed.weight.device.type
     return {
         "format": FORMAT,
         "model": leon.hash,
         "precision": leon.precision,
-        "device": leon.model.embed.weight.device.type,
+        "device": device,
+        "threads": torch.get_num_threads() if device == "cpu" else None,
+        "decode step": "compiled" if native.library() else "PyTorch's",
         "torch": torch.__version__,
         **{f"sampling.{name}": value for name, value in asdict(sampling).items()},
         "seeds": [min(seeds), max(seeds)],

@@ -33,6 +33,7 @@ AGENT = "torch.distributed.run"
 PORT = 29500
 FOLLOW = "CM3LEON_FOLLOW"  # set where `hosts` started this command by ssh
 LOST_AFTER = 15.0  # seconds
+AGAIN = "go on with --resume latest"  # what to do when a process was killed
 NOT_OURS = "SIGQUIT"  # signals that torch's agent may handle; the others are for us
 
 
@@ -141,11 +142,11 @@ def agent_arguments(cluster: Cluster, worker: Sequence[str]) -> list[str]:
     return [*where, "--module", "cm3leon", *worker]
 
 
-def launch(worker: Sequence[str], out: Path, cluster: Cluster, say: Say) -> int:
+def launch(worker: Sequence[str], out: Path, cluster: Cluster, say: Say, again: str = AGAIN) -> int:
     """Start all processes of `cm3leon WORKER...` and wait for them; the exit status.
 
-    `out` is the run's folder. SIGTERM to this process asks all of them to save and end. Raises
-    UserError: the first process's reason, where one fails.
+    `out` is the run's folder; `again` says how to go on with it. SIGTERM to this process asks all
+    of them to save and end. Raises UserError: the first process's reason, where one fails.
     """
     if cluster.hostfile is not None:
         from train.hosts import launch_on_hosts
@@ -160,7 +161,7 @@ def launch(worker: Sequence[str], out: Path, cluster: Cluster, say: Say) -> int:
     with the_board(out, head=cluster.node_rank == 0 and not followed) as board:
         if followed:
             threading.Thread(target=end_with_input, daemon=True).start()
-        return run_agent(arguments, cluster, board)
+        return run_agent(arguments, cluster, board, again)
 
 
 def end_with_input() -> None:
@@ -220,7 +221,7 @@ def asking_to_stop(board: Board) -> Generator[None]:
         yield
 
 
-def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board) -> int:
+def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board, again: str) -> int:
     """Be the agent of this machine until its processes end."""
     from torch.distributed import run as agent
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -238,7 +239,7 @@ def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board) -> int:
 
     def lost() -> None:  # the agent waits for another machine's, which may be gone for good
         if notes := board.failures():
-            print(f"error: {why(notes, {}, cluster.size)}", file=sys.stderr, flush=True)
+            print(f"error: {why(notes, {}, cluster.size, again)}", file=sys.stderr, flush=True)
             os._exit(1)
 
     deaths = Deaths(lost)
@@ -252,7 +253,7 @@ def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board) -> int:
             raise UserError(
                 "the run has ended on another machine; the first one says why"
             ) from error
-        raise why(notes, killed, cluster.size) from error
+        raise why(notes, killed, cluster.size, again) from error
     except RuntimeError as error:  # the other machines did not come, or went
         raise UserError(f"the machines did not come together: {error}") from error
     return 0
@@ -300,7 +301,9 @@ def is_dead(pid: int) -> bool:
         return True
 
 
-def why(notes: Sequence[Failure], killed: dict[int, int], size: int) -> UserError:
+def why(
+    notes: Sequence[Failure], killed: dict[int, int], size: int, again: str = AGAIN
+) -> UserError:
     """One line for all that failed: what a user can mend, then a process that was killed, then the
     first crash, whose traceback is shown above it."""
     if notes and notes[0].kind == "error":
@@ -309,12 +312,9 @@ def why(notes: Sequence[Failure], killed: dict[int, int], size: int) -> UserErro
     if killed:
         rank, number = min(killed.items())
         reason = "; memory may have run out" if number == signal.SIGKILL else ""
-        return UserError(
-            f"process {rank} of {size} was killed by signal {number}{reason}; go on with --resume "
-            "latest"
-        )
+        return UserError(f"process {rank} of {size} was killed by signal {number}{reason}; {again}")
     if notes:
         print(notes[0].told, file=sys.stderr)
         last = notes[0].told.strip().splitlines()[-1]
         return UserError(f"process {notes[0].rank} of {size} failed: {last}")
-    return UserError("a process ended without a word; look above, then go on with --resume latest")
+    return UserError(f"a process ended without a word; look above, then {again}")

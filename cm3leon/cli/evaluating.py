@@ -9,8 +9,10 @@ import typer
 
 from cm3leon.cli import (
     evaluating_candidates,
+    evaluating_ledger,
     evaluating_reports,
     evaluating_retrieval,
+    evaluating_samples,
     options,
     tables,
 )
@@ -29,6 +31,8 @@ def add_to(app: typer.Typer) -> None:
     evaluating_retrieval.add_to(group)
     evaluating_candidates.add_to(group)
     evaluating_reports.add_to(group)
+    evaluating_samples.add_to(group)
+    evaluating_ledger.add_to(group)
     app.add_typer(group, name="eval")
 
 

@@ -1,0 +1,80 @@
+"""What the big protocols ask of a model: the captions of a split, several seeds of each.
+
+tars -> the metadata of their captioned pictures -> `samples.Wanted`; a memory -> the documents in
+front of each. Before `samples`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.figures import evenly
+from eval.retrieval import fitting, look_up
+from eval.samples import Retrieval, Wanted
+from eval.sets import list_pictures
+from retrieval.embed import Embedder
+from retrieval.memory import Memory
+from tokenizer.codec import Codec
+from tokenizer.document import Document
+from tokenizer.errors import UserError
+from tokenizer.tars import read_ids
+
+LAST_SEED = 2**32 - 1
+
+
+def list_captioned(tars: Sequence[Path], ids: Path | None = None) -> list[dict[str, Any]]:
+    """The metadata of the tars' captioned pictures, or of those whose ids a file lists. Raises
+    UserError where there is none, and where one that is listed is not there."""
+    found = {one["id"]: one for one in list_pictures(tars)}
+    if ids is not None:
+        listed = sorted(read_ids(ids))
+        missing = [one for one in listed if one not in found]
+        if missing:
+            raise UserError(
+                f"{len(missing)} ids of {ids}, {missing[0]!r} for one, are not in the tars; name "
+                "the split they are of"
+            )
+        found = {one: found[one] for one in listed}
+    captioned = [one for one in found.values() if one.get("captions")]
+    if not captioned:
+        raise UserError(f"no picture of {tars[0].parent} has a caption; name captioned ones")
+    return captioned
+
+
+def wanted_of(
+    pictures: Sequence[Mapping[str, Any]], limit: int | None, each: int, seed: int
+) -> list[Wanted]:
+    """Ask for the first caption of at most `limit` pictures, evenly spaced, `each` times; the seeds
+    count on from `seed`. The n-th sample for a picture has the id `PICTURE#n`."""
+    chosen = [pictures[place] for place in evenly(range(len(pictures)), limit)]
+    last = seed + len(chosen) * each - 1
+    if last > LAST_SEED:
+        raise UserError(
+            f"seed is {seed}, so that the last of {len(chosen) * each:,} pictures would have "
+            f"{last}, above {LAST_SEED}; begin lower"
+        )
+    return [
+        Wanted(id=f"{one['id']}#{n}", prompt=one["captions"][0], seed=seed + place * each + n)
+        for place, one in enumerate(chosen)
+        for n in range(each)
+    ]
+
+
+def retrieval_of(memory: Memory, embedder: Embedder, codec: Codec, count: int) -> Retrieval:
+    """Up to `count` documents for each prompt: those that generation would find, as many as have
+    room, never the picture itself whose caption it is."""
+
+    def find(wanted: Sequence[Wanted]) -> list[list[tuple[str, Document]]]:
+        prompts = [one.prompt for one in wanted]
+        own = [one.id.rpartition("#")[0] for one in wanted]
+        rows = look_up(memory, embedder, prompts, own, count)
+        found: list[list[tuple[str, Document]]] = []
+        for prompt, row in zip(prompts, rows, strict=True):
+            pairs = [(one.id, memory.document(one.id)) for one in row]
+            room = len(fitting(codec, prompt, [document for _, document in pairs]))
+            found.append(pairs[:room])
+        return found
+
+    told = f"{embedder.id} {memory.contents!r}"
+    return Retrieval(memory=hashlib.sha256(told.encode()).hexdigest()[:12], count=count, find=find)
