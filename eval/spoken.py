@@ -4,11 +4,16 @@ A `Lab` in, what was `Found` out. Captions are greedy; answers have the model's 
 seeds that count from the run's.
 """
 
+from collections.abc import Sequence
+
+from eval.answers import accuracies, answer_values
+from eval.caption_scores import caption_scores, caption_values, check_scorers
 from eval.captions import Said, describe, words
-from eval.figures import by_kind, evenly
+from eval.figures import evenly
 from eval.lab import Lab
 from eval.measures import GROUP
-from eval.report import SHOWN, Found, mean
+from eval.report import SHOWN, Found, Value, mean
+from tokenizer.errors import UserError
 from tokenizer.pixels import sheet
 
 
@@ -42,27 +47,35 @@ def caption(lab: Lab) -> Found:
     chosen = evenly(range(len(rows)), SHOWN)
     images = [lab.items[place].image for place in chosen]
     shown = sheet(images, 6, [labels[place] for place in chosen])
-    return Found(values=values, pictures={"said-and-wanted": shown})
+    further, notes = _scores(lab, said)
+    return Found(values=values | further, notes=notes, pictures={"said-and-wanted": shown})
+
+
+def _scores(lab: Lab, said: Sequence[str]) -> tuple[dict[str, Value], Sequence[str]]:
+    """The field's scores against all captions of each picture, or why there are none."""
+    try:
+        check_scorers()
+        found = caption_scores(
+            {item.metadata["id"]: item.metadata["captions"] for item in lab.items},
+            {item.metadata["id"]: text for item, text in zip(lab.items, said, strict=True)},
+        )
+    except UserError as error:
+        return {}, [f"no scores of the field: {error}"]
+    return caption_values(found), found.notes
 
 
 def vqa(lab: Lab) -> Found:
-    """Answers to the corpus's questions, right where they are the same words."""
+    """Answers to the corpus's questions, right where they are the same once normalised as VQA's
+    are."""
     steps = lab.steps("answers")
     said: list[str] = []
     for place, one in enumerate(lab.questions):
         said += lab.leon.answer(one.item.image, one.question, seed=lab.seed_of(place))
         if steps is not None:
             steps(len(said), len(lab.questions))
-    pairs = zip(said, lab.questions, strict=True)
-    right = [float(normal(text) == normal(one.answer)) for text, one in pairs]
-    kinds = by_kind([one.kind for one in lab.questions])
-    values = {f"right, {kind}": mean([right[i] for i in places]) for kind, places in kinds.items()}
+    right = accuracies(said, [[one.answer] for one in lab.questions], "corpus")
+    values = answer_values(right, [one.kind for one in lab.questions])
     chosen = evenly(range(len(said)), SHOWN)
     labels = [f"{lab.questions[i].question} {said[i]} | {lab.questions[i].answer}" for i in chosen]
     shown = sheet([lab.questions[i].item.image for i in chosen], 6, labels)
     return Found(values=values, pictures={"question-said-and-wanted": shown})
-
-
-def normal(text: str) -> str:
-    """An answer as it is compared."""
-    return " ".join(text.casefold().split()).strip(" .")

@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 NAMES = {
     "perplexity": "Bits of pictures given captions and of captions given pictures.",
-    "reconstruction": "What the codebook leaves of a picture: PSNR, SSIM, codes in use.",
+    "reconstruction": "What the codebook leaves of a picture: PSNR, SSIM, codes in use, rFID.",
     "retrieval": "What documents in front of a prompt are worth, in bits.",
-    "score": "How near painted pictures come to their captions, by the retriever's encoder.",
     "caption": "What the model says of pictures, against their captions.",
     "vqa": "Its answers to questions about pictures.",
+    "embedder-score": "How near painted pictures come to captions, by the retriever's encoder.",
+    "clip-score": "The same by a CLIP, which --encoder names.",
     "concept": "Whether painted emoji show the thing and the style that were asked for.",
+    "fid": "The Frechet Inception Distance of painted pictures, and precision and recall.",
+    "kid": "The kernel distance by Inception, for fewer pictures than a FID takes.",
+    "mobilenet-distance": "The Frechet distance by MobileNetV2, which is no FID.",
+    "copying": "Whether painted pictures are copies of training pictures or retrieved ones.",
     "edit": "How near edits come to their real targets.",
     "infill": "How near a middle painted anew comes to the real one.",
 }
@@ -43,6 +48,10 @@ Ids = Annotated[
 ]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="At most so many things, evenly spaced; all if not given.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="A folder of inception.safetensors and mobilenet_v2.safetensors."),
 ]
 Folder = Annotated[Path, typer.Option(help="The folder to write reports to.")]
 
@@ -81,6 +90,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         ids: Ids = None,
         limit: Limit = None,
         seed: options.Seed = 0,
+        weights: Weights = None,
         out: Folder = Path("report"),
         device: options.Device = "auto",
         precision: options.Precision = "auto",
@@ -98,6 +108,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
             limit=limit,
             seed=seed,
             retrieve=(0 if memory is None else COUNT) if retrieve is None else retrieve,
+            weights=weights,
             cache=out,
         )
         lab = _open(asked, model, memory, encoder, device, precision, threads)

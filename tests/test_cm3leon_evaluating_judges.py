@@ -1,0 +1,112 @@
+"""`cm3leon eval` by judges whose weights do not ship, and its copying audit: tiny and random."""
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cm3leon.__main__ import main
+from eval.inception import FidInception
+from tokenizer.features import FeatureNet
+
+Capture = pytest.CaptureFixture[str]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads((path / "report.json").read_text())
+
+
+def asked(name: str, data: Path, model: Path, out: Path, *more: str) -> list[str]:
+    words = ["eval", name, "--data", str(data), "--model", str(model), "--out", str(out)]
+    return [*words, "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both networks with random weights."""
+    folder = tmp_path_factory.mktemp("judges")
+    torch.manual_seed(0)
+    for net, name in ((FidInception(), "inception"), (FeatureNet(), "mobilenet_v2")):
+        weights = {key: value.contiguous() for key, value in net.state_dict().items()}
+        save_file(weights, folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def data(corpus_folder: Path, tmp_path: Path) -> Path:
+    """The test split is the six pictures, and so is the train split, under ids of its own."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    shutil.copy(corpus_folder / "test-0.tar", folder)
+    with (
+        tarfile.open(corpus_folder / "test-0.tar") as old,
+        tarfile.open(folder / "train-0.tar", "w") as new,
+    ):
+        for member in old.getmembers():
+            file = old.extractfile(member)
+            assert file is not None
+            text = file.read()
+            if member.name.endswith(".json"):
+                table = json.loads(text)
+                text = json.dumps({**table, "id": f"train-{table['id']}"}).encode()
+            member.size = len(text)
+            new.addfile(member, io.BytesIO(text))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["fid", "kid", "mobilenet-distance"])
+def test_distances_name_their_network_and_both_references(
+    name: str,
+    data: Path,
+    judges: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("eval.apart.FEWEST", 2)
+    out = tmp_path / "report"
+    assert main(asked(name, data, tiny_folder, out, "--weights", str(judges))) == 0
+    called = {"fid": "FID", "kid": "KID"}.get(name, "mobilenet distance")
+    values = read(out / name)["values"]
+    for side in (", raw reference", ", reference through the codebook", " of the codebook alone"):
+        one = values.pop(f"{called}{side}")
+        assert one["count"] == 6
+        assert one["low"] <= one["high"]
+    assert set(values) == {"precision", "recall", "density", "coverage"}
+
+
+def test_what_a_fid_lacks_is_one_line(
+    data: Path, judges: Path, tiny_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(asked("fid", data, tiny_folder, tmp_path / "a")) == 1
+    assert "make inception.safetensors with scripts/" in capsys.readouterr().err.splitlines()[-1]
+    assert main(asked("fid", data, tiny_folder, tmp_path / "b", "--weights", str(judges))) == 1
+    assert "give at least 2,049 for a FID, or measure kid" in capsys.readouterr().err
+    assert main(asked("clip-score", data, tiny_folder, tmp_path / "c")) == 1
+    assert "is no CLIP" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_copies_are_found(
+    data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report"
+    assert main(asked("copying", data, tiny_folder, out)) == 0
+    values = read(out / "copying")["values"]
+    assert values["the same of a real held-out picture"]["value"] == pytest.approx(1, abs=1e-5)
+    assert values["exactly the codes of a training picture"]["value"] == 0
+    copied = property(lambda lab: [item.picture.codes for item in lab.items])
+    monkeypatch.setattr("eval.lab.Lab.painted_codes", copied)
+    assert main(asked("copying", data, tiny_folder, out)) == 0
+    values = read(out / "copying")["values"]
+    assert values["exactly the codes of a training picture"]["value"] == 1
+    assert values["cosine to the nearest training picture"]["value"] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_train_split_is_not_audited(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    assert main(asked("copying", data, tiny_folder, tmp_path, "--split", "train")) == 1
