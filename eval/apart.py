@@ -7,7 +7,9 @@ not say which of the two its reference is. Two folders of pictures are compared 
 
 # Shapes: N = pictures, B = batch, F = features of a picture
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +17,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.distances import Distance, frechet, kid, surroundings
-from eval.fid import inception_features, mobilenet_features
-from eval.folders import BATCH, Features
+from eval.distances import NEAREST, Distance, frechet, kid, surroundings
+from eval.fid import Of, compare, inception_features, mobilenet_features
+from eval.folders import BATCH, Features, Progress, list_folder
 from eval.inception import FEATURES
 from eval.lab import Lab
 from eval.report import RESAMPLES, Found, Value, mean
 from tokenizer.errors import UserError
-from tokenizer.pixels import to_pixels
+from tokenizer.manifest import file_hash
+from tokenizer.pixels import read_info, to_pixels
 
 INCEPTION, MOBILENET = "inception.safetensors", "mobilenet_v2.safetensors"
 MAKERS = {INCEPTION: "scripts/convert_inception.py", MOBILENET: "scripts/convert_mobilenet.py"}
 FEWEST = FEATURES + 1  # pictures whose covariance can be full
-
-Of = Callable[[Tensor, Tensor], Distance]
 
 
 def fid(lab: Lab) -> Found:
     """The Frechet Inception Distance. Raises UserError without its network, or with fewer pictures
     than features, of which a covariance cannot be had."""
     network = inception(lab)
-    enough(len(lab.items))
+    enough(len(lab.items), FEWEST)
     return _found(lab, "FID", network, frechet)
 
 
@@ -58,7 +59,7 @@ def rebuilt_distance(lab: Lab) -> tuple[dict[str, Value], str]:
     """rFID of the lab's items, or why there is none."""
     try:
         network = inception(lab)
-        enough(len(lab.items))
+        enough(len(lab.items), FEWEST)
     except UserError as error:
         return {}, f"no rFID: {error}"
     real_NF = seen(network, [item.image for item in lab.items], lab.device)
@@ -80,13 +81,71 @@ def weights(folder: Path | None, name: str) -> Path:
     return path
 
 
-def enough(count: int) -> None:
+def enough(count: int, fewest: int) -> None:
     """Raise UserError for too few pictures for a FID."""
-    if count < FEWEST:
+    if count < fewest:
         raise UserError(
             f"{count:,} pictures have no covariance of {FEATURES:,} features; give at least "
-            f"{FEWEST:,} for a FID, or measure kid"
+            f"{fewest:,} for a FID, or measure kid"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A distance by its network."""
+
+    name: str
+    network: str
+    of: Of
+    fewest: int = 2
+
+
+WAYS = {
+    "fid": Way(name="FID", network=INCEPTION, of=frechet, fewest=FEWEST),
+    "kid": Way(name="KID", network=INCEPTION, of=kid),
+    "mobilenet-distance": Way(name="mobilenet distance", network=MOBILENET, of=frechet),
+}
+
+
+def check_folders(real: Path, made: Path, folder: Path | None, by: str, maker: str) -> None:
+    """Raise UserError for folders that cannot be compared so, before a network is read: empty,
+    too few pictures, swapped (`maker` wrote its name into the real ones), no weights."""
+    weights(folder, WAYS[by].network)
+    for place in (real, made):
+        enough(len(list_folder(place)), WAYS[by].fewest)
+    if read_info(list_folder(real)[0]).get("software", "").startswith(maker):
+        raise UserError(f"{real} holds pictures that {maker} made; the real ones come first")
+
+
+def of_folders(
+    real: Path,
+    made: Path,
+    folder: Path | None,
+    by: str,
+    size: int | None,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Found, dict[str, str]]:
+    """The distance of two folders, and the hashes of all that made it. Raises UserError as
+    `check_folders` and `read_folder`."""
+    way = WAYS[by]
+    path = weights(folder, way.network)
+    network = (inception_features if way.network == INCEPTION else mobilenet_features)(path, device)
+    compared = compare(real, made, network, way.of, size=size, device=device, progress=progress)
+    values = {way.name: interval(compared.distance)}
+    notes: list[str] = []
+    if min(len(compared.real_NF), len(compared.made_MF)) > NEAREST:
+        values |= among(compared.real_NF, compared.made_MF)
+    else:
+        notes.append(f"no precision or recall: they take more than {NEAREST} pictures a folder")
+    hashes = {"real": of_all(real), "made": of_all(made), way.network: file_hash(path)}
+    return Found(values=values, notes=notes), hashes
+
+
+def of_all(folder: Path) -> str:
+    """A hash of a folder's pictures, in the order in which they are read."""
+    text = "".join(f"{path.name} {file_hash(path)}\n" for path in list_folder(folder))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def interval(distance: Distance) -> Value:

@@ -7,21 +7,24 @@ are easier to come by, it is the mobilenet distance, never to be set beside a FI
 
 # Shapes: N, M = pictures of the two sets; F = features of a picture
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from eval.distances import Distance, frechet
+from eval.distances import Distance
 from eval.folders import BATCH, Features, Progress, read_folder
 from eval.inception import FidInception
 from tokenizer.features import FeatureNet
 
+Of = Callable[[Tensor, Tensor], Distance]
+
 
 @dataclass(frozen=True)
 class Compared:
-    """The features of two sets, for other measures too, and their Frechet distance."""
+    """The features of two sets, for other measures too, and their distance."""
 
     real_NF: Tensor
     made_MF: Tensor
@@ -39,55 +42,20 @@ def mobilenet_features(weights: Path, device: torch.device | str = "cpu") -> Fea
     return FeatureNet.load(weights).to(device).pooled
 
 
-def fid(
-    real: Path,
-    made: Path,
-    weights: Path,
-    *,
-    size: int | None = None,
-    batch: int = BATCH,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> Compared:
-    """The Frechet Inception Distance of two folders; `size` and the rest as `read_folder`.
-
-    Raises UserError as `FidInception.load`, `read_folder` and `frechet`.
-    """
-    features = inception_features(weights, device)
-    return compare(real, made, features, size=size, batch=batch, device=device, progress=progress)
-
-
-def mobilenet_distance(
-    real: Path,
-    made: Path,
-    weights: Path,
-    *,
-    size: int | None = None,
-    batch: int = BATCH,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> Compared:
-    """The Frechet distance of MobileNetV2's features, of pictures at their own size.
-
-    Raises UserError as `FeatureNet.load`, `read_folder` and `frechet`.
-    """
-    features = mobilenet_features(weights, device)
-    return compare(real, made, features, size=size, batch=batch, device=device, progress=progress)
-
-
 def compare(
     real: Path,
     made: Path,
     features: Features,
+    of: Of,
     *,
     size: int | None = None,
     batch: int = BATCH,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Compared:
-    """Read two folders and measure. Raises UserError as `read_folder` and `frechet`."""
+    """Read two folders and measure. Raises UserError as `read_folder` and the distance."""
     real_NF, made_MF = (
         read_folder(folder, features, size=size, batch=batch, device=device, progress=progress)
         for folder in (real, made)
     )
-    return Compared(real_NF, made_MF, frechet(real_NF, made_MF))
+    return Compared(real_NF, made_MF, of(real_NF, made_MF))

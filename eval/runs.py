@@ -92,12 +92,17 @@ def circumstances(lab: Lab, command: str) -> dict[str, Any]:
         "encoder": lab.embedder.id,
         "device": str(leon.model.embed.weight.device),
         "decode step": "compiled" if native.library() else "PyTorch's",
-        "versions": {
-            "cm3leon": __version__,
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {
+        "cm3leon": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
     }
 
 

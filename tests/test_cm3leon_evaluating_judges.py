@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from cm3leon.__main__ import main
+from cm3leon.cli.output import signature
+from eval.apart import WAYS
 from eval.inception import FidInception
 from tokenizer.features import FeatureNet
+from tokenizer.pixels import encode_png, to_image
 
 Capture = pytest.CaptureFixture[str]
 
@@ -33,6 +37,9 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("judges")
     torch.manual_seed(0)
     for net, name in ((FidInception(), "inception"), (FeatureNet(), "mobilenet_v2")):
+        for part in net.modules():
+            if isinstance(part, torch.nn.Conv2d):  # features of a size that can be told apart
+                torch.nn.init.kaiming_normal_(part.weight)
         weights = {key: value.contiguous() for key, value in net.state_dict().items()}
         save_file(weights, folder / f"{name}.safetensors")
     return folder
@@ -110,3 +117,59 @@ def test_copies_are_found(
 
 def test_the_train_split_is_not_audited(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
     assert main(asked("copying", data, tiny_folder, tmp_path, "--split", "train")) == 1
+
+
+def filled(folder: Path, count: int, seed: int, by: str = "") -> Path:
+    folder.mkdir()
+    draw = torch.Generator().manual_seed(seed)
+    for number in range(count):
+        image = to_image(torch.rand(3, 9, 9, generator=draw) * 2 - 1)
+        notes = signature(by, "a model") if by else {}
+        (folder / f"{number}.png").write_bytes(encode_png(image, notes))
+    return folder
+
+
+def test_folders_lie_apart_the_same_for_two_processes_and_any_order(
+    judges: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    one, other = filled(tmp_path / "one", 9, 0), filled(tmp_path / "other", 7, 1)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number in range(9):
+        shutil.copy(one / f"{number}.png", mixed / f"{number * 4 % 9}.png")
+
+    def measured(name: str, *words: str | Path) -> float:
+        given = ["--weights", judges, "--by", name, "--device", "cpu", "--out", tmp_path / "out"]
+        assert main(["eval", "folders", *map(str, [*words, *given])]) == 0
+        return next(iter(read(tmp_path / "out" / "folders")["values"].values()))["value"]
+
+    alone = measured("kid", one, other)
+    assert measured("kid", mixed, other) == pytest.approx(alone, rel=1e-4)
+    assert measured("kid", one, other, "--processes", "2") == pytest.approx(alone, rel=1e-4)
+    assert abs(measured("mobilenet-distance", one, mixed)) < 1e-3
+    assert measured("mobilenet-distance", one, other) > 1e-3
+    monkeypatch.setattr("eval.apart.WAYS", WAYS | {"fid": replace(WAYS["fid"], fewest=2)})
+    assert abs(measured("fid", one, mixed)) < 1e-3
+
+
+def test_folders_that_cannot_be_compared(judges: Path, tmp_path: Path, capsys: Capture) -> None:
+    few, made = filled(tmp_path / "few", 3, 0), filled(tmp_path / "made", 3, 1, "generate")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "two").mkdir()
+    for number, side in enumerate((9, 8)):
+        image = to_image(torch.zeros(3, side, side))
+        (tmp_path / "two" / f"{number}.png").write_bytes(encode_png(image))
+    for words, reason in (
+        (["few", "made"], "3 pictures have no covariance"),
+        (["made", "few", "--by", "kid"], "the real ones come first"),
+        (["few", "empty", "--by", "kid"], "a set to compare takes at least two"),
+        (["few", "none", "--by", "kid"], "no such folder"),
+        (["few", "two", "--by", "kid"], "pictures of two sizes"),
+    ):
+        given = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in words]
+        given += ["--weights", str(judges), "--device", "cpu", "--out", str(tmp_path / "out")]
+        assert main(["eval", "folders", *given]) == 1
+        assert reason in capsys.readouterr().err.splitlines()[-1]
+    assert main(["eval", "folders", str(few), str(made), "--by", "kid"]) == 1
+    assert "--weights" in capsys.readouterr().err.splitlines()[-1]

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eval.fid import fid, mobilenet_distance
+from eval.distances import frechet
+from eval.fid import compare, inception_features, mobilenet_features
 from eval.inception import FidInception
 from tokenizer.errors import UserError
 from tokenizer.features import FeatureNet
@@ -101,20 +102,20 @@ def test_the_features_are_those_of_pytorch_fid(weights_file: Path) -> None:
 
 def test_distances_of_folders(weights_file: Path, features_file: Path, tmp_path: Path) -> None:
     one, other = filled(tmp_path / "one", 4, seed=1), filled(tmp_path / "other", 3, seed=2)
-    for measure, weights, width in (
-        (fid, weights_file, 2048),
-        (mobilenet_distance, features_file, 1280),
+    for features, width in (
+        (inception_features(weights_file), 2048),
+        (mobilenet_features(features_file), 1280),
     ):
-        assert abs(measure(one, one, weights).distance.value) < 1e-6
-        found = measure(one, other, weights, batch=2)
+        assert abs(compare(one, one, features, frechet).distance.value) < 1e-6
+        found = compare(one, other, features, frechet, batch=2)
         assert (found.real_NF.shape, found.made_MF.shape) == ((4, width), (3, width))
-        back = measure(other, one, weights).distance.value
+        back = compare(other, one, features, frechet).distance.value
         assert found.distance.value == pytest.approx(back, rel=1e-4)
         assert found.distance.value > 1e-3
     net = FeatureNet.load(features_file)
     pixels_3HW = torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(1)) * 2 - 1
     pooled_BF = net.pooled(((pixels_3HW + 1) * 127.5).round().unsqueeze(0) / 127.5 - 1)
-    found = mobilenet_distance(one, other, features_file)
+    found = compare(one, other, mobilenet_features(features_file), frechet)
     torch.testing.assert_close(found.real_NF[:1], pooled_BF, rtol=1e-4, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from cm3leon.cli import (
     evaluating_candidates,
+    evaluating_folders,
     evaluating_ledger,
     evaluating_reports,
     evaluating_retrieval,
@@ -31,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
     evaluating_retrieval.add_to(group)
     evaluating_candidates.add_to(group)
     evaluating_reports.add_to(group)
+    evaluating_folders.add_to(group)
     evaluating_samples.add_to(group)
     evaluating_ledger.add_to(group)
     app.add_typer(group, name="eval")

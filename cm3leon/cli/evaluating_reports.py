@@ -100,7 +100,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         from eval.lab import Asked
         from eval.runs import index, run
 
-        _check_out(out)
+        check_out(out)
         asked = Asked(
             data=data,
             split=split,
@@ -147,7 +147,8 @@ def _open(
     return Lab(asked, leon, embedder, bank, tables.steps)
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Raise UserError for a file in the place of the folder of reports."""
     from tokenizer.errors import UserError
 
     if out.exists() and not out.is_dir():
