@@ -1,7 +1,7 @@
 """What the big protocols ask of a model: the captions of a split, several seeds of each.
 
 tars -> the metadata of their captioned pictures -> `samples.Wanted`; a memory -> the documents in
-front of each. Before `samples`.
+front of each. Before `samples`; after it `best_of` picks one of each caption's pictures.
 """
 
 import hashlib
@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cm3leon.candidates import best
+from cm3leon.pipeline import CM3Leon
 from eval.figures import evenly
 from eval.retrieval import fitting, look_up
-from eval.samples import Retrieval, Wanted
+from eval.samples import Record, Retrieval, Wanted, read, read_settings
 from eval.sets import list_pictures
-from retrieval.embed import Embedder
+from retrieval.embed import Embedder, closeness
 from retrieval.memory import Memory
 from tokenizer.codec import Codec
-from tokenizer.document import Document
+from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
 from tokenizer.tars import read_ids
 
@@ -78,3 +80,41 @@ def retrieval_of(memory: Memory, embedder: Embedder, codec: Codec, count: int) -
 
     told = f"{embedder.id} {memory.contents!r}"
     return Retrieval(memory=hashlib.sha256(told.encode()).hexdigest()[:12], count=count, find=find)
+
+
+def best_of(
+    folder: Path, captions: Mapping[str, str], leon: CM3Leon, embedder: Embedder
+) -> list[tuple[int, ...]]:
+    """Of the pictures that were painted of each caption (by its picture's id) the codes of the one
+    that the encoder finds nearest to it: CM3Leon keeps the best of 8 by a CLIP (section 3.1).
+
+    Raises UserError for samples of another model or of other captions, and as `read`.
+    """
+    model = read_settings(folder)["model"]
+    if model != leon.hash:
+        raise UserError(
+            f"{folder} was painted by model {model}, this is {leon.hash}; name that one"
+        )
+    records = read(folder)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.id.rpartition("#")[0], []).append(record)
+    strange = [
+        name
+        for name, caption in captions.items()
+        if not groups.get(name) or groups[name][0].prompt != caption
+    ]
+    if strange:
+        raise UserError(
+            f"{folder} has no picture of the captions of {len(strange)} pictures, {strange[0]!r} "
+            "for one; measure on what 'eval samples' was asked for"
+        )
+    chosen: list[tuple[int, ...]] = []
+    for name, caption in captions.items():
+        codes = [record.codes for record in groups[name]]
+        scores = [0.0]
+        if len(codes) > 1:
+            images = [leon.to_image(Picture(one)) for one in codes]
+            scores = closeness(embedder, caption, images)
+        chosen.append(codes[best(scores)])
+    return chosen

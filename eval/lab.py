@@ -19,6 +19,7 @@ from PIL import Image
 from cm3leon.batch import Wish, paint_codes
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
+from eval.asking import best_of
 from eval.figures import evenly
 from eval.retrieval import fitting, look_up
 from eval.sets import list_pictures, read_images
@@ -44,6 +45,8 @@ class Asked:
     seed: int = 0
     retrieve: int = 0
     """Documents in front of a prompt."""
+    samples: Path | None = None
+    """A folder of `eval samples`: what was painted already."""
     weights: Path | None = None
     """A folder of judges' weights that do not ship."""
     cache: Path = Path()
@@ -147,7 +150,11 @@ class Lab:
 
     @cached_property
     def painted_codes(self) -> list[tuple[int, ...]]:
-        """A picture of the first caption of every item, each with a seed of its own."""
+        """A picture of the first caption of every item, each with a seed of its own; of those that
+        were painted already the nearest to it."""
+        if self.asked.samples is not None:
+            captions = {item.metadata["id"]: item.caption for item in self.items}
+            return best_of(self.asked.samples, captions, self.leon, self.embedder)
         return self.paint_codes(self.items, self.leon.sampling.text_to_image, self.asked.retrieve)
 
     @cached_property

@@ -19,6 +19,7 @@ from cm3leon import __version__, native
 from eval import apart, concept_score, copies, measures, painted, spoken
 from eval.lab import Lab
 from eval.report import Found, Report, text_of
+from eval.samples import read_settings
 from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash, write_file
 
@@ -87,6 +88,7 @@ def circumstances(lab: Lab, command: str) -> dict[str, Any]:
         "model": leon.hash,
         "precision": leon.precision,
         "sampling": asdict(leon.sampling),
+        "samples": asked.samples and read_settings(asked.samples),
         "retrieve": asked.retrieve,
         "memory": lab.memory and _hash(repr(lab.memory.contents)),
         "encoder": lab.embedder.id,

@@ -120,7 +120,7 @@ def read(folder: Path) -> list[Record]:
     Raises UserError for a folder that is none of ours, that lacks some, or that holds others than
     were wanted.
     """
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     count, block = settings["count"], settings["block"]
     names = [_name(number) for number in range(-(-count // block))]
     missing = [name for name in names if not (folder / name).is_file()]
@@ -154,7 +154,7 @@ def write_pictures(
 ) -> int:
     """Make the records of this process's share, which it has painted, PNG files of `PICTURES`,
     named by their place in the list that was wanted; return how many were not there yet."""
-    settings, place = _read_settings(folder), folder / PICTURES
+    settings, place = read_settings(folder), folder / PICTURES
     count, block = settings["count"], settings["block"]
     try:
         place.mkdir(exist_ok=True)
@@ -242,7 +242,7 @@ def _open(folder: Path, settings: Mapping[str, Any]) -> None:
             )
         text = json.dumps(settings, indent=1, ensure_ascii=False)
         write_file(top, f"{text}\n".encode())
-    there = _read_settings(folder)
+    there = read_settings(folder)
     others = [
         f"{name} is {there.get(name)!r} there and {settings.get(name)!r} here"
         for name in dict.fromkeys([*there, *settings])
@@ -254,7 +254,8 @@ def _open(folder: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
+    """All that decides the records of a folder. Raises UserError where it is none of ours."""
     try:
         table = json.loads((folder / TOP).read_text(encoding="utf-8"))
         made = table["format"]

@@ -173,3 +173,24 @@ def test_folders_that_cannot_be_compared(judges: Path, tmp_path: Path, capsys: C
         assert reason in capsys.readouterr().err.splitlines()[-1]
     assert main(["eval", "folders", str(few), str(made), "--by", "kid"]) == 1
     assert "--weights" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_of_many_samples_the_best_is_measured(
+    data: Path, tiny_folder: Path, other_folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    drawn = tmp_path / "drawn"
+    words = ["eval", "samples", "--data", data, "--model", tiny_folder, "--out", drawn]
+    words += ["--each", 4, "--processes", 1, "--device", "cpu"]
+    assert main([str(word) for word in words]) == 0
+    score, given = "embedder-score", ["--samples", str(drawn)]
+    assert main(asked(score, data, tiny_folder, tmp_path / "one")) == 0
+    assert main(asked(score, data, tiny_folder, tmp_path / "best", *given)) == 0
+    one, best = (read(tmp_path / name / score) for name in ("one", "best"))
+    assert best["values"]["painted"]["value"] > one["values"]["painted"]["value"]
+    assert best["values"]["real"] == one["values"]["real"]
+    assert (one["made_by"]["samples"], best["made_by"]["samples"]["count"]) == (None, 24)
+    capsys.readouterr()
+    assert main(asked(score, data, other_folder, tmp_path / "no", *given)) == 1
+    assert "was painted by model" in capsys.readouterr().err.splitlines()[-1]
+    assert main(asked(score, data, tiny_folder, tmp_path / "no", *given, "--split", "train")) == 1
+    assert "has no picture of the captions of 6" in capsys.readouterr().err.splitlines()[-1]

@@ -49,6 +49,10 @@ Ids = Annotated[
 Limit = Annotated[
     int | None, typer.Option(min=1, help="At most so many things, evenly spaced; all if not given.")
 ]
+Samples = Annotated[
+    Path | None,
+    typer.Option(help="A folder of 'eval samples', in place of painting; the best of each is it."),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(help="A folder of inception.safetensors and mobilenet_v2.safetensors."),
@@ -90,6 +94,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         ids: Ids = None,
         limit: Limit = None,
         seed: options.Seed = 0,
+        samples: Samples = None,
         weights: Weights = None,
         out: Folder = Path("report"),
         device: options.Device = "auto",
@@ -108,6 +113,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
             limit=limit,
             seed=seed,
             retrieve=(0 if memory is None else COUNT) if retrieve is None else retrieve,
+            samples=samples,
             weights=weights,
             cache=out,
         )
