@@ -22,13 +22,19 @@ from eval.fid import Of, compare, inception_features, mobilenet_features
 from eval.folders import BATCH, Features, Progress, list_folder
 from eval.inception import FEATURES
 from eval.lab import Lab
+from eval.lpips import Lpips
 from eval.report import RESAMPLES, Found, Value, mean
 from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash
 from tokenizer.pixels import read_info, to_pixels
 
 INCEPTION, MOBILENET = "inception.safetensors", "mobilenet_v2.safetensors"
-MAKERS = {INCEPTION: "scripts/convert_inception.py", MOBILENET: "scripts/convert_mobilenet.py"}
+LPIPS = "lpips_vgg.safetensors"
+MAKERS = {
+    INCEPTION: "scripts/convert_inception.py",
+    MOBILENET: "scripts/convert_mobilenet.py",
+    LPIPS: "scripts/convert_lpips.py",
+}
 FEWEST = FEATURES + 1  # pictures whose covariance can be full
 
 
@@ -65,6 +71,25 @@ def rebuilt_distance(lab: Lab) -> tuple[dict[str, Value], str]:
     real_NF = seen(network, [item.image for item in lab.items], lab.device)
     rebuilt_NF = seen(network, lab.rebuilt, lab.device)
     return {"rFID, all": interval(frechet(real_NF, rebuilt_NF))}, ""
+
+
+@torch.inference_mode()
+def likeness(lab: Lab) -> tuple[list[float], str]:
+    """LPIPS of each of the lab's items with itself through the codebook, or why there is none."""
+    try:
+        net = Lpips.load(weights(lab.asked.weights, LPIPS)).to(lab.device)
+    except UserError as error:
+        return [], f"no LPIPS: {error}"
+    found: list[float] = []
+    pairs = list(zip(lab.items, lab.rebuilt, strict=True))
+    for start in range(0, len(pairs), BATCH):
+        some = pairs[start : start + BATCH]
+        sides = (
+            torch.stack([to_pixels(image) for image in images]).to(lab.device)
+            for images in ([item.image for item, _ in some], [after for _, after in some])
+        )
+        found += net(*sides).tolist()
+    return found, ""
 
 
 def inception(lab: Lab) -> Features:

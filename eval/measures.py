@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from cm3leon import likelihood
-from eval.apart import rebuilt_distance
+from eval.apart import likeness, rebuilt_distance
 from eval.bits import written_caption, written_picture
 from eval.figures import by_kind, kind_of
 from eval.lab import Lab
@@ -72,22 +72,26 @@ def _bits(lab: Lab, written: Sequence[likelihood.Written], what: str) -> list[fl
 
 
 def reconstruction(lab: Lab) -> Found:
-    """What the codebook leaves of a picture: PSNR, SSIM, and the share of codes in use."""
+    """What the codebook leaves of a picture: PSNR, SSIM, the share of codes in use, and LPIPS and
+    rFID where their networks are at hand."""
     after = lab.rebuilt
     ratios = [psnr(item.image, image) for item, image in zip(lab.items, after, strict=True)]
-    likeness = structure([item.image for item in lab.items], after)
+    structures = structure([item.image for item in lab.items], after)
+    unlike, no_lpips = likeness(lab)
     values: dict[str, Value] = {}
     for kind, places in by_kind([kind_of(item.metadata) for item in lab.items]).items():
         used = {code for place in places for code in lab.items[place].picture.codes}
         values[f"PSNR in dB, {kind}"] = mean([ratios[place] for place in places])
-        values[f"SSIM, {kind}"] = mean([likeness[place] for place in places])
+        values[f"SSIM, {kind}"] = mean([structures[place] for place in places])
+        if unlike:
+            values[f"LPIPS, {kind}"] = mean([unlike[place] for place in places])
         share = len(used) / lab.leon.image_tokenizer.codes
         values[f"share of codes in use, {kind}"] = Value(value=share, count=len(places))
-    further, lacking = rebuilt_distance(lab)
+    further, no_rfid = rebuilt_distance(lab)
     rows = [(item.image, image) for item, image in zip(lab.items, after, strict=True)]
     return Found(
         values=values | further,
-        notes=[lacking] if lacking else (),
+        notes=[lack for lack in (no_lpips, no_rfid) if lack],
         pictures={"before-after": sheet_of(rows)},
     )
 

@@ -16,6 +16,7 @@ from cm3leon.__main__ import main
 from cm3leon.cli.output import signature
 from eval.apart import WAYS
 from eval.inception import FidInception
+from eval.lpips import Lpips
 from tokenizer.features import FeatureNet
 from tokenizer.pixels import encode_png, to_image
 
@@ -33,10 +34,11 @@ def asked(name: str, data: Path, model: Path, out: Path, *more: str) -> list[str
 
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both networks with random weights."""
+    """All networks with random weights."""
     folder = tmp_path_factory.mktemp("judges")
     torch.manual_seed(0)
-    for net, name in ((FidInception(), "inception"), (FeatureNet(), "mobilenet_v2")):
+    nets = {"inception": FidInception(), "mobilenet_v2": FeatureNet(), "lpips_vgg": Lpips()}
+    for name, net in nets.items():
         for part in net.modules():
             if isinstance(part, torch.nn.Conv2d):  # features of a size that can be told apart
                 torch.nn.init.kaiming_normal_(part.weight)
@@ -86,6 +88,22 @@ def test_distances_name_their_network_and_both_references(
         assert one["count"] == 6
         assert one["low"] <= one["high"]
     assert set(values) == {"precision", "recall", "density", "coverage"}
+
+
+def test_reconstruction_has_all_that_is_at_hand(
+    data: Path, judges: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare, whole = tmp_path / "bare", tmp_path / "whole"
+    assert main(asked("reconstruction", data, tiny_folder, bare)) == 0
+    one = read(bare / "reconstruction")
+    assert [note.split(":")[0] for note in one["notes"]] == ["no LPIPS", "no rFID"]
+    monkeypatch.setattr("eval.apart.FEWEST", 2)
+    assert main(asked("reconstruction", data, tiny_folder, whole, "--weights", str(judges))) == 0
+    other = read(whole / "reconstruction")
+    assert other["notes"] == []
+    assert set(other["values"]) - set(one["values"]) == {
+        "rFID, all", "LPIPS, all", "LPIPS, emoji", "LPIPS, icon", "LPIPS, photo",
+    }  # fmt: skip
 
 
 def test_what_a_fid_lacks_is_one_line(

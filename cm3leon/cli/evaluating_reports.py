@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAMES = {
     "perplexity": "Bits of pictures given captions and of captions given pictures.",
-    "reconstruction": "What the codebook leaves of a picture: PSNR, SSIM, codes in use, rFID.",
+    "reconstruction": "What the codebook leaves of a picture: PSNR, SSIM, LPIPS, rFID.",
     "retrieval": "What documents in front of a prompt are worth, in bits.",
     "caption": "What the model says of pictures, against their captions.",
     "vqa": "Its answers to questions about pictures.",
@@ -55,7 +55,7 @@ Samples = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="A folder of inception.safetensors and mobilenet_v2.safetensors."),
+    typer.Option(help="A folder of the judges' weights, which do not ship (docs/evaluation.md)."),
 ]
 Folder = Annotated[Path, typer.Option(help="The folder to write reports to.")]
 
