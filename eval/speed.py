@@ -308,12 +308,16 @@ class Watched:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._look()  # what is held at the end is seen, however busy the machine
         self.done.set()
         self.thread.join()
 
     def _watch(self) -> None:
         while not self.done.wait(0.02):
-            self.peak_mb = max(self.peak_mb, resident()[0] - self.before)
+            self._look()
+
+    def _look(self) -> None:
+        self.peak_mb = max(self.peak_mb, resident()[0] - self.before)
 
 
 def _seconds(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float:

@@ -1,5 +1,8 @@
 """The benchmark of retrieval at a size where it tells nothing but what it reports, and how."""
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +79,17 @@ def test_what_is_reported_of_a_memory(built: tuple[Path, speed.Built]) -> None:
 
 
 def test_a_memory_that_stays_resident_is_seen() -> None:
-    with speed.Watched() as watched:
-        held = np.ones(50_000_000, np.uint8)
-        watched.done.wait(0.1)
-    assert held[0] == 1
-    assert 40 < watched.peak_mb < 200
+    """In a process of its own: this one may give back other memory meanwhile."""
+    code = """
+        import numpy as np
+        from eval.speed import Watched
+        with Watched() as watched:
+            held = np.ones(50_000_000, np.uint8)
+        print(watched.peak_mb, len(held))"""
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert 40 < float(ran.stdout.split()[0]) < 60
 
 
 def test_retrieval_stands_beside_generation(

@@ -208,9 +208,15 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Break a label into lines no wider than `width` pixels (single words may stick out)."""
+    """Break a label into lines no wider than `width` pixels, words too if they must be."""
     lines: list[str] = []
     for word in text.split():
+        while len(word) > 1 and font.getlength(word) > width:
+            most = next(
+                n for n in range(len(word), 0, -1) if font.getlength(word[:n]) <= width or n == 1
+            )
+            lines.append(word[:most])
+            word = word[most:]
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
