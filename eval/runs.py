@@ -8,6 +8,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from cm3leon import __version__, native
 from eval import apart, concept_score, copies, measures, painted, spoken
 from eval.lab import Lab
-from eval.report import Found, Report, text_of
+from eval.report import FILE, Found, Report, text_of
 from eval.samples import read_settings
 from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash, write_file
@@ -45,15 +46,24 @@ INDEX = "README.md"
 
 
 def run(lab: Lab, names: Sequence[str], command: str, out: Path, *, every: bool) -> list[Report]:
-    """Make the reports of these names, and a page that lists them. With `every` those that lack
-    something are skipped; otherwise that is a UserError."""
+    """Make the reports of these names, and a page that lists all that lie there. With `every` those
+    that lack something are skipped; otherwise that is a UserError."""
     made_by = circumstances(lab, command)
     reports: list[Report] = []
     for name in names:
         report = measured(lab, name, made_by, every)
         report.write(out)
         reports.append(report)
-        write_file(out / INDEX, index(reports).encode())
+        write_file(out / INDEX, index(written(out)).encode())
+    return reports
+
+
+def written(out: Path) -> list[Report]:
+    """The reports in a folder, but those of other versions."""
+    reports: list[Report] = []
+    for place in sorted(out.glob(f"*/{FILE}")):
+        with suppress(UserError):
+            reports.append(Report.read(place))
     return reports
 
 
@@ -114,10 +124,11 @@ def _hash(text: str) -> str:
 
 def index(reports: Sequence[Report]) -> str:
     """The page over all reports."""
-    lines = ["# Evaluation", "", "| | | value (95% interval), of |", "| --- | --- | --- |"]
+    lines = ["# Evaluation", ""]
+    lines += ["| | model | | value (95% interval), of |", "| --- | --- | --- | --- |"]
     for report in reports:
-        link = f"[{report.name}]({report.name}/README.md)"
+        start = f"| [{report.name}]({report.name}/README.md) | {report.made_by.get('model', '')}"
         if report.skipped:
-            lines.append(f"| {link} | skipped | {report.skipped} |")
-        lines += [f"| {link} | {name} | {text_of(v)} |" for name, v in report.values.items()]
+            lines.append(f"{start} | skipped | {report.skipped} |")
+        lines += [f"{start} | {name} | {text_of(v)} |" for name, v in report.values.items()]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def test_all_is_measured_and_the_same_again(
     out = tmp_path / "report"
     assert main(asked("all", data, tiny_folder, out)) == 0
     told = capsys.readouterr().out
-    assert "| [retrieval](retrieval/README.md) | skipped | there is no memory" in told
+    assert re.search(r"\[retrieval\]\(\S+\) \| [0-9a-f]{12} \| skipped \| there is no memory", told)
     first = {name: read(out / name) for name in NAMES}
     skipped = {name for name, one in first.items() if one["skipped"]}
     lacking = {"clip-score", "fid", "kid", "mobilenet-distance", "copying"}
@@ -77,10 +78,16 @@ def test_all_is_measured_and_the_same_again(
     assert [line for line in lines if not line.endswith(": the same")][-1].startswith("command: ")
 
 
-def test_ids_and_limit_choose(data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_ids_and_limit_choose_and_one_page_lists_all(
+    data: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
     ids, out = tmp_path / "ids.txt", tmp_path / "report"
     ids.write_text("p1\np4\n")
+    assert main(asked("infill", data, tiny_folder, out, "--limit", "2")) == 0
     assert main(asked("reconstruction", data, tiny_folder, out, "--ids", str(ids))) == 0
+    page = (out / "README.md").read_text()
+    assert "[infill](infill/README.md)" in page
+    assert "[reconstruction](reconstruction/README.md)" in page
     assert read(out / "reconstruction")["values"]["PSNR in dB, emoji"]["count"] == 2
     assert main(asked("reconstruction", data, tiny_folder, out, "--limit", "3", "--json")) == 0
     assert read(out / "reconstruction")["values"]["PSNR in dB, all"]["count"] == 3
