@@ -24,6 +24,7 @@ from cm3leon.precision import Precision, prepare
 from cm3leon.regions import Box, blend, cells_of, mask_of
 from cm3leon.request import Streams
 from cm3leon.sampling import Sampling
+from cm3leon.stored import Stored
 from tokenizer.codec import Codec
 from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
@@ -83,15 +84,15 @@ class CM3Leon:
         chosen = prepare(parts.model, precision, aloud if precision == "auto" else say)
         return cls(parts.model, parts.codec, image_tokenizer, parts.sampling, parts.hash, chosen)
 
-    def save_pretrained(self, folder: Path | str, *, half: bool = False) -> None:
-        """Write the checkpoint as a new folder; `half` stores the decoder in fp16."""
+    def save_pretrained(self, folder: Path | str, *, stored: Stored = "fp32") -> None:
+        """Write the checkpoint as a new folder, the decoder's weights in this type."""
         if self.precision != "fp32":
             raise UserError(
                 f"the decoder's weights are packed as {self.precision}, which is not stored; load "
                 "the model with precision 'fp32' to save it"
             )
         parts = (self.model, self.codec, self.image_tokenizer)
-        checkpoint.save(folder, *parts, sampling=self.sampling, half=half)
+        checkpoint.save(folder, *parts, sampling=self.sampling, stored=stored)
 
     def text_to_image(
         self,

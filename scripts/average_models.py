@@ -21,7 +21,7 @@ def main() -> None:
     theirs = other.model.state_dict()
     mean = {name: (weight + theirs[name]) / 2 for name, weight in one.model.state_dict().items()}
     one.model.load_state_dict(mean)
-    one.save_pretrained(sys.argv[3], half=True)
+    one.save_pretrained(sys.argv[3], stored="fp16")
     print(sys.argv[3])
 
 

@@ -33,7 +33,7 @@ def main() -> None:
         made.codec,
         made.image_tokenizer,
         sampling=TASKS,
-        half=True,
+        stored="int8",
         card=card,
         replace=True,
     )

@@ -72,7 +72,7 @@ def test_saved_and_loaded_again_is_the_same(
 def test_halves_take_half_the_space_and_load_as_fp32(
     tiny: CM3Leon, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    tiny.save_pretrained(tmp_path / "half", half=True)
+    tiny.save_pretrained(tmp_path / "half", stored="fp16")
     half = CM3Leon.from_pretrained(tmp_path / "half")
     assert same_weights(tiny, half, 1e-3)
     assert {weight.dtype for weight in half.model.parameters()} == {torch.float32}
@@ -80,6 +80,23 @@ def test_halves_take_half_the_space_and_load_as_fp32(
     assert sizes[1] < 0.6 * sizes[0]
     assert half.image_tokenizer.hash == tiny.image_tokenizer.hash
     assert half.hash != tiny.hash
+
+
+def test_int8_takes_a_quarter_of_the_space_and_is_rounded_once(
+    tiny: CM3Leon, tiny_folder: Path, tmp_path: Path
+) -> None:
+    tiny.save_pretrained(tmp_path / "int8", stored="int8")
+    rounded = CM3Leon.from_pretrained(tmp_path / "int8")
+    for name, weight in rounded.model.state_dict().items():
+        exact = tiny.model.state_dict()[name]
+        room = exact.abs().amax(-1, keepdim=True) / 127 * 0.501 if exact.ndim == 2 else 0
+        assert weight.dtype == torch.float32
+        assert ((weight - exact).abs() <= room).all(), name
+    sizes = [(f / "model.safetensors").stat().st_size for f in (tiny_folder, tmp_path / "int8")]
+    assert sizes[1] < 0.45 * sizes[0]  # tiny's rows are short, so their scales weigh much
+    rounded.save_pretrained(tmp_path / "again", stored="int8")
+    assert same_weights(rounded, CM3Leon.from_pretrained(tmp_path / "again"), 1e-6)
+    assert rounded.hash != tiny.hash
 
 
 def test_an_image_tokenizer_of_halves_keeps_its_hash(tiny: CM3Leon, tmp_path: Path) -> None:

@@ -39,7 +39,16 @@ def test_the_last_state_is_what_the_run_itself_exported(run: Path, tmp_path: Pat
 def test_an_earlier_state_in_full_precision(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["export", str(run), "--out", str(tmp_path / "early"), "--step", "2", "--full"]
+    words = [
+        "export",
+        str(run),
+        "--out",
+        str(tmp_path / "early"),
+        "--step",
+        "2",
+        "--weights",
+        "fp32",
+    ]
     assert command(words) == 0
     told = capsys.readouterr()
     assert (told.out, told.err) == (f"{tmp_path / 'early'}\n", "the weights after step 2 of 6\n")

@@ -9,6 +9,7 @@ import torch
 
 from cm3leon import checkpoint
 from cm3leon.model import Decoder
+from cm3leon.stored import Stored
 from tokenizer import settings
 from tokenizer.codec import Codec
 from tokenizer.errors import UserError
@@ -23,10 +24,10 @@ from train.state import Say
 START = "weights."
 
 
-def main(run: Path, out: Path, *, step: str = "latest", full: bool = False, say: Say) -> Path:
+def main(run: Path, out: Path, *, step: str = "latest", stored: Stored = "fp16", say: Say) -> Path:
     """Write the weights of a run's newest whole state, or of a step's, as a model; returns `out`.
 
-    Weights are stored in fp16, with `full` as they are, in fp32. Raises UserError where the run,
+    Weights are stored in fp16 unless another type is named. Raises UserError where the run,
     its state or its tokenizers are not there.
     """
     check_writable(out)
@@ -50,7 +51,7 @@ def main(run: Path, out: Path, *, step: str = "latest", full: bool = False, say:
         model = Decoder(recipe.model)
     weights = {k.removeprefix(START): found[k] for k in found if k.startswith(START)}
     model.load_state_dict(weights, assign=True)
-    checkpoint.save(out, model, codec, image_tokenizer, half=not full)
+    checkpoint.save(out, model, codec, image_tokenizer, stored=stored)
     say(f"the weights after step {found.step} of {recipe.steps}")
     return out
 

@@ -126,7 +126,7 @@ def train(
         folder = out / "model"
         if whole := engine.whole():
             whole.to("cpu")
-            checkpoint.save(folder, whole, codec, image_tokenizer, half=True, replace=True)
+            checkpoint.save(folder, whole, codec, image_tokenizer, stored="fp16", replace=True)
         we.wait()
         return folder
 

@@ -133,12 +133,14 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a decoder's run.")],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
     step: Annotated[str, typer.Option(metavar="latest|STEP", help="Which state.")] = "latest",
-    full: Annotated[bool, typer.Option("--full", help="Keep fp32; else fp16.")] = False,
+    weights: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="How they are stored.")
+    ] = "fp16",
 ) -> None:
     """Make a model of a run's state."""
     from train.export import main
 
-    typer.echo(main(run, out, step=step, full=full, say=options.say))
+    typer.echo(main(run, out, step=step, stored=weights, say=options.say))
 
 
 def train_image(
