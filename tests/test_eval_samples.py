@@ -73,6 +73,14 @@ def begin(
     return processes
 
 
+def told(process: "subprocess.Popen[str]") -> str:
+    """What it printed after it had begun. Not by `communicate`, which would lose what reading the
+    first line has read with it."""
+    with process as ended:
+        assert ended.stdout is not None
+        return ended.stdout.read()
+
+
 def painted(folder: Path) -> int:
     """The pictures that are there."""
     return sum(len(path.read_bytes().splitlines()) for path in folder.glob("block-*.jsonl"))
@@ -94,14 +102,14 @@ def survive(
         for process in processes:
             process.send_signal(signal.SIGKILL)
         for process in processes:
-            process.communicate()
+            told(process)
         assert -signal.SIGKILL in [process.returncode for process in processes]
     left = count - painted(folder)
     assert left > 0
     processes = begin(model, folder, count, block, worlds[-1], 0)
-    told = [process.communicate(timeout=300)[0] for process in processes]
+    new = [told(process) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
-    assert sum(map(int, told)) == left  # what was there was not painted again
+    assert sum(map(int, new)) == left  # what was there was not painted again
 
 
 @pytest.mark.usefixtures("one_thread")
