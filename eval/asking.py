@@ -1,6 +1,6 @@
-"""What the big protocols ask of a model: the captions of a split, several seeds of each.
+"""What the big protocols ask of a model: a source's captions, several seeds of each.
 
-tars -> the metadata of their captioned pictures -> `samples.Wanted`; a memory -> the documents in
+the metadata of captioned pictures -> `samples.Wanted`; a memory -> the documents in
 front of each. Before `samples`; after it `best_of` picks one of each caption's pictures.
 """
 
@@ -14,34 +14,13 @@ from cm3leon.pipeline import CM3Leon
 from eval.figures import evenly
 from eval.retrieval import fitting, look_up
 from eval.samples import Record, Retrieval, Wanted, read, read_settings
-from eval.sets import list_pictures
 from retrieval.embed import Embedder, closeness
 from retrieval.memory import Memory
 from tokenizer.codec import Codec
 from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
-from tokenizer.tars import read_ids
 
 LAST_SEED = 2**32 - 1
-
-
-def list_captioned(tars: Sequence[Path], ids: Path | None = None) -> list[dict[str, Any]]:
-    """The metadata of the tars' captioned pictures, or of those whose ids a file lists. Raises
-    UserError where there is none, and where one that is listed is not there."""
-    found = {one["id"]: one for one in list_pictures(tars)}
-    if ids is not None:
-        listed = sorted(read_ids(ids))
-        missing = [one for one in listed if one not in found]
-        if missing:
-            raise UserError(
-                f"{len(missing)} ids of {ids}, {missing[0]!r} for one, are not in the tars; name "
-                "the split they are of"
-            )
-        found = {one: found[one] for one in listed}
-    captioned = [one for one in found.values() if one.get("captions")]
-    if not captioned:
-        raise UserError(f"no picture of {tars[0].parent} has a caption; name captioned ones")
-    return captioned
 
 
 def wanted_of(

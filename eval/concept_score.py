@@ -18,6 +18,7 @@ from eval.figures import evenly
 from eval.lab import Item, Lab
 from eval.plot import Line, plot
 from eval.report import SHOWN, Found, Value, mean
+from eval.source import Corpus, corpus_of
 from tokenizer.pixels import sheet
 from tokenizer.tars import find_tars, read_ids
 
@@ -95,12 +96,13 @@ def sweep(lab: Lab) -> Found:
 
 def prepared(lab: Lab) -> tuple[Classifier, list[Item], list[Item]]:
     """The classifier, the held-out pairs to paint, and as many train pairs."""
-    path = lab.asked.data / HELD_OUT
-    excluded = read_ids(path)
-    tars = find_tars(lab.asked.data, "train-")
+    folder = corpus_of(lab.source, "what the judge learns from")
+    excluded = read_ids(folder / HELD_OUT)
+    tars = find_tars(folder, "train-")
     net = judge(tars, excluded, lab.asked.cache / JUDGE, 0, lab.steps("training the judge"))
     train = Lab(
-        replace(lab.asked, split="train", ids=None),
+        replace(lab.asked, ids=None),
+        Corpus(folder, "train"),
         lab.leon,
         lab.embedder,
         lab.memory,

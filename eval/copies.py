@@ -7,7 +7,6 @@ which nobody trained: one in a hundred of them is as near to a training picture 
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -20,6 +19,7 @@ from eval.fid import mobilenet_features
 from eval.lab import Lab
 from eval.report import Found, mean
 from eval.sets import list_pictures, read_images
+from eval.source import Corpus, corpus_of
 from retrieval.index import Vectors
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
@@ -34,7 +34,7 @@ TOGETHER = 64  # pictures that go through the codebook at once
 def audit(lab: Lab) -> Found:
     """How many painted pictures are nearer to a training picture, or to a document of theirs, than
     real held-out ones are. Raises UserError where the split is the one that is trained on."""
-    if lab.asked.split == TRAIN and lab.asked.ids is None:
+    if isinstance(lab.source, Corpus) and lab.source.split == TRAIN and lab.asked.ids is None:
         raise UserError("the train split cannot say what is near to it; ask with another split")
     features, by = _features(lab)
     ids = [item.metadata["id"] for item in lab.items]
@@ -98,8 +98,9 @@ def _features(lab: Lab) -> tuple[Features, str]:
 def _trained_on(lab: Lab, codes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Image.Image]]:
     """The pictures of the train split less the held-out pairs, through the codebook; their codes
     are left in `codes`."""
-    tars = find_tars(lab.asked.data, f"{TRAIN}-")
-    held_out: Path = lab.asked.data / HELD_OUT
+    folder = corpus_of(lab.source, "what was trained on")
+    tars = find_tars(folder, f"{TRAIN}-")
+    held_out = folder / HELD_OUT
     less = read_ids(held_out) if held_out.is_file() else frozenset[str]()
     wanted = {one["id"] for one in list_pictures(tars)} - less
     steps = lab.steps("training pictures")

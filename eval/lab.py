@@ -1,13 +1,11 @@
 """What all measures of one run share: the model, the pictures that it is measured on, and what it
 painted of them, made once and only when something asks.
 
-tars of a split -> items; the corpus's edits and questions beside them; captions -> what is painted.
+a source's pictures -> items; its edits and questions beside them; captions -> what is painted.
 Below `measures`.
 """
 
-import gzip
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,24 +20,20 @@ from cm3leon.sampling import Sampling
 from eval.asking import best_of
 from eval.figures import evenly
 from eval.retrieval import fitting, look_up
-from eval.sets import list_pictures, read_images
+from eval.source import EDITS, QUESTIONS, Asking, Source, captioned, chosen
 from retrieval.embed import Embedder
 from retrieval.memory import Memory
 from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
-from tokenizer.tars import Tally, find_tars, read_ids
 
-EDITS, QUESTIONS = "edits.jsonl.gz", "questions.jsonl.gz"
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is measured on: at most `limit` of the captioned pictures of a split, evenly spaced, or
-    of those whose ids a file lists; the same of its edits and questions."""
+    """What is measured on: at most `limit` of a source's captioned pictures, evenly spaced, or of
+    those whose ids a file lists; the same of its edits and questions."""
 
-    data: Path
-    split: str = "test"
     ids: Path | None = None
     limit: int | None = None
     seed: int = 0
@@ -79,12 +73,10 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about a picture, and its answer."""
+    """A question with its picture."""
 
     item: Item
-    question: str
-    answer: str
-    kind: str
+    asking: Asking
 
 
 class Lab:
@@ -93,14 +85,15 @@ class Lab:
     def __init__(
         self,
         asked: Asked,
+        source: Source,
         leon: CM3Leon,
         embedder: Embedder,
         memory: Memory | None = None,
         progress: Callable[[str], Progress] | None = None,
     ) -> None:
-        self.asked, self.leon, self.embedder, self.memory = asked, leon, embedder, memory
+        self.asked, self.source, self.leon = asked, source, leon
+        self.embedder, self.memory = embedder, memory
         self.progress = progress
-        self.tars = find_tars(asked.data, f"{asked.split}-")
 
     def steps(self, what: str) -> Progress | None:
         """Where to tell of progress."""
@@ -108,33 +101,20 @@ class Lab:
 
     @cached_property
     def listed(self) -> dict[str, dict[str, Any]]:
-        """The metadata of all pictures of the split, by id; in the file's order, if one lists
-        them. Raises UserError where one of those is not there."""
-        found = {one["id"]: one for one in list_pictures(self.tars)}
-        if self.asked.ids is None:
-            return found
-        wanted = sorted(read_ids(self.asked.ids))
-        missing = [one for one in wanted if one not in found]
-        if missing:
-            raise UserError(
-                f"{len(missing)} ids of {self.asked.ids}, {missing[0]!r} for one, are not in the "
-                f"{self.asked.split} split; name the split they are of"
-            )
-        return {one: found[one] for one in wanted}
+        """The metadata of all pictures to choose from, by id."""
+        return chosen(self.source, self.asked.ids)
 
     @cached_property
     def items(self) -> list[Item]:
         """The captioned pictures to measure on. Raises UserError where there is none."""
-        ids = [name for name, one in self.listed.items() if one.get("captions")]
-        if not ids:
-            raise UserError(f"no picture of {self.asked.data} has a caption; name captioned ones")
+        ids = [one["id"] for one in captioned(self.source, self.listed)]
         return self.find(evenly(range(len(ids)), self.asked.limit), ids)
 
     def find(self, places: Sequence[int], ids: Sequence[str]) -> list[Item]:
-        """The pictures at these places of some ids, in that order; damaged ones are left out."""
+        """The pictures at these places of some ids, in that order; damaged ones of a corpus are
+        left out."""
         order = [ids[place] for place in places]
-        tally, size = Tally(), self.leon.image_tokenizer.size
-        read = read_images(self.tars, frozenset(order), tally, size)
+        read = self.source.read(frozenset(order), self.leon.image_tokenizer.size)
         found = {
             metadata["id"]: Item(
                 metadata=metadata, image=image, picture=self.leon.to_picture(image)
@@ -212,17 +192,15 @@ class Lab:
 
     @cached_property
     def changes(self) -> list[Change]:
-        """The edits whose two pictures are of the split. Raises UserError where there is none."""
+        """The edits whose two pictures are listed. Raises UserError where there is none."""
         rows = [
             row
-            for row in self._lines(EDITS)
+            for row in self.source.edits()
             if row["source"] in self.listed and row["target"] in self.listed
         ]
         rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
         if not rows:
-            raise UserError(
-                f"{self.asked.data / EDITS} has no edit within the {self.asked.split} split"
-            )
+            raise UserError(f"{EDITS} has no edit within {self.source}; name another split")
         ids = list(dict.fromkeys(row[key] for row in rows for key in ("source", "target")))
         by_id = {one.metadata["id"]: one for one in self.find(range(len(ids)), ids)}
         return [
@@ -238,34 +216,13 @@ class Lab:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The questions about pictures of the split. Raises UserError where there is none."""
-        rows = [row for row in self._lines(QUESTIONS) if row["id"] in self.listed]
+        """The questions about listed pictures. Raises UserError where there is none."""
+        rows = [one for one in self.source.questions() if one.picture in self.listed]
         rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
         if not rows:
-            raise UserError(
-                f"{self.asked.data / QUESTIONS} asks of no picture of the {self.asked.split} split"
-            )
-        ids = list(dict.fromkeys(row["id"] for row in rows))
+            raise UserError(f"{QUESTIONS} asks of no picture of {self.source}; name another split")
+        ids = list(dict.fromkeys(one.picture for one in rows))
         by_id = {one.metadata["id"]: one for one in self.find(range(len(ids)), ids)}
         return [
-            Question(
-                item=by_id[row["id"]],
-                question=row["question"],
-                answer=row["answer"],
-                kind=str(row.get("type", "question")),
-            )
-            for row in rows
-            if row["id"] in by_id
+            Question(item=by_id[one.picture], asking=one) for one in rows if one.picture in by_id
         ]
-
-    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
-        """The rows of a file of the corpus, one JSON object a line."""
-        path = self.asked.data / name
-        if not path.is_file():
-            raise UserError(f"{self.asked.data} has no {name}; name a corpus that has")
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                for line in file:
-                    yield json.loads(line)
-        except (OSError, EOFError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error})") from error

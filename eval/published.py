@@ -1,7 +1,7 @@
 """Published sets to be measured on: captions and questions about a folder of pictures.
 
 JSON as its publishers have it -> plain records, all of them or one clear line: a figure of a part
-would not be a figure of the set. The corpus's own captions and questions are `lab`'s.
+would not be a figure of the set. On the path: `source` opens them, `lab` measures on them.
 """
 
 from collections import Counter
@@ -76,15 +76,6 @@ def read_captions(path: Path, images: Path) -> list[Captioned]:
         )
         for name, file in zip(chosen, _files(images, names), strict=True)
     ]
-
-
-def read_results(path: Path) -> dict[str, str]:
-    """Captions to be scored, by the picture's id, in COCO's results layout: a list of `image_id`
-    and `caption`. Raises UserError for anything else."""
-    told = _list(path, ("image_id", "caption"))
-    found = {_id(path, "entries", row, "image_id"): row for row in told}
-    _once(path, "image_id", [_id(path, "entries", row, "image_id") for row in told])
-    return {name: _text(path, "entries", row, "caption") for name, row in found.items()}
 
 
 def read_questions(questions: Path, annotations: Path, images: Path) -> list[Answered]:

@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: report.json, a page for people, and its pictures.
+"""What a measurement leaves behind: report.json, a page for people, its pictures, what was said.
 
 Every measure ends here. A report carries all that made it, so that anyone can make it again; two
 reports are held against each other by `differences`.
@@ -22,7 +22,7 @@ VERSION = 1  # of report.json
 RESAMPLES = 1000
 SHOWN = 24  # pictures on a sheet
 ACROSS = 8  # about so many in a row of it
-FILE, PAGE = "report.json", "README.md"
+FILE, PAGE, RESULTS = "report.json", "README.md", "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class Found:
     values: Mapping[str, Value]
     notes: Sequence[str] = ()
     pictures: Mapping[str, Image.Image] = field(default_factory=dict[str, Image.Image])
+    results: Sequence[Mapping[str, Any]] = ()
+    """What was said of each thing, in the layout that publishers' own scorers take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ class Report:
     """Why nothing was measured, if so."""
     pictures: Mapping[str, Image.Image] = field(default_factory=dict[str, Image.Image])
     """By the name of their file, without its ending."""
+    results: Sequence[Mapping[str, Any]] = ()
 
     def write(self, folder: Path) -> None:
         """Into a folder of its own name, each file whole or not at all."""
@@ -66,6 +69,8 @@ class Report:
         place.mkdir(parents=True, exist_ok=True)
         for name, image in self.pictures.items():
             write_file(place / f"{name}.png", encode_png(image))
+        if self.results:
+            write_file(place / RESULTS, json.dumps(self.results, ensure_ascii=False).encode())
         write_file(place / PAGE, page(self).encode())
         write_file(place / FILE, json.dumps(self.table(), indent=1, ensure_ascii=False).encode())
 

@@ -83,6 +83,7 @@ def measured(lab: Lab, name: str, made_by: Mapping[str, Any], every: bool) -> Re
         seconds=time.perf_counter() - begun,
         notes=found.notes,
         pictures=found.pictures,
+        results=found.results,
     )
 
 
@@ -92,7 +93,7 @@ def circumstances(lab: Lab, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "seed": asked.seed,
-        "data": {tar.name: file_hash(tar) for tar in lab.tars},
+        "data": lab.source.hashes(),
         "ids": None if asked.ids is None else file_hash(asked.ids),
         "limit": asked.limit,
         "model": leon.hash,

@@ -36,19 +36,27 @@ def caption(lab: Lab) -> Found:
         )
         for item, text in zip(lab.items, said, strict=True)
     ]
-    values = {
-        "label named": mean([float(one.names_label) for one in rows]),
-        "style named": mean([float(one.names_style) for one in rows]),
-        "any word of the label named": mean(
-            [float(bool(words(one.label) & words(one.caption))) for one in rows]
-        ),
-    }
+    values: dict[str, Value] = {}
+    if any(one.label for one in rows):
+        values = {
+            "label named": mean([float(one.names_label) for one in rows]),
+            "style named": mean([float(one.names_style) for one in rows]),
+            "any word of the label named": mean(
+                [float(bool(words(one.label) & words(one.caption))) for one in rows]
+            ),
+        }
     labels = [f"{one.caption} | {one.wanted}" for one in rows]
     chosen = evenly(range(len(rows)), SHOWN)
     images = [lab.items[place].image for place in chosen]
     shown = sheet(images, 6, [labels[place] for place in chosen])
     further, notes = _scores(lab, said)
-    return Found(values=values | further, notes=notes, pictures={"said-and-wanted": shown})
+    results = [{"image_id": plain_id(one.id), "caption": one.caption} for one in rows]
+    return Found(
+        values=values | further,
+        notes=notes,
+        pictures={"said-and-wanted": shown},
+        results=results,
+    )
 
 
 def _scores(lab: Lab, said: Sequence[str]) -> tuple[dict[str, Value], Sequence[str]]:
@@ -65,17 +73,29 @@ def _scores(lab: Lab, said: Sequence[str]) -> tuple[dict[str, Value], Sequence[s
 
 
 def vqa(lab: Lab) -> Found:
-    """Answers to the corpus's questions, right where they are the same once normalised as VQA's
-    are."""
+    """Answers to questions, right as their publishers count it; to the corpus's own where they are
+    the same once normalised as VQA's are."""
     steps = lab.steps("answers")
     said: list[str] = []
     for place, one in enumerate(lab.questions):
-        said += lab.leon.answer(one.item.image, one.question, seed=lab.seed_of(place))
+        said += lab.leon.answer(one.item.image, one.asking.question, seed=lab.seed_of(place))
         if steps is not None:
             steps(len(said), len(lab.questions))
-    right = accuracies(said, [[one.answer] for one in lab.questions], "corpus")
-    values = answer_values(right, [one.kind for one in lab.questions])
+    asked = [one.asking for one in lab.questions]
+    right = accuracies(said, [one.answers for one in asked], lab.source.counting)
     chosen = evenly(range(len(said)), SHOWN)
-    labels = [f"{lab.questions[i].question} {said[i]} | {lab.questions[i].answer}" for i in chosen]
+    labels = [f"{asked[i].question} {said[i]} | {asked[i].answers[0]}" for i in chosen]
     shown = sheet([lab.questions[i].item.image for i in chosen], 6, labels)
-    return Found(values=values, pictures={"question-said-and-wanted": shown})
+    key = "image" if lab.source.counting == "vizwiz" else "question_id"
+    return Found(
+        values=answer_values(right, [one.kind for one in asked]),
+        pictures={"question-said-and-wanted": shown},
+        results=[
+            {key: plain_id(one.id), "answer": text} for one, text in zip(asked, said, strict=True)
+        ],
+    )
+
+
+def plain_id(name: str) -> str | int:
+    """An id as its publisher wrote it: COCO's are numbers, which its own scorers insist on."""
+    return int(name) if name.isdecimal() and str(int(name)) == name else name

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3leon.pipeline import CM3Leon
-from eval.asking import LAST_SEED, list_captioned, retrieval_of, wanted_of
+from eval.asking import LAST_SEED, retrieval_of, wanted_of
 from eval.samples import Wanted
 from retrieval.encoder import SmallEmbedder
 from retrieval.memory import Memory
@@ -38,19 +38,6 @@ def test_seeds_end_somewhere() -> None:
     assert wanted_of(pictures, None, 2, LAST_SEED - 1)[-1].seed == LAST_SEED
     with pytest.raises(UserError, match="begin lower"):
         wanted_of(pictures, None, 2, LAST_SEED)
-
-
-def test_the_captioned_or_the_listed(tars: list[Path], tmp_path: Path) -> None:
-    assert [one["id"] for one in list_captioned(tars)] == ["red", "green", "blue", "white"]
-    ids = tmp_path / "ids.txt"
-    ids.write_text("white\nblue\n")
-    assert [one["id"] for one in list_captioned(tars, ids)] == ["blue", "white"]
-    ids.write_text("mauve\nblue\n")
-    with pytest.raises(UserError, match=r"1 ids of .*, 'mauve' for one, are not in the tars"):
-        list_captioned(tars, ids)
-    ids.write_text("")
-    with pytest.raises(UserError, match=r"no picture of .* has a caption"):
-        list_captioned(tars, ids)
 
 
 def test_documents_are_others_than_the_picture_and_fit(

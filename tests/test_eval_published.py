@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.published import read_captions, read_questions, read_results, read_vizwiz
+from eval.published import read_captions, read_questions, read_vizwiz
 from tokenizer.errors import UserError
 
 Write = Callable[[str, object], Path]
@@ -119,11 +119,6 @@ def test_vizwiz_is_one_list(write: Write, images: Path) -> None:
     assert one.kind == "question"
 
 
-def test_results_come_by_picture(write: Write) -> None:
-    path = write("results.json", [{"image_id": 9, "caption": "a"}, {"image_id": 25, "caption": ""}])
-    assert read_results(path) == {"9": "a", "25": ""}
-
-
 @pytest.mark.parametrize(
     ("table", "said"),
     [
@@ -227,7 +222,3 @@ def test_what_else_is_refused(write: Write, images: Path) -> None:
         read_captions(write("captions.json", coco()), images / "val" / "a.jpg")
     with pytest.raises(UserError, match="cannot be read"):
         read_captions(images, images)
-    with pytest.raises(UserError, match="image_id '9' stands there 2 times"):
-        read_results(write("results.json", [{"image_id": 9, "caption": "a"}] * 2))
-    with pytest.raises(UserError, match="it holds 'data_subtype', 'questions'; a list"):
-        read_results(write("results.json", asked()))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ from cm3leon.cli.retrieving import (
 
 if TYPE_CHECKING:
     from eval.lab import Asked, Lab
+    from eval.source import Place
 
 NAMES = {
     "perplexity": "Bits of pictures given captions and of captions given pictures.",
@@ -41,8 +42,22 @@ NAMES = {
 SWEEP = {"concept-sweep": "The concept score over guidance and ways of drawing, as a plot."}
 ALL = "all"
 
-Data = Annotated[Path, typer.Option(help="A corpus: a folder of WebDataset tars.")]
-Split = Annotated[str, typer.Option(help="The tars whose names begin so.")]
+Layout = Literal["coco", "vqa", "ok-vqa", "vizwiz"]
+Data = Annotated[
+    Path, typer.Option(help="A corpus: a folder of WebDataset tars. Or a published set's JSON.")
+]
+Split = Annotated[
+    str | None, typer.Option(help="The corpus's tars whose names begin so: test if not given.")
+]
+As = Annotated[
+    Layout | None, typer.Option("--as", help="The layout of a published set; NoCaps has coco's.")
+]
+Images = Annotated[
+    Path | None, typer.Option(help="The folder of a published set's pictures, for --as.")
+]
+Annotations = Annotated[
+    Path | None, typer.Option(help="The file of the answers, for --as vqa and ok-vqa.")
+]
 Ids = Annotated[
     Path | None, typer.Option(help="A file of picture ids, one a line: no others are measured on.")
 ]
@@ -90,7 +105,10 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         memory: MemoryFolder = None,
         retrieve: Count = None,
         encoder: EncoderName = DEFAULT,
-        split: Split = "test",
+        split: Split = None,
+        layout: As = None,
+        images: Images = None,
+        annotations: Annotations = None,
         ids: Ids = None,
         limit: Limit = None,
         seed: options.Seed = 0,
@@ -104,11 +122,11 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
     ) -> None:
         from eval.lab import Asked
         from eval.runs import index, run
+        from eval.source import Place
 
         check_out(out)
+        place = Place(data=data, split=split, layout=layout, images=images, annotations=annotations)
         asked = Asked(
-            data=data,
-            split=split,
             ids=ids,
             limit=limit,
             seed=seed,
@@ -117,7 +135,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
             weights=weights,
             cache=out,
         )
-        lab = _open(asked, model, memory, encoder, device, precision, threads)
+        lab = _open(asked, place, model, memory, encoder, device, precision, threads)
         reports = run(lab, names, tables.command(context), out, every=every)
         if as_json:
             typer.echo(json.dumps([one.table() for one in reports], ensure_ascii=False))
@@ -129,6 +147,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
 
 def _open(
     asked: "Asked",
+    place: "Place",
     model: str,
     memory: Path | None,
     encoder: str,
@@ -139,10 +158,10 @@ def _open(
     """Cheap things first, the weights last."""
     from cm3leon.checkpoint import find, read_config
     from eval.lab import Lab
+    from eval.source import open_source
     from retrieval.memory import Memory
-    from tokenizer.tars import find_tars
 
-    find_tars(asked.data, f"{asked.split}-")
+    source = open_source(place)
     folder = find(model, options.say)
     embedder = open_embedder(encoder, device)
     bank = None
@@ -150,7 +169,7 @@ def _open(
         codebook = read_config(folder).image_tokenizer
         bank = Memory.open(find_memory(memory), embedder.id, codebook, options.say)
     leon = options.open_model(folder, device, threads, precision)
-    return Lab(asked, leon, embedder, bank, tables.steps)
+    return Lab(asked, source, leon, embedder, bank, tables.steps)
 
 
 def check_out(out: Path) -> None:

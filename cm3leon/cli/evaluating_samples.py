@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cm3leon.cli import options, tables
-from cm3leon.cli.evaluating_reports import Data, Ids, Limit, Split
+from cm3leon.cli.evaluating_reports import Annotations, As, Data, Ids, Images, Limit, Split
 from cm3leon.cli.output import tell
 from cm3leon.cli.painting import CfgScale, Contrastive
 from cm3leon.cli.retrieving import (
@@ -26,6 +26,7 @@ from cm3leon.cli.retrieving import (
 if TYPE_CHECKING:
     from cm3leon.sampling import Sampling
     from eval.samples import Progress
+    from eval.source import Place
 
 BLOCK = 16
 AGAIN = "give the same command again, which goes on where it stopped"
@@ -51,8 +52,7 @@ Png = Annotated[bool, typer.Option("--png", help="Also as PNG files, in OUT/pict
 class Job:
     """What is to be done, in each process."""
 
-    data: Path
-    split: str
+    place: "Place"
     ids: Path | None
     limit: int | None
     each: int
@@ -82,7 +82,10 @@ def samples(
     context: typer.Context,
     data: Data,
     out: Folder,
-    split: Split = "test",
+    split: Split = None,
+    layout: As = None,
+    images: Images = None,
+    annotations: Annotations = None,
     ids: Ids = None,
     limit: Limit = None,
     each: Each = 1,
@@ -106,13 +109,14 @@ def samples(
 ) -> None:
     """Paint the first caption of every picture. Killed, it goes on where it stopped when it is
     given again; the records are the same for any number of processes."""
+    from eval.source import Place
+
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     given |= {"cfg_scale": cfg_scale, "contrastive": contrastive}
     front = Wanted(memory=memory, encoder=encoder, count=retrieve)
     folder, sampling = options.sampling_of(model, "text_to_image", **given)
     job = Job(
-        data=data,
-        split=split,
+        place=Place(data=data, split=split, layout=layout, images=images, annotations=annotations),
         ids=ids,
         limit=limit,
         each=each,
@@ -135,11 +139,11 @@ def samples(
 
 def _check(job: Job) -> None:
     """Cheap things, before any process starts."""
+    from eval.source import open_source
     from retrieval.memory import read_contents
     from tokenizer.errors import UserError
-    from tokenizer.tars import find_tars
 
-    find_tars(job.data, f"{job.split}-")
+    open_source(job.place)
     if job.ids is not None and not job.ids.is_file():
         raise UserError(f"there is no file {str(job.ids)!r}; name a list of ids, one a line")
     if job.out.exists() and not job.out.is_dir():
@@ -177,13 +181,14 @@ def _launched(words: list[str], job: Job, processes: int | None) -> bool:
 
 def _paint(job: Job) -> bool:
     """Do this process's share; whether that was all there was to do."""
-    from eval.asking import list_captioned, retrieval_of, wanted_of
+    from eval.asking import retrieval_of, wanted_of
     from eval.samples import run, write_pictures
+    from eval.source import captioned, chosen, open_source
     from retrieval.memory import Memory
-    from tokenizer.tars import find_tars
 
     rank, world, device = _place(job.device)
-    pictures = list_captioned(find_tars(job.data, f"{job.split}-"), job.ids)
+    source = open_source(job.place)
+    pictures = captioned(source, chosen(source, job.ids))
     wanted = wanted_of(pictures, job.limit, job.each, job.seed)
     leon = options.open_model(job.folder, device, job.threads, job.precision)
     count = COUNT if job.front.count is None else job.front.count
