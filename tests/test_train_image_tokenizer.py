@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 
 from tokenizer.errors import UserError
 from tokenizer.features import FeatureNet, perceptual_distance
+from tokenizer.image import ImageTokenizer
 from tokenizer.vqgan import VQGAN, VQGANConfig
 from train.image_tokenizer import (
     Batches,
     Codebook,
     CodebookConfig,
     ImageTokenizerRecipe,
+    Job,
     LossConfig,
     Terms,
     psnr,
@@ -76,6 +78,30 @@ class Killed(Batches):
 def lines(folder: Path) -> list[dict[str, Any]]:
     """The log without its clock."""
     return [{k: v for k, v in line.items() if k != "seconds"} for line in read(folder)]
+
+
+@pytest.mark.parametrize("wider", [None, 64])
+def test_a_decoder_is_trained_on_while_the_codes_stay(wider: int | None, tmp_path: Path) -> None:
+    pixels_B3HW = batches(RECIPE).at(0)
+    (tmp_path / "first").mkdir()
+    first = run(RECIPE, batches(RECIPE), tmp_path / "first", print)
+    first.save(tmp_path / "codes")
+    more = replace(
+        RECIPE, codes_of=str(tmp_path / "codes"), model=replace(SMALL, decoder_ch=wider), steps=48
+    )
+    (tmp_path / "more").mkdir()
+    second = run(more, batches(more), tmp_path / "more", print)
+    second.save(tmp_path / "decoder", half=True)
+    codes_BL = first.encode(pixels_B3HW)
+    assert torch.equal(second.encode(pixels_B3HW), codes_BL)
+    assert torch.equal(second.net.quantize.entries(), first.net.quantize.entries())
+    assert second.net.decoder.conv_in.out_channels == (wider or 32)
+    assert torch.equal(ImageTokenizer.load(tmp_path / "decoder").encode(pixels_B3HW), codes_BL)
+    before, after = lines(tmp_path / "first")[-1], lines(tmp_path / "more")[-1]
+    assert after["psnr"] > before["psnr"]
+    assert after["used"] > 0
+    with pytest.raises(UserError, match="its l2_norm is False, the recipe's True"):
+        Job(replace(more, model=replace(SMALL, l2_norm=True)), batches(more), print)
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, ADVERSARIAL], ids=["plain", "adversarial"])

@@ -72,8 +72,12 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 def to_image(pixels_3HW: Tensor) -> Image.Image:
     """[3, H, W] in [-1, 1] -> RGB picture; values outside are clamped, the rest rounded."""
-    values_3HW = ((pixels_3HW.detach().float() + 1) * 127.5).round().clamp(0, 255)
-    return Image.fromarray(values_3HW.byte().permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_bytes(pixels_3HW).byte().permute(1, 2, 0).cpu().numpy())
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in -1..1 -> 0..255 as floats, rounded and clamped, as a file would hold them."""
+    return ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255)
 
 
 def encode_png(image: Image.Image, info: Mapping[str, str] | None = None) -> bytes:

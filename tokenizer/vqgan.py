@@ -54,15 +54,18 @@ class VQGANConfig:
     patch: int = 1  # space-to-depth before the network, pixel-shuffle after; 1 is taming exactly
     l2_norm: bool = False  # compare directions only (cosine distance)
     local: bool = False  # a code sees its neighbourhood only; see Encoder
+    decoder_ch: int | None = None  # `ch` of the decoder, where it is another; multiple of 32 too
 
     def __post_init__(self) -> None:
         for name in ("size", "codes", "embed_dim", "z_channels", "ch", "num_res_blocks", "patch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.ch % 32 or not self.ch_mult or min(self.ch_mult) < 1:
+        narrow = self.decoder_ch is not None and (self.decoder_ch < 1 or self.decoder_ch % 32)
+        if self.ch % 32 or narrow or not self.ch_mult or min(self.ch_mult) < 1:
             raise UserError(
                 f"ch must be a multiple of 32 (group norm has 32 groups) and ch_mult a list of "
-                f"whole numbers from 1, got ch {self.ch} and ch_mult {self.ch_mult}"
+                f"whole numbers from 1, got ch {self.ch}, decoder_ch {self.decoder_ch} and ch_mult "
+                f"{self.ch_mult}"
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in 0..1, got {self.dropout}")
@@ -162,7 +165,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, c: VQGANConfig) -> None:
         super().__init__()
-        widths = [c.ch * m for m in c.ch_mult]
+        widths = [(c.decoder_ch or c.ch) * m for m in c.ch_mult]
         self.conv_in = conv(c.z_channels, widths[-1])
         self.mid = Middle(widths[-1], c.dropout)
         levels: list[Level] = []

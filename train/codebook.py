@@ -7,13 +7,15 @@ Beside the gradient, at every step of `image_tokenizer`.
 #         K = codebook entries, N = B * L
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokenizer.errors import UserError
+from tokenizer.image import ImageTokenizer
 from tokenizer.vqgan import VQGAN
 
 
@@ -34,10 +36,13 @@ class CodebookConfig:
 class Codebook:
     """Moving-average entries (van den Oord et al., 1711.00937, appendix A) and their revival."""
 
-    def __init__(self, net: VQGAN, config: CodebookConfig, seed: int) -> None:
+    def __init__(
+        self, net: VQGAN, config: CodebookConfig, seed: int, *, fixed: bool = False
+    ) -> None:
+        """`fixed` entries stay as they are; how often each is chosen is counted all the same."""
         weight_KE = net.quantize.embedding.weight
-        weight_KE.requires_grad_(config.ema is None)
-        self.net, self.config, self.seed = net, config, seed
+        weight_KE.requires_grad_(config.ema is None and not fixed)
+        self.net, self.config, self.seed, self.fixed = net, config, seed, fixed
         self.count_K = weight_KE.new_zeros(len(weight_KE))
         self.sum_KE = torch.zeros_like(weight_KE)
 
@@ -58,6 +63,8 @@ class Codebook:
         sum_KE = torch.zeros_like(self.sum_KE).index_add_(0, codes_N, z_NE)
         self.count_K.lerp_(count_K, 1 - decay)
         self.sum_KE.lerp_(sum_KE, 1 - decay)
+        if self.fixed:
+            return 0
         weight_KE = self.net.quantize.embedding.weight
         if self.config.ema is not None:
             known = self.count_K > 1e-8  # the others stay where they were
@@ -78,3 +85,25 @@ class Codebook:
             self.count_K[dead] = mean * max(10 * (1 - decay), 3 * self.config.dead)
             self.sum_KE[dead] = z_NE[picked] * self.count_K[dead].unsqueeze(1)
         return len(dead)
+
+
+def keep_codes(net: VQGAN, folder: Path) -> None:
+    """Give a network another one's encoder and codebook, which then are not trained; and its
+    decoder to begin with, where they are of one shape.
+
+    Raises UserError for one whose codes are made otherwise, and as `ImageTokenizer.load`.
+    """
+    other = ImageTokenizer.load(folder).net
+    wanted = replace(net.config, decoder_ch=other.config.decoder_ch)
+    if wanted != other.config:
+        unlike = [k for k, v in asdict(wanted).items() if v != getattr(other.config, k)]
+        raise UserError(
+            f"{folder} makes its codes otherwise: its {unlike[0]} is "
+            f"{getattr(other.config, unlike[0])}, the recipe's {getattr(wanted, unlike[0])}; only "
+            "decoder_ch may differ"
+        )
+    for name in ("encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"):
+        part = getattr(net, name)
+        if name != "decoder" or net.config == other.config:
+            part.load_state_dict(getattr(other, name).state_dict())
+        part.requires_grad_(name in ("post_quant_conv", "decoder"))

@@ -39,6 +39,7 @@ class RowsConfig:
     edits: dict[str, float] = field(default_factory=dict)  # type of edit
     questions: dict[str, float] = field(default_factory=dict)  # type of question
     first_caption: float = 0.5  # how often a picture goes under its first caption
+    reworded: float = 0.0  # how often under people's words for it (`paraphrase`), never asked back
     retrieved: int = 2  # most documents in front of one, where there is a table of neighbours
     unrelated: float = 0.0  # share of those drawn from all of its kind, so that not all are trusted
     seen_anew: float = 0.6  # share of captioned pictures behind others to see through a view
@@ -55,7 +56,7 @@ class RowsConfig:
                 raise UserError(f"unknown form '{name}'; known: {', '.join(known)}")
         if self.forms and not any(self.forms.values()):
             raise UserError("forms must name at least one kind of document")
-        for name in ("packed", "first_caption", "unrelated", "seen_anew", "moved"):
+        for name in ("packed", "first_caption", "reworded", "unrelated", "seen_anew", "moved"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; a probability lies in 0..1")
         if self.retrieved < 0:

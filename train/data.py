@@ -26,6 +26,7 @@ from tokenizer.vocabulary import PAD
 from train.config import RowsConfig
 from train.forms import FORMS
 from train.objective import Ids, MaskConfig, Span, mask_row
+from train.paraphrase import reword
 from train.source import DECK, Deck, Source
 
 PACKED = "packed"
@@ -114,13 +115,24 @@ class Rows:
                 raise UserError(
                     f"{self.shards.folder}: a document of task '{form}' is damaged ({error!r})"
                 ) from error
-        captions: Sequence[str] = self.shards.metadata(item).get("captions", ())
+        caption, own_words = self.caption(item, rng)
+        documents, view = self.retrieved((item,), rng, seen_anew=True)
+        document = CAPTIONED[form](caption, self.picture(item, view))
+        encoded = self.codec.encode(document, documents)
+        return Encoded(encoded.ids, ()) if own_words else encoded
+
+    def caption(self, item: int, rng: np.random.Generator) -> tuple[str, bool]:
+        """One of a picture's captions, or people's words for it; and whether it is those."""
+        metadata = self.shards.metadata(item)
+        captions: Sequence[str] = metadata.get("captions", ())
         if not captions:
             raise UserError(f"{self.shards.folder} is damaged: picture {item} lost its captions")
         first = rng.random() < self.config.first_caption
         caption = captions[0 if first else int(rng.integers(len(captions)))]
-        documents, view = self.retrieved((item,), rng, seen_anew=True)
-        return self.codec.encode(CAPTIONED[form](caption, self.picture(item, view)), documents)
+        if self.config.reworded and rng.random() < self.config.reworded:
+            found = reword(metadata, rng)
+            return found or caption, found is not None
+        return caption, False
 
     def retrieved(
         self, own: Sequence[int], rng: np.random.Generator, *, seen_anew: bool = False

@@ -23,12 +23,12 @@ from cm3leon.pipeline import pick_device
 from tokenizer.errors import UserError
 from tokenizer.features import FeatureNet, perceptual_distance
 from tokenizer.image import ImageTokenizer
-from tokenizer.pixels import sheet, to_image
+from tokenizer.pixels import sheet, to_bytes, to_image
 from tokenizer.tars import find_tars, read_ids
 from tokenizer.vqgan import VQGAN, VQGANConfig
 from train import config, state
 from train.adversary import SMALLEST, PatchDiscriminator, adaptive_weight, discriminator_loss
-from train.codebook import Codebook, CodebookConfig
+from train.codebook import Codebook, CodebookConfig, keep_codes
 from train.config import Precision
 from train.corpus import load_pixels
 from train.precision import autocast
@@ -70,6 +70,7 @@ class ImageTokenizerRecipe:
     schedule: Schedule
     betas: tuple[float, float] = (0.5, 0.9)  # Adam's, of both networks; taming's
     model: VQGANConfig
+    codes_of: str | None = None  # an image tokenizer whose codes stay: only a decoder is trained
     loss: LossConfig = LossConfig()
     codebook: CodebookConfig = CodebookConfig()  # noqa: RUF009
     precision: Precision = "fp32"  # of the network; on a GPU its convolutions then take TF32
@@ -166,12 +167,16 @@ class Job:
         torch.manual_seed(recipe.seed)
         self.recipe, self.batches, self.we = recipe, batches, we
         device = batches.device
-        self.net = VQGAN(recipe.model).to(device)
+        self.net = VQGAN(recipe.model)
+        self.fixed = recipe.codes_of is not None
+        if recipe.codes_of is not None:
+            keep_codes(self.net, Path(recipe.codes_of))
+        self.net.to(device)
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.terms = Terms(recipe, say)
         if self.terms.features is not None:
             self.terms.features.to(device)
-        self.codebook = Codebook(self.net, recipe.codebook, recipe.seed)
+        self.codebook = Codebook(self.net, recipe.codebook, recipe.seed, fixed=self.fixed)
         trained = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=0.0, betas=recipe.betas)
         self.judge = PatchDiscriminator().to(device) if recipe.loss.adversarial else None
@@ -201,7 +206,7 @@ class Job:
             out = self.net(x_B3HW)
         y_B3HW, z_BEHW = out.pixels_B3HW.float(), out.z_BEHW.float()
         seen = self.terms.seen(x_B3HW, y_B3HW, step)
-        loss = seen + self.terms.codes(z_BEHW, out.entries_BEHW)
+        loss = seen if self.fixed else seen + self.terms.codes(z_BEHW, out.entries_BEHW)
         judge = self.judge if step >= self.recipe.loss.adversarial_start else None
         if judge:
             fooled = -judge(y_B3HW).mean()
@@ -210,7 +215,7 @@ class Job:
             loss = loss + self.recipe.loss.adversarial * weight * fooled
         self.optimizer.zero_grad()
         loss.backward()
-        self.we.mean_(weight.grad for weight in self.net.parameters())
+        self.we.mean_(weight.grad for weight in self.net.parameters() if weight.requires_grad)
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         z_BEHW, codes_BL = (self.we.gathered(one) for one in (z_BEHW.detach(), out.codes_BL))
@@ -237,11 +242,6 @@ class Job:
         self.we.mean_(weight.grad for weight in judge.parameters())
         self.judge_optimizer.step()
         return loss.item()
-
-
-def to_bytes(pixels: Tensor) -> Tensor:
-    """Pixels in -1..1 -> 0..255, rounded and clamped, as a file would hold them."""
-    return ((pixels.detach() + 1) * 127.5).round().clamp(0, 255)
 
 
 def psnr(error: Tensor) -> Tensor:
