@@ -25,6 +25,7 @@ from train.config import PretrainRecipe
 from train.data import Mixture, Rows, micro_batches, rows_of_steps
 from train.engine import Engine
 from train.flops import Speed
+from train.noise import read_with_noise
 from train.objective import KINDS, Ids, targets_and_weights
 from train.report import Report
 from train.state import Say
@@ -130,7 +131,8 @@ def micros_of(job: Job, rows: Sequence[Ids]) -> Iterator[Micro]:
     """The micro-batches of some rows."""
     for ids_BL in micro_batches(rows, job.recipe.micro_tokens):
         targets_BL, weights_BL = targets_and_weights(ids_BL, job.vocabulary, job.recipe.mask)
-        arrays = (ids_BL[:, :-1].copy(), targets_BL.copy(), weights_BL)
+        read_BL = read_with_noise(ids_BL, job.vocabulary, job.recipe.mask.noise)
+        arrays = (read_BL[:, :-1].copy(), targets_BL.copy(), weights_BL)
         yield tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[misc]
 
 

@@ -71,13 +71,14 @@ class MaskConfig:
     field: float = 0.1  # probability that exactly one field (caption, answer, edit text) is masked
     box: float = 0.0  # probability that a box of one picture's codes is masked
     sentinel_weight: float = 1.0  # loss weight of a sentinel as the token to predict
+    noise: float = 0.0  # share of rows that are read with codes replaced by chance (`train/noise`)
 
     def __post_init__(self) -> None:
         for name in ("spans_mean", "spans_min", "sentinel_weight"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value}; it must be 0 or more")
-        for name in ("whole_segment", "field", "box"):
+        for name in ("whole_segment", "field", "box", "noise"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UserError(f"{name} is {value}; a probability lies in 0..1")
