@@ -88,28 +88,25 @@ class Classifier(nn.Module):
         return self.family(features_B), self.style(features_B)
 
     @torch.inference_mode()
+    def look(self, images: Sequence[Image.Image]) -> list[tuple[list[str], str]]:
+        """Of each picture the five likeliest families, the first one first, and the style."""
+        found: list[tuple[list[str], str]] = []
+        for start in range(0, len(images), BATCH):
+            some = images[start : start + BATCH]
+            family_BC, style_BC = self(torch.stack([small(image) for image in some]))
+            best_B5 = family_BC.topk(min(5, family_BC.shape[1])).indices.tolist()
+            for best, style in zip(best_B5, style_BC.argmax(1).tolist(), strict=True):
+                families = [self.classes.families[number] for number in best]
+                found.append((families, self.classes.styles[style]))
+        return found
+
     def name(self, images: Sequence[Image.Image], wanted: Sequence[tuple[str, str]]) -> list[Named]:
         """Judge pictures that should show a (family, style). One that is not among the classes is
         never right."""
-        families = {name: number for number, name in enumerate(self.classes.families)}
-        styles = {name: number for number, name in enumerate(self.classes.styles)}
-        found: list[Named] = []
-        for start in range(0, len(images), BATCH):
-            some = slice(start, start + BATCH)
-            family_BC, style_BC = self(torch.stack([small(image) for image in images[some]]))
-            best_B5 = family_BC.topk(min(5, family_BC.shape[1])).indices.tolist()
-            for (family, style), best, guess in zip(
-                wanted[some], best_B5, style_BC.argmax(1).tolist(), strict=True
-            ):
-                right = families.get(family, -1)
-                found.append(
-                    Named(
-                        family=best[0] == right,
-                        family_among_five=right in best,
-                        style=guess == styles.get(style, -1),
-                    )
-                )
-        return found
+        return [
+            Named(family=best[0] == family, family_among_five=family in best, style=seen == style)
+            for (best, seen), (family, style) in zip(self.look(images), wanted, strict=True)
+        ]
 
 
 def small(image: Image.Image) -> Tensor:

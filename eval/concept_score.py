@@ -8,6 +8,7 @@ pairs of the train split, drawn once.
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from PIL import Image
 
@@ -96,10 +97,7 @@ def sweep(lab: Lab) -> Found:
 
 def prepared(lab: Lab) -> tuple[Classifier, list[Item], list[Item]]:
     """The classifier, the held-out pairs to paint, and as many train pairs."""
-    folder = corpus_of(lab.source, "what the judge learns from")
-    excluded = read_ids(folder / HELD_OUT)
-    tars = find_tars(folder, "train-")
-    net = judge(tars, excluded, lab.asked.cache / JUDGE, 0, lab.steps("training the judge"))
+    net, folder, excluded = judge_of(lab)
     train = Lab(
         replace(lab.asked, ids=None),
         Corpus(folder, "train"),
@@ -114,6 +112,14 @@ def prepared(lab: Lab) -> tuple[Classifier, list[Item], list[Item]]:
     known = sorted(pairs_of(listed.values(), excluded))
     drawn = random.Random(0).sample(known, min(len(known), len(places)))
     return net, train.find(places, held), train.find(range(len(drawn)), drawn)
+
+
+def judge_of(lab: Lab) -> tuple[Classifier, Path, frozenset[str]]:
+    """The classifier, the corpus that it learnt from, and the ids that it did not."""
+    folder = corpus_of(lab.source, "what the judge learns from")
+    excluded = read_ids(folder / HELD_OUT)
+    tars, steps = find_tars(folder, "train-"), lab.steps("training the judge")
+    return judge(tars, excluded, lab.asked.cache / JUDGE, 0, steps), folder, excluded
 
 
 def wanted(item: Item) -> tuple[str, str]:

@@ -45,13 +45,15 @@ MEASURES: dict[str, Measure] = {
 INDEX = "README.md"
 
 
-def run(lab: Lab, names: Sequence[str], command: str, out: Path, *, every: bool) -> list[Report]:
+def run(
+    lab: Lab, wanted: Mapping[str, Measure], command: str, out: Path, *, every: bool
+) -> list[Report]:
     """Make the reports of these names, and a page that lists all that lie there. With `every` those
     that lack something are skipped; otherwise that is a UserError."""
     made_by = circumstances(lab, command)
     reports: list[Report] = []
-    for name in names:
-        report = measured(lab, name, made_by, every)
+    for name, measure in wanted.items():
+        report = measured(lab, name, measure, made_by, every)
         report.write(out)
         reports.append(report)
         write_file(out / INDEX, index(written(out)).encode())
@@ -67,11 +69,13 @@ def written(out: Path) -> list[Report]:
     return reports
 
 
-def measured(lab: Lab, name: str, made_by: Mapping[str, Any], every: bool) -> Report:
+def measured(
+    lab: Lab, name: str, measure: Measure, made_by: Mapping[str, Any], every: bool
+) -> Report:
     """One report."""
     begun = time.perf_counter()
     try:
-        found = MEASURES[name](lab)
+        found = measure(lab)
     except UserError as error:
         if not every:
             raise

@@ -109,6 +109,36 @@ def test_the_score_asks_held_out_and_train_pairs(
     assert sides == {"guidance 1", "guidance 3", "top-p", "CD-K", "half of each"}
 
 
+def test_people_s_prompts_count_where_an_accepted_family_is_seen(
+    data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(concept, "EPOCHS", 2)
+    (data / "test-0.tar").write_bytes((data / "train-0.tar").read_bytes())
+    prompts = tmp_path / "prompts.json"
+    every = [*COLOURS]
+    rows = [
+        {"topic": "t", "prompt": "a red thing", "families": every},
+        {"topic": "t", "prompt": "nothing", "families": ["unknown"]},
+    ]
+    prompts.write_text(json.dumps({"open": rows, "sealed": rows[1:]}))
+    words = ["eval", "people", prompts, "--data", data, "--model", tiny_folder, "--out", tmp_path]
+    given = [str(word) for word in [*words, "--device", "cpu"]]
+    assert main(given) == 0
+    table = json.loads((tmp_path / "people-open" / "report.json").read_text())
+    assert table["values"]["an accepted family"]["value"] == 0.5
+    assert table["pictures"] == ["sheet", "sheet-told"]
+    said = json.loads((tmp_path / "people-open" / "results.json").read_text())
+    assert [(one["prompt"], one["right"]) for one in said] == [
+        ("a red thing", True),
+        ("nothing", False),
+    ]
+    assert main([*given, "--half", "sealed", "--json"]) == 0
+    prompts.write_text("{}")
+    capsys.readouterr()
+    assert main(given) == 1
+    assert "open" in capsys.readouterr().err
+
+
 @given(st.floats(1e-6, 1e6))
 def test_steps_are_round(least: float) -> None:
     step = round_step(least)

@@ -11,6 +11,7 @@ from cm3leon.cli import (
     evaluating_candidates,
     evaluating_folders,
     evaluating_ledger,
+    evaluating_people,
     evaluating_reports,
     evaluating_retrieval,
     evaluating_samples,
@@ -33,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
     evaluating_candidates.add_to(group)
     evaluating_reports.add_to(group)
     evaluating_folders.add_to(group)
+    evaluating_people.add_to(group)
     evaluating_samples.add_to(group)
     evaluating_ledger.add_to(group)
     app.add_typer(group, name="eval")

@@ -121,7 +121,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         as_json: options.Json = False,
     ) -> None:
         from eval.lab import Asked
-        from eval.runs import index, run
+        from eval.runs import MEASURES, index, run
         from eval.source import Place
 
         check_out(out)
@@ -135,8 +135,9 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
             weights=weights,
             cache=out,
         )
-        lab = _open(asked, place, model, memory, encoder, device, precision, threads)
-        reports = run(lab, names, tables.command(context), out, every=every)
+        lab = open_lab(asked, place, model, memory, encoder, device, precision, threads)
+        wanted = {name: MEASURES[name] for name in names}
+        reports = run(lab, wanted, tables.command(context), out, every=every)
         if as_json:
             typer.echo(json.dumps([one.table() for one in reports], ensure_ascii=False))
         else:
@@ -145,7 +146,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
     return measure
 
 
-def _open(
+def open_lab(
     asked: "Asked",
     place: "Place",
     model: str,

@@ -1,0 +1,55 @@
+"""eval people: prompts in people's own words, by the concept classifier and on a sheet."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cm3leon.cli import options, tables
+from cm3leon.cli.evaluating_reports import Data, Folder, check_out, open_lab
+from cm3leon.cli.retrieving import DEFAULT
+
+Half = Annotated[
+    Literal["open", "sealed"],
+    typer.Option(help="The half to develop with, or the one that is scored once, at the end."),
+]
+
+
+def add_to(group: typer.Typer) -> None:
+    """Name this file's command in the group of all that measure."""
+    group.command()(people)
+
+
+def people(
+    context: typer.Context,
+    prompts: Annotated[
+        Path, typer.Argument(metavar="PROMPTS", help="A JSON of both halves: prompts, families.")
+    ],
+    data: Data,
+    half: Half = "open",
+    model: options.Model = "default",
+    seed: options.Seed = 0,
+    out: Folder = Path("report"),
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Paint one picture of every prompt, and tell how many show what the prompt may mean."""
+    from eval.lab import Asked
+    from eval.people import Prompts
+    from eval.people import people as measure
+    from eval.runs import index, run
+    from eval.source import Place
+
+    chosen = Prompts.read(prompts).half(half)
+    check_out(out)
+    asked, place = Asked(seed=seed, cache=out), Place(data=data)
+    lab = open_lab(asked, place, model, None, DEFAULT, device, precision, threads)
+    command, name = tables.command(context), f"people-{half}"
+    reports = run(lab, {name: lambda lab: measure(lab, chosen)}, command, out, every=False)
+    if as_json:
+        typer.echo(json.dumps([one.table() for one in reports], ensure_ascii=False))
+    else:
+        typer.echo(index(reports))
