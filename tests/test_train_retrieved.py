@@ -192,3 +192,35 @@ def make_other(folder: Path) -> Shards:
     about = {"image_tokenizer_hash": "some", "size": 16, "grid": GRID, "codes": CODES}
     write_shards(folder / "shards", [({"id": "x"}, [0] * GRID**2)], [], **about)
     return Shards.open(folder / "shards")
+
+
+def codes_of(rows: Rows, row: int) -> list[NDArray[np.int64]]:
+    """The codes of a row's pictures, in order."""
+    parts = rows.codec.decode(unmask(rows.at(row), rows.codec.vocabulary).tolist())
+    return [np.array(part.codes) for part in parts if isinstance(part, Picture)]
+
+
+def test_in_swapped_rows_all_pictures_have_other_codes_alike(shards: Shards, tiny: CM3Leon) -> None:
+    plain, swapped = make(shards, tiny), make(shards, tiny, swapped=1.0)
+    several = 0
+    for row in range(100):
+        before, after = codes_of(plain, row), codes_of(swapped, row)
+        form = plain.deck.at(row)[0]
+        own = 2 if form == "edit" else 1
+        known = [any(np.array_equal(one, codes_N) for codes_N in shards.codes_PN) for one in after]
+        if len(after) == 1 or form == "question":  # nothing to copy, or to be known
+            assert all(known)
+            continue
+        assert not any(known)
+        if len(before) != len(after) or own != 2:
+            continue  # a swap is drawn before the neighbours are
+        several += 1
+        stands_for: dict[int, int] = {}
+        for one, other in zip(before[-own:], after[-own:], strict=True):
+            for code, swap in zip(one.tolist(), other.tolist(), strict=True):
+                assert stands_for.setdefault(code, swap) == swap
+        assert len(set(stands_for.values())) == len(stands_for)
+        assert stands_for != {code: code for code in stands_for}
+    assert several > 5
+    half = make(shards, tiny, swapped=0.5)
+    assert half.at(7).tobytes() == make(shards, tiny, swapped=0.5).at(7).tobytes()

@@ -43,6 +43,7 @@ class RowsConfig:
     retrieved: int = 2  # most documents in front of one, where there is a table of neighbours
     unrelated: float = 0.0  # share of those drawn from all of its kind, so that not all are trusted
     seen_anew: float = 0.6  # share of captioned pictures behind others to see through a view
+    swapped: float = 0.0  # of rows of several pictures: every code stands for another, in all alike
     moved: float = 0.0  # of all documents where no table of neighbours is: both ends of an edit too
 
     def __post_init__(self) -> None:
@@ -56,7 +57,15 @@ class RowsConfig:
                 raise UserError(f"unknown form '{name}'; known: {', '.join(known)}")
         if self.forms and not any(self.forms.values()):
             raise UserError("forms must name at least one kind of document")
-        for name in ("packed", "first_caption", "reworded", "unrelated", "seen_anew", "moved"):
+        for name in (
+            "packed",
+            "first_caption",
+            "reworded",
+            "swapped",
+            "unrelated",
+            "seen_anew",
+            "moved",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; a probability lies in 0..1")
         if self.retrieved < 0:

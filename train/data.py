@@ -32,6 +32,8 @@ from train.source import DECK, Deck, Source
 PACKED = "packed"
 WINDOW = 8  # blocks that are cut from one run of the stream
 
+Swap = NDArray[np.int64]  # of each code the one that it is to be
+
 # The forms of a picture under one of its captions
 CAPTIONED = {"pair": prompts.pair, "described": prompts.described}
 
@@ -91,12 +93,23 @@ class Rows:
         }
         return sum(counts.values())
 
-    def picture(self, number: int, view: int | None = None) -> Picture:
+    def picture(self, number: int, view: int | None = None, swap: Swap | None = None) -> Picture:
         codes_PN = self.shards.codes_PN
         if view is not None:
             assert self.views_VPN is not None
             codes_PN = self.views_VPN[view]
-        return Picture(tuple(codes_PN[number].tolist()))
+        codes_N = codes_PN[number]
+        return Picture(tuple((codes_N if swap is None else swap[codes_N]).tolist()))
+
+    def swap(self, rng: np.random.Generator) -> Swap | None:
+        """What each code is to stand for in a row of several pictures, in a share `config.swapped`.
+
+        Pictures that are known by heart teach nobody to look at the one before: swapped, nobody
+        knows them, and what is alike in both is all that can be known. Ours.
+        """
+        if not self.config.swapped or rng.random() >= self.config.swapped:
+            return None
+        return rng.permutation(self.shards.codes)
 
     def encoded(self, form: str, place: int | None, rng: np.random.Generator) -> Encoded:
         """The document of a form at its place, behind those retrieved for it; `rng` chooses among
@@ -104,11 +117,11 @@ class Rows:
         item = self.sources[form].at(place, rng)
         if form in FORMS:
             own, table = self.columns.pictures(item), self.shards.document(item)
-            view = self.moved(rng)
-            shown = [self.picture(number, view) for number in own]
+            view, swap = self.moved(rng), self.swap(rng) if len(own) > 1 else None
+            shown = [self.picture(number, view, swap) for number in own]
             try:
                 document = FORMS[form](table, shown, lambda count: int(rng.integers(count)))
-                return self.codec.encode(document, self.retrieved(own, rng)[0])
+                return self.codec.encode(document, self.retrieved(own, rng, swap)[0])
             except UserError:
                 raise
             except Exception as error:  # texts may be anything in a stranger's JSON
@@ -116,8 +129,10 @@ class Rows:
                     f"{self.shards.folder}: a document of task '{form}' is damaged ({error!r})"
                 ) from error
         caption, own_words = self.caption(item, rng)
-        documents, view = self.retrieved((item,), rng, seen_anew=True)
-        document = CAPTIONED[form](caption, self.picture(item, view))
+        swap = self.swap(rng)
+        documents, view = self.retrieved((item,), rng, swap, seen_anew=True)
+        picture = self.picture(item, view, swap if documents else None)
+        document = CAPTIONED[form](caption, picture)
         encoded = self.codec.encode(document, documents)
         return Encoded(encoded.ids, ()) if own_words else encoded
 
@@ -135,7 +150,12 @@ class Rows:
         return caption, False
 
     def retrieved(
-        self, own: Sequence[int], rng: np.random.Generator, *, seen_anew: bool = False
+        self,
+        own: Sequence[int],
+        rng: np.random.Generator,
+        swap: Swap | None = None,
+        *,
+        seen_anew: bool = False,
     ) -> tuple[list[Document], int | None]:
         """K neighbours of the first of a document's own pictures, K drawn evenly from 0 to
         `config.retrieved` (RA-CM3; CM3Leon's K in training is not told but for its 3 of long rows).
@@ -159,9 +179,9 @@ class Rows:
         if views and len(others) and rng.random() < self.config.seen_anew:
             view = int(rng.integers(views))
         documents: list[Document] = [
-            prompts.pair(captions[0], self.picture(one, view))
+            prompts.pair(captions[0], self.picture(one, view, swap))
             if (captions := self.shards.metadata(one).get("captions"))
-            else (self.picture(one, view),)
+            else (self.picture(one, view, swap),)
             for one in others.astype(int).tolist()
         ]
         return documents, view
