@@ -68,10 +68,18 @@ def written_picture(
     codec: Codec, caption: str, picture: Picture, retrieved: Sequence[Document] = ()
 ) -> Written:
     """A picture as text-to-image would paint it, with `retrieved` in front of the prompt."""
-    prompt, _ = prompts.paint(caption)
+    return _painted(codec, codec.open(prompts.paint(caption)[0], retrieved), picture)
+
+
+def written_edit(codec: Codec, instruction: str, source: Picture, target: Picture) -> Written:
+    """The picture after an edit, as editing would paint it."""
+    return _painted(codec, codec.open(prompts.change(instruction, source)[0]), target)
+
+
+def _painted(codec: Codec, prompt: tuple[int, ...], picture: Picture) -> Written:
     codes = [code for code in picture.codes if isinstance(code, int)]
     ids = tuple(codec.vocabulary.image_id(code) for code in codes)
-    return Written(codec.open(prompt, retrieved), ids, grammar.picture(codec.vocabulary, len(ids)))
+    return Written(prompt, ids, grammar.picture(codec.vocabulary, len(ids)))
 
 
 def written_caption(codec: Codec, caption: str, picture: Picture) -> Written:

@@ -31,9 +31,9 @@ def perplexity(lab: Lab) -> Found:
     """Bits of pictures given their first caption, as `cm3leon.likelihood` defines them, and of
     captions given their picture; with documents in front too, where the run has a memory."""
     items, codec = lab.items, lab.leon.codec
-    image_bits = picture_bits(lab, [[] for _ in items])
+    image_bits = picturebits_of(lab, [[] for _ in items])
     captions = [written_caption(codec, item.caption, item.picture) for item in items]
-    caption_bits = _bits(lab, captions, "captions")
+    caption_bits = bits_of(lab, captions, "captions")
     sizes = [float(len(item.caption.encode())) for item in items]
     values: dict[str, Value] = {}
     for kind, places in by_kind([kind_of(item.metadata) for item in items]).items():
@@ -43,7 +43,7 @@ def perplexity(lab: Lab) -> Found:
         values[f"bits a caption byte, {kind}"] = mean(texts, lengths)
     count = lab.asked.retrieve
     if count and lab.memory is not None:
-        helped = picture_bits(lab, lab.fronts(lab.items, count))
+        helped = picturebits_of(lab, lab.fronts(lab.items, count))
         codes = [float(codec.picture_codes)] * len(items)
         values[f"bits an image token, all, {count} retrieved"] = mean(helped, codes)
         less = [a - b for a, b in zip(helped, image_bits, strict=True)]
@@ -51,16 +51,17 @@ def perplexity(lab: Lab) -> Found:
     return Found(values=values)
 
 
-def picture_bits(lab: Lab, fronts: Sequence[Sequence[Document]]) -> list[float]:
+def picturebits_of(lab: Lab, fronts: Sequence[Sequence[Document]]) -> list[float]:
     """Bits of every item's codes given its first caption behind some documents."""
     written = [
         written_picture(lab.leon.codec, item.caption, item.picture, front)
         for item, front in zip(lab.items, fronts, strict=True)
     ]
-    return _bits(lab, written, "pictures")
+    return bits_of(lab, written, "pictures")
 
 
-def _bits(lab: Lab, written: Sequence[likelihood.Written], what: str) -> list[float]:
+def bits_of(lab: Lab, written: Sequence[likelihood.Written], what: str) -> list[float]:
+    """Bits of each continuation, all its ids together."""
     found: list[float] = []
     steps = lab.steps(f"bits of {what}")
     for start in range(0, len(written), GROUP):
@@ -137,9 +138,9 @@ def retrieval(lab: Lab) -> Found:
         for item, front in zip(lab.items, fronts, strict=True)
     ]
     bits = {
-        f"{count} retrieved": picture_bits(lab, fronts),
-        f"{count} random": picture_bits(lab, others),
-        "none": picture_bits(lab, [[] for _ in lab.items]),
+        f"{count} retrieved": picturebits_of(lab, fronts),
+        f"{count} random": picturebits_of(lab, others),
+        "none": picturebits_of(lab, [[] for _ in lab.items]),
     }
     codes = [float(lab.leon.codec.picture_codes)] * len(lab.items)
     values = {f"bits an image token, {name}": mean(each, codes) for name, each in bits.items()}

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image
 
-from eval.lab import Item, Lab
+from eval.bits import written_edit
+from eval.figures import by_kind
+from eval.lab import Change, Item, Lab
+from eval.measures import bits_of
 from eval.reconstruction import psnr
 from eval.report import Found, Value, mean, sheet_of
 from retrieval.embed import ClipEmbedder, unit
@@ -40,7 +43,26 @@ def edit(lab: Lab) -> Found:
         (change.source.image, image, change.target.image)
         for change, image in zip(lab.changes, made, strict=True)
     ]
+    values |= _edit_bits(lab, lab.changes)
     return Found(values=values, pictures={"source-edit-target": sheet_of(rows)})
+
+
+def _edit_bits(lab: Lab, changes: Sequence[Change]) -> dict[str, Value]:
+    """Bits of the real picture after each type of edit, behind its own source and behind that of
+    the next edit of the type: they say whether the source is read at all."""
+    values: dict[str, Value] = {}
+    codec = lab.leon.codec
+    for kind, places in by_kind([one.kind for one in changes]).items():
+        some = [changes[place] for place in places]
+        for name, sources in (("its own", some), ("another", [*some[1:], some[0]])):
+            written = [
+                written_edit(codec, one.instruction, other.source.picture, one.target.picture)
+                for one, other in zip(some, sources, strict=True)
+            ]
+            bits = bits_of(lab, written, f"edits, {kind}")
+            sizes = [float(codec.picture_codes)] * len(bits)
+            values[f"bits a code behind {name} source, {kind}"] = mean(bits, sizes)
+    return values
 
 
 def infill(lab: Lab) -> Found:
