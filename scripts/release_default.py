@@ -1,18 +1,21 @@
 """Put a trained model into the package as the default one, with its card and attribution.
 
-    python scripts/release_default.py runs/emoji-64/model
+    python scripts/release_default.py runs/emoji-64/model [runs/decoder/image_tokenizer]
 
-Replaces cm3leon/assets/default. How it draws by default (TASKS) was chosen with choose_sampling.py;
-docs/ledger.md says how.
+The second folder is an image tokenizer with the same codes and another decoder. Replaces
+cm3leon/assets/default. How it draws by default (TASKS) was chosen as docs/ledger.md says.
 """
 
 import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 from cm3leon import checkpoint
 from cm3leon.checkpoint import TaskSampling
 from cm3leon.sampling import Sampling
+from tokenizer.image import ImageTokenizer
 
 HERE = Path(__file__).parent
 DEFAULT = HERE.parent / "cm3leon" / "assets" / "default"
@@ -23,15 +26,26 @@ TASKS = TaskSampling(
 )
 
 
+def check_same_codes(one: ImageTokenizer, other: ImageTokenizer) -> None:
+    """Pictures must have the codes that the decoder was trained on."""
+    for part in ("encoder", "quant_conv", "quantize"):
+        known, new = (getattr(net.net, part).state_dict() for net in (one, other))
+        assert all(torch.equal(known[name], new[name]) for name in known | new), part
+
+
 def main() -> None:
     made = checkpoint.load(Path(sys.argv[1]))
+    image_tokenizer = made.image_tokenizer
+    if len(sys.argv) > 2:
+        image_tokenizer = ImageTokenizer.load(Path(sys.argv[2]))
+        check_same_codes(made.image_tokenizer, image_tokenizer)
     DEFAULT.parent.mkdir(exist_ok=True)
     card = (HERE / "default" / "README.md").read_text("utf-8")
     told = checkpoint.save(
         DEFAULT,
         made.model,
         made.codec,
-        made.image_tokenizer,
+        image_tokenizer,
         sampling=TASKS,
         stored="int8",
         card=card,
