@@ -100,7 +100,7 @@ def prepared(lab: Lab) -> tuple[Classifier, list[Item], list[Item]]:
     net, folder, excluded = judge_of(lab)
     train = Lab(
         replace(lab.asked, ids=None),
-        Corpus(folder, "train"),
+        Corpus.open(folder, "train"),
         lab.leon,
         lab.embedder,
         lab.memory,

@@ -20,7 +20,7 @@ from cm3leon.sampling import Sampling
 from eval.asking import best_of
 from eval.figures import evenly
 from eval.retrieval import fitting, look_up
-from eval.source import EDITS, QUESTIONS, Asking, Source, captioned, chosen
+from eval.source import EDITS, Asking, Source, captioned, chosen
 from retrieval.embed import Embedder
 from retrieval.memory import Memory
 from tokenizer.document import Document, Picture
@@ -220,7 +220,7 @@ class Lab:
         rows = [one for one in self.source.questions() if one.picture in self.listed]
         rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
         if not rows:
-            raise UserError(f"{QUESTIONS} asks of no picture of {self.source}; name another split")
+            raise UserError(f"no question is about a listed picture of {self.source}; name others")
         ids = list(dict.fromkeys(one.picture for one in rows))
         by_id = {one.metadata["id"]: one for one in self.find(range(len(ids)), ids)}
         return [

@@ -62,16 +62,17 @@ class Corpus:
 
     folder: Path
     split: str
+    tars: tuple[Path, ...]
     counting: str = "corpus"
     """One of `answers.COUNTINGS`."""
 
     def __str__(self) -> str:
         return f"the {self.split} split of {self.folder}"
 
-    @cached_property
-    def tars(self) -> list[Path]:
-        """Raises UserError where there is none."""
-        return find_tars(self.folder, f"{self.split}-")
+    @classmethod
+    def open(cls, folder: Path, split: str) -> "Corpus":
+        """Raises UserError where there is no tar of the split."""
+        return cls(folder, split, tuple(find_tars(folder, f"{split}-")))
 
     def pictures(self) -> dict[str, Metadata]:
         """The metadata of all, by id, in order."""
@@ -197,9 +198,7 @@ def open_source(place: Place) -> Source:
             raise UserError(f"{word} is of a published set; say which layout it has with --as")
         if data.suffix == ".json":
             raise UserError(f"{data} is a JSON file; say which layout it has with --as")
-        source = Corpus(data, place.split or TEST)
-        assert source.tars
-        return source
+        return Corpus.open(data, place.split or TEST)
     if place.split is not None:
         raise UserError(f"--split {place.split} is of a corpus; with --as name the split's file")
     if images is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cm3leon.pipeline import CM3Leon
@@ -34,6 +34,9 @@ def some(picture: dict[str, Any], count: int = 400) -> set[str]:
 
 
 @given(pictures, st.integers(0, 2**32))
+@example({"label": ":"}, 0)
+@example({"label": "wolf", "tags": 5}, 0)
+@example({"label": "wolf", "tags": "grey"}, 0)
 def test_whatever_stands_there_becomes_words(picture: dict[str, Any], seed: int) -> None:
     found = reword(picture, np.random.default_rng(seed))
     assert found

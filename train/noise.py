@@ -1,13 +1,11 @@
 """Codes that are read in training, some of them replaced: beside the objective, before the model.
 
-A picture's first rows tell much of the others, so a model that always reads the true ones learns to
-go by them, hardly by the caption; when it paints, the first rows are its own, and what they
-lack nothing mends. With codes replaced by chance it has to look at the caption, and to go on after
-a mistake. Only what is read changes: what is to be predicted stays the row.
+A picture's first rows tell much of the others, and when a model paints, the first rows are its own.
+Codes replaced by chance are meant to make it look at the caption, and go on after a mistake. In a
+short run they brought no clear gain (docs/ledger.md). What is to be predicted stays the row.
 
-Source: word dropout (Bowman et al., arXiv 1511.06349, section 3.1) replaces what a decoder reads;
-Infinity (arXiv 2412.04431, section 3.4) flips bits of it at a rate drawn evenly. Ours: codes alone,
-any other code in their place. The CM3 papers have no such thing.
+Akin to word dropout (Bowman et al., arXiv 1511.06349) and to the flipped bits of Infinity (arXiv
+2412.04431). Ours: codes alone, any code in their place. The CM3 papers have no such thing.
 """
 
 # Shapes: B = rows, L = ids a row

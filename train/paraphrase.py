@@ -77,7 +77,8 @@ def reword(picture: Mapping[str, Any], rng: np.random.Generator) -> str | None:
     label = str(picture.get("label") or "").strip()
     if not label:
         return None
-    thing = _thing(label, [str(tag) for tag in picture.get("tags") or ()], rng)
+    tags: object = picture.get("tags")  # a stranger's may be anything
+    thing = _thing(label, [str(tag) for tag in tags] if isinstance(tags, list) else [], rng)
     styles = STYLES.get(str(picture.get("style")), ())
     said = _styled(thing, styles, rng) if styles and rng.random() < 0.45 else _plain(thing, rng)
     if rng.random() < 0.3:
@@ -94,7 +95,7 @@ def _pick(things: Sequence[T], rng: np.random.Generator) -> T:
 def _thing(label: str, tags: Sequence[str], rng: np.random.Generator) -> str:
     """The noun: the label, or a part or another name of it, with what qualifies it."""
     base, _, rest = label.partition(":")
-    base, qualities = base.strip(), [one.strip() for one in rest.split(",") if one.strip()]
+    base, qualities = base.strip() or label, [one.strip() for one in rest.split(",") if one.strip()]
     if base == "flag" and qualities:
         land = qualities[0]
         return _pick((f"flag of {land}", f"the flag of {land}", f"{land} flag", f"{land}"), rng)

@@ -1,13 +1,12 @@
 """eval people: prompts in people's own words, by the concept classifier and on a sheet."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cm3leon.cli import options, tables
-from cm3leon.cli.evaluating_reports import Data, Folder, check_out, open_lab
+from cm3leon.cli.evaluating_reports import Data, Folder, check_out, open_lab, tell_reports
 from cm3leon.cli.retrieving import DEFAULT
 
 Half = Annotated[
@@ -40,7 +39,7 @@ def people(
     from eval.lab import Asked
     from eval.people import Prompts
     from eval.people import people as measure
-    from eval.runs import index, run
+    from eval.runs import run
     from eval.source import Place
 
     chosen = Prompts.read(prompts).half(half)
@@ -49,7 +48,4 @@ def people(
     lab = open_lab(asked, place, model, None, DEFAULT, device, precision, threads)
     command, name = tables.command(context), f"people-{half}"
     reports = run(lab, {name: lambda lab: measure(lab, chosen)}, command, out, every=False)
-    if as_json:
-        typer.echo(json.dumps([one.table() for one in reports], ensure_ascii=False))
-    else:
-        typer.echo(index(reports))
+    tell_reports(reports, as_json)

@@ -1,7 +1,7 @@
 """eval NAME: measures of a model on a corpus, each with a report that says all that made it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +21,7 @@ from cm3leon.cli.retrieving import (
 
 if TYPE_CHECKING:
     from eval.lab import Asked, Lab
+    from eval.report import Report
     from eval.source import Place
 
 NAMES = {
@@ -121,7 +122,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         as_json: options.Json = False,
     ) -> None:
         from eval.lab import Asked
-        from eval.runs import MEASURES, index, run
+        from eval.runs import MEASURES, run
         from eval.source import Place
 
         check_out(out)
@@ -138,12 +139,19 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         lab = open_lab(asked, place, model, memory, encoder, device, precision, threads)
         wanted = {name: MEASURES[name] for name in names}
         reports = run(lab, wanted, tables.command(context), out, every=every)
-        if as_json:
-            typer.echo(json.dumps([one.table() for one in reports], ensure_ascii=False))
-        else:
-            typer.echo(index(reports))
+        tell_reports(reports, as_json)
 
     return measure
+
+
+def tell_reports(reports: "Sequence[Report]", as_json: bool) -> None:
+    """What was measured: a page, or one line of JSON."""
+    from eval.runs import index
+
+    if as_json:
+        typer.echo(json.dumps([one.table() for one in reports], ensure_ascii=False))
+    else:
+        typer.echo(index(reports))
 
 
 def open_lab(
