@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cm3leon import kernels, native
+from cm3leon import kernels, native, pages
 from cm3leon.model import Block, Decoder, FeedForward
 from tokenizer.errors import UserError
 
@@ -51,6 +51,8 @@ def prepare(
             pack_block(block, pack)
     if pack is not None:
         model.reader = PackedHead(model.head_weight, pack)
+    if device.type == "cpu":
+        pages.settle([*model.parameters(), *model.buffers()])
     return precision
 
 
