@@ -5,10 +5,11 @@ is not heard, the weights lie as well as before.
 """
 
 import mmap
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor
 
 PAGE = 2 << 20  # bytes of a large page
 LINE = 64  # bytes of a cache line
@@ -21,22 +22,22 @@ def settle(tensors: Iterable[Tensor]) -> None:
     They take no more room, and those that share a storage go on sharing it. Left out are tensors
     in oneDNN's own order.
     """
-    given = [one for one in tensors if one.layout == torch.strided and one.numel()]
-    old = {one.data_ptr(): one for one in map(Tensor.untyped_storage, given)}
-    sizes = [-(-one.nbytes() // LINE) * LINE for one in old.values()]
+    sharing: dict[int, list[Tensor]] = defaultdict(list)
+    for one in tensors:
+        if one.layout == torch.strided and one.numel():
+            sharing[one.untyped_storage().data_ptr()].append(one)
+    sizes = [-(-some[0].untyped_storage().nbytes() // LINE) * LINE for some in sharing.values()]
     if not hasattr(mmap, "MADV_HUGEPAGE") or sum(sizes) < PAGE:
         return
     memory = mmap.mmap(-1, sum(sizes) + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     at = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % PAGE
-    new: dict[int, UntypedStorage] = {}
-    for (place, one), size in zip(old.items(), sizes, strict=True):
-        # each a storage of its own, for safetensors saves no two tensors of one
-        part = torch.frombuffer(memory, dtype=torch.uint8, offset=at, count=one.nbytes())
-        new[place] = part.untyped_storage()
-        new[place].copy_(one)
+    for some, size in zip(sharing.values(), sizes, strict=True):
+        old = some[0].untyped_storage()
+        # a storage for each old one, for safetensors saves no two tensors of one
+        part = torch.frombuffer(memory, dtype=torch.uint8, offset=at, count=old.nbytes())
+        new = part.untyped_storage().copy_(old)
+        for one in some:
+            moved = torch.empty(0, dtype=one.dtype)
+            one.data = moved.set_(new, one.storage_offset(), one.shape, one.stride())
         at += size
-    for one in given:
-        storage = new[one.untyped_storage().data_ptr()]
-        moved = torch.empty(0, dtype=one.dtype)
-        one.data = moved.set_(storage, one.storage_offset(), one.shape, one.stride())
