@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cm3leon.checkpoint import find
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
 from tokenizer.vqgan import VQGAN, VQGANConfig
@@ -79,6 +80,12 @@ def test_the_hash_is_of_what_was_saved(folder: Path) -> None:
     made(replace(SMALL, l2_norm=False)).save(folder.parent / "config")
     others = {ImageTokenizer.load(folder.parent / name).hash for name in ("weights", "config")}
     assert len(others | {first.hash}) == 3
+
+
+def test_the_default_saved_again_is_the_default(tmp_path: Path) -> None:
+    shipped = ImageTokenizer.load(find("default") / "image_tokenizer")
+    shipped.save(tmp_path / "again", half=True)
+    assert ImageTokenizer.load(tmp_path / "again").hash == shipped.hash
 
 
 def test_half_precision_is_half_the_file_and_computes_in_full(folder: Path) -> None:

@@ -127,7 +127,9 @@ class ImageTokenizer:
 def write_files(folder: Path, state: Mapping[str, Tensor], config: VQGANConfig) -> None:
     """The two files of an image tokenizer into an existing folder."""
     save_file({k: v.contiguous() for k, v in state.items()}, folder / WEIGHTS)
-    text = json.dumps(settings.table_of(config), indent=2) + "\n"
+    table = settings.table_of(config)
+    given = {name: value for name, value in table.items() if value is not None}  # one hash always
+    text = json.dumps(given, indent=2) + "\n"
     (folder / "config.json").write_text(text, "utf-8")
 
 
