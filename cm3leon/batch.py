@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from cm3leon import candidates as pool
 from cm3leon import grammar, prompts
 from cm3leon.engine import Engine
 from cm3leon.pipeline import CM3Leon
@@ -34,16 +35,21 @@ def paint_all(
     *,
     in_flight: int = IN_FLIGHT,
     progress: Callable[[int, int], None] | None = None,
+    candidates: int = 1,
+    mix: bool = False,
+    score: pool.Score | None = None,
 ) -> Iterator[tuple[int, Image.Image]]:
     """The number of each wish and its picture, in the order in which they are done: the very
     picture that `text_to_image` paints of it alone, as far as sums of another order let it.
 
-    in_flight: pictures under way at one time, which bounds the memory; progress: called with
-    (tokens so far, all there will be). Raises UserError, before anything is painted, for a prompt
-    that does not fit the model.
+    in_flight: pictures under way at one time, candidates too, which bounds the memory; progress:
+    called with (tokens so far, all there will be). Raises UserError, before anything is painted,
+    for a prompt that does not fit the model.
     """
-    found = paint_codes(leon, wishes, sampling, in_flight=in_flight, progress=progress)
-    return ((number, leon.to_image(Picture(codes))) for number, codes in found)
+    drawn = pool.samplings(sampling or leon.sampling.text_to_image, candidates, mix)
+    for number, rows in _paint(leon, wishes, drawn, in_flight, progress):
+        pictures = [leon.to_image(Picture(codes)) for codes in rows]
+        yield number, pool.pick(wishes[number].prompt, pictures, candidates, score)[0]
 
 
 def paint_codes(
@@ -53,40 +59,58 @@ def paint_codes(
     *,
     in_flight: int = IN_FLIGHT,
     progress: Callable[[int, int], None] | None = None,
+    candidates: int = 1,
+    score: pool.Score | None = None,
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """As `paint_all`, but what comes of a wish is its codes, whose pixels nobody has made yet."""
-    requests = requests_of(leon, wishes, sampling)
+    """As `paint_all`, but a wish comes to codes, of which there are pixels only to pick by."""
+    drawn = pool.samplings(sampling or leon.sampling.text_to_image, candidates, False)
+    for number, rows in _paint(leon, wishes, drawn, in_flight, progress):
+        if score is None or candidates == 1:
+            yield number, rows[0]
+            continue
+        pictures = [leon.to_image(Picture(codes)) for codes in rows]
+        yield number, rows[pool.best(score(wishes[number].prompt, pictures))]
+
+
+def _paint(
+    leon: CM3Leon,
+    wishes: Sequence[Wish],
+    drawn: Sequence[Sampling],
+    in_flight: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+    """The codes of all candidates of each wish, as they are done."""
+    requests = requests_of(leon, wishes, drawn)
     if not requests:
         return
     capacity = max(request.room for request in requests)
-    engine = Engine(leon.model, rows=in_flight * requests[0].rows, capacity=capacity)
+    rows = max(in_flight // len(drawn), 1) * requests[0].rows
+    engine = Engine(leon.model, rows=rows, capacity=capacity)
     numbers = {engine.submit(request): number for number, request in enumerate(requests)}
-    length = leon.codec.picture_codes
+    length = leon.codec.picture_codes * len(drawn)
     done = 0
     while engine.busy:
-        for ticket, [ids] in engine.step().items():
+        for ticket, found in engine.step().items():
             done += 1
-            yield numbers[ticket], leon.codec.decode_codes(ids)
+            yield numbers[ticket], [leon.codec.decode_codes(ids) for ids in found]
         if progress is not None:
             progress(done * length + sum(engine.lengths), len(requests) * length)
 
 
-def requests_of(
-    leon: CM3Leon, wishes: Sequence[Wish], sampling: Sampling | None = None
-) -> list[Request]:
-    """What each wish asks of an engine. Raises UserError for a prompt that does not fit the
-    model."""
-    requests = [_request(leon, wish, sampling or leon.sampling.text_to_image) for wish in wishes]
+def requests_of(leon: CM3Leon, wishes: Sequence[Wish], drawn: Sequence[Sampling]) -> list[Request]:
+    """What each wish asks of an engine: a candidate for each way of drawing, with neighbouring
+    seeds. Raises UserError for a prompt that does not fit the model."""
+    requests = [_request(leon, wish, drawn) for wish in wishes]
     for request in requests:
         request.check(leon.model.config)
     return requests
 
 
-def _request(leon: CM3Leon, wish: Wish, sampling: Sampling) -> Request:
+def _request(leon: CM3Leon, wish: Wish, drawn: Sequence[Sampling]) -> Request:
     documents = prompts.paint(wish.prompt, examples=bool(wish.retrieved))
     return Request(
         streams=Streams(tuple(leon.codec.open(one, wish.retrieved) for one in documents)),
         grammar=grammar.picture(leon.codec.vocabulary, leon.codec.picture_codes),
-        seeds=(wish.seed,),
-        sampling=sampling,
+        seeds=tuple(range(wish.seed, wish.seed + len(drawn))),
+        sampling=drawn,
     )

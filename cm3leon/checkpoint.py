@@ -81,6 +81,15 @@ class TaskSampling:
     infill: Sampling = Sampling()  # noqa: RUF009
     caption: Sampling = Sampling(temperature=0.0)  # noqa: RUF009
     answer: Sampling = Sampling(temperature=0.0)  # noqa: RUF009
+    candidates: int = 1  # painted for each picture from words; the retriever's encoder keeps one
+    retrieve: int = 0  # documents of the memory that ships, in front of words to paint
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or self.retrieve < 0:
+            raise UserError(
+                f"candidates is {self.candidates} and retrieve {self.retrieve}; they must be at "
+                "least 1 and 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

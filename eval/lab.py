@@ -7,7 +7,7 @@ Below `measures`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from eval.asking import best_of
 from eval.figures import evenly
 from eval.retrieval import fitting, look_up
 from eval.source import EDITS, Asking, Source, captioned, chosen
-from retrieval.embed import Embedder
+from retrieval.embed import Embedder, closeness
 from retrieval.memory import Memory
 from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
@@ -39,6 +39,8 @@ class Asked:
     seed: int = 0
     retrieve: int = 0
     """Documents in front of a prompt."""
+    candidates: int = 1
+    """Painted for each picture, of which the retriever's encoder keeps the nearest."""
     samples: Path | None = None
     """A folder of `eval samples`: what was painted already."""
     weights: Path | None = None
@@ -156,14 +158,24 @@ class Lab:
         self, items: Sequence[Item], sampling: Sampling, retrieve: int
     ) -> list[tuple[int, ...]]:
         """The codes of a picture of each item's first caption, behind so many documents."""
+        captions = [item.caption for item in items]
+        return self.paint_words(captions, self.fronts(items, retrieve), sampling)
+
+    def paint_words(
+        self, prompts: Sequence[str], fronts: Sequence[Sequence[Document]], sampling: Sampling
+    ) -> list[tuple[int, ...]]:
+        """The codes of a picture of each prompt behind its documents, the best of as many
+        candidates as are asked for; seeds count on."""
+        count, steps = self.asked.candidates, self.steps("painting")
         wishes = [
-            Wish(prompt=item.caption, seed=self.seed_of(place), retrieved=front)
-            for place, (item, front) in enumerate(
-                zip(items, self.fronts(items, retrieve), strict=True)
-            )
+            Wish(prompt=prompt, seed=self.asked.seed + place * count, retrieved=front)
+            for place, (prompt, front) in enumerate(zip(prompts, fronts, strict=True))
         ]
-        steps = self.steps("painting")
-        done = dict(paint_codes(self.leon, wishes, sampling, progress=steps))
+        score = partial(closeness, self.embedder)
+        painted = paint_codes(
+            self.leon, wishes, sampling, progress=steps, candidates=count, score=score
+        )
+        done = dict(painted)
         return [done[place] for place in range(len(wishes))]
 
     def fronts(self, items: Sequence[Item], count: int) -> list[list[Document]]:
@@ -176,7 +188,13 @@ class Lab:
         if not count or self.memory is None:
             return [[] for _ in items]
         captions = [item.caption for item in items]
-        ids = [item.metadata["id"] for item in items]
+        return self.found(captions, [item.metadata["id"] for item in items], count)
+
+    def found(
+        self, captions: Sequence[str], ids: Sequence[str], count: int
+    ) -> list[list[tuple[str, Document]]]:
+        """What generation would find for each caption, other than the document of this id."""
+        assert self.memory is not None
         rows: list[list[tuple[str, Document]]] = []
         found = look_up(self.memory, self.embedder, captions, ids, count)
         for caption, row in zip(captions, found, strict=True):

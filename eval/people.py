@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from cm3leon.batch import Wish, paint_codes
 from eval.concept_score import judge_of
 from eval.lab import Lab
 from eval.report import Found, mean
 from tokenizer import settings
-from tokenizer.document import Picture
+from tokenizer.document import Document, Picture
 from tokenizer.pixels import fit, sheet
 
 Half = Literal["open", "sealed"]
@@ -53,10 +52,13 @@ class Prompts:
 def people(lab: Lab, prompts: Sequence[Prompt]) -> Found:
     """One picture a prompt, its number the seed, and the share that shows an accepted family."""
     net, _, _ = judge_of(lab)
-    wishes = [Wish(prompt=one.prompt, seed=lab.seed_of(n)) for n, one in enumerate(prompts)]
-    sampling = lab.leon.sampling.text_to_image
-    codes = dict(paint_codes(lab.leon, wishes, sampling, progress=lab.steps("painting")))
-    images = [lab.leon.to_image(Picture(codes[place])) for place in range(len(wishes))]
+    words, count = [one.prompt for one in prompts], lab.asked.retrieve
+    fronts: list[list[Document]] = [[] for _ in words]
+    if count and lab.memory is not None:
+        found = lab.found(words, [""] * len(words), count)
+        fronts = [[document for _, document in row] for row in found]
+    painted = lab.paint_words(words, fronts, lab.leon.sampling.text_to_image)
+    images = [lab.leon.to_image(Picture(codes)) for codes in painted]
     seen = [families for families, _ in net.look(images)]
     right = [best[0] in one.families for best, one in zip(seen, prompts, strict=True)]
     five = [bool({*best} & {*one.families}) for best, one in zip(seen, prompts, strict=True)]

@@ -105,6 +105,7 @@ def circumstances(lab: Lab, command: str) -> dict[str, Any]:
         "sampling": asdict(leon.sampling),
         "samples": asked.samples and read_settings(asked.samples),
         "retrieve": asked.retrieve,
+        "candidates": asked.candidates,
         "memory": lab.memory and _hash(repr(lab.memory.contents)),
         "encoder": lab.embedder.id,
         "device": str(leon.model.embed.weight.device),

@@ -93,7 +93,7 @@ def run(
     assert block > 0
     sampling = sampling or leon.sampling.text_to_image
     _check(wanted)
-    requests_of(leon, [_wish(one) for one in wanted], sampling)
+    requests_of(leon, [_wish(one) for one in wanted], [sampling])
     _open(folder, _settings(wanted, leon, sampling, retrieval, block))
     share = range(rank, -(-len(wanted) // block), world)
     for number in share:

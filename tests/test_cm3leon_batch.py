@@ -1,11 +1,16 @@
 """Many prompts through one engine are painted as each alone."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from cm3leon import prompts
-from cm3leon.batch import Wish, paint_all
+from cm3leon.batch import Wish, paint_all, paint_codes
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
+from tokenizer.document import Picture
 from tokenizer.errors import UserError
 
 
@@ -34,6 +39,22 @@ def test_pictures_are_those_painted_alone(tiny: CM3Leon, in_flight: int) -> None
         assert found[number].tobytes() == alone.tobytes()
     assert told[-1] == (5 * 16, 5 * 16)
     assert told == sorted(told)
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_the_best_candidate_is_the_one_picked_alone(tiny: CM3Leon, mix: bool) -> None:
+    def darkest(_: str, pictures: Sequence[Image.Image]) -> list[float]:
+        return [-float(np.asarray(picture).mean()) for picture in pictures]
+
+    wishes = [Wish(prompt=prompt, seed=7) for prompt in ("a red fox", "a cat", "red")]
+    found = dict(paint_all(tiny, wishes, candidates=4, mix=mix, score=darkest))
+    for number, wish in enumerate(wishes):
+        [alone] = tiny.text_to_image(wish.prompt, seed=7, candidates=4, mix=mix, score=darkest)
+        assert found[number].tobytes() == alone.tobytes()
+    if not mix:
+        codes = dict(paint_codes(tiny, wishes, candidates=4, score=darkest))
+        pictures = {number: tiny.to_image(Picture(row)) for number, row in codes.items()}
+        assert all(pictures[number].tobytes() == found[number].tobytes() for number in found)
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_any_is_painted(tiny: CM3Leon) -> None:

@@ -59,11 +59,11 @@ def test_one_line_is_one_picture(run: Run) -> None:
         (["--prompts", "bytes.txt"], "bytes.txt: is no text in UTF-8"),
         (
             ["a fox", "--prompts", "one.txt"],
-            "leave PROMPT, --like, -n, --candidates and",
+            "leave PROMPT, --like, -n and",
         ),
         (
             ["--prompts", "one.txt", "-n", "2"],
-            "leave PROMPT, --like, -n, --candidates and",
+            "leave PROMPT, --like, -n and",
         ),
         (["a fox", "--precision", "int9"], "'int9' is not one of"),
     ],

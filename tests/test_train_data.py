@@ -23,6 +23,7 @@ from tokenizer.shards import Shards
 from tokenizer.vocabulary import EOS, PAD
 from train.config import RowsConfig
 from train.data import (
+    STEP,
     WINDOW,
     Mixture,
     Rows,
@@ -287,10 +288,7 @@ def test_every_form_is_laid_out_as_its_prompt_says(make: Callable[..., Rows]) ->
     assert "Question: a cat?\nyes|P" in found["question"]
 
 
-@given(
-    lengths=st.lists(st.integers(1, 80), max_size=30),
-    tokens=st.integers(1, 300),
-)
+@given(lengths=st.lists(st.integers(1, 80), max_size=30), tokens=st.integers(1, 300))
 def test_micro_batches_keep_every_row_once_within_the_budget(
     lengths: list[int], tokens: int
 ) -> None:
@@ -301,8 +299,9 @@ def test_micro_batches_keep_every_row_once_within_the_budget(
         assert ids_BL.size <= tokens or len(ids_BL) == 1
         real = [row[row != PAD] for row in ids_BL]
         assert [len(row) for row in real] == [int((row != PAD).sum()) for row in ids_BL]
-        shortest = min(len(row) for row in real)
-        assert ids_BL.shape[1] == max(len(row) for row in real) <= max(shortest * 5 // 4, 1)
+        least, most = (pick(map(len, real)) for pick in (min, max))
+        assert most <= max(least * 5 // 4, 1)
+        assert most <= ids_BL.shape[1] <= min(most + STEP - 1, max(lengths))
         for row, padded in zip(real, ids_BL, strict=True):
             assert (padded[: len(row)] == row).all()
             kept.append(row.tobytes())

@@ -1,6 +1,5 @@
 """`generate --prompts FILE`: a picture for every line, through one engine."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,23 +15,27 @@ from cm3leon.cli.output import (
     tell,
     write_picture,
 )
+from cm3leon.cli.picking import Picker
 from cm3leon.cli.retrieving import Wanted, finder
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cm3leon.sampling import Sampling
+
 
 @dataclass(frozen=True)
 class Lines:
-    """A file of prompts, and where things are; `given` are options of sampling."""
+    """A file of prompts, how to paint them, and where things are."""
 
     prompts: Path
     out: Path
     seed: int
-    model: str
-    given: Mapping[str, float | int | bool | None]
+    folder: Path
+    sampling: "Sampling"
     wanted: Wanted
+    picker: Picker
     precision: options.Precision
     device: str
     threads: int | None
@@ -61,10 +64,11 @@ def paint_lines(lines: Lines) -> None:
     prompts = read_prompts(lines.prompts)
     count = len(prompts)
     check_out(lines.out, count)
-    folder, sampling = options.sampling_of(lines.model, "text_to_image", **lines.given)
-    find = finder(lines.wanted, folder, lines.device)
+    picker, sampling = lines.picker, lines.sampling
+    picker.open(1, sampling, lines.device)
+    find = finder(lines.wanted, lines.folder, lines.device)
     retrieved = [find(prompt, None) for prompt in prompts]
-    leon = options.open_model(folder, lines.device, lines.threads, lines.precision)
+    leon = options.open_model(lines.folder, lines.device, lines.threads, lines.precision)
     wishes = [
         Wish(prompt=prompt, seed=lines.seed, retrieved=found.documents)
         for prompt, found in zip(prompts, retrieved, strict=True)
@@ -72,7 +76,7 @@ def paint_lines(lines: Lines) -> None:
     paths = paths_for(lines.out, count)
     pictures: dict[int, Image.Image] = {}
     with Progress(1) as progress:
-        for number, picture in paint_all(leon, wishes, sampling, progress=progress):
+        for number, picture in paint_all(leon, wishes, sampling, progress=progress, **picker.asked):
             wish, found = wishes[number], retrieved[number]
             notes = Notes(
                 task="generate",
@@ -83,6 +87,9 @@ def paint_lines(lines: Lines) -> None:
                 settings=sampling,
                 model=leon.hash,
                 retrieved=found.told,
+                candidates=picker.candidates,
+                mix=picker.mix,
+                encoder=picker.id,
                 precision=leon.precision,
             )
             write_picture(paths[number], picture, notes.table())

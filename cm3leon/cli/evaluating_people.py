@@ -6,8 +6,15 @@ from typing import Annotated, Literal
 import typer
 
 from cm3leon.cli import options, tables
-from cm3leon.cli.evaluating_reports import Data, Folder, check_out, open_lab, tell_reports
-from cm3leon.cli.retrieving import DEFAULT
+from cm3leon.cli.evaluating_reports import (
+    Candidates,
+    Data,
+    Folder,
+    check_out,
+    open_lab,
+    tell_reports,
+)
+from cm3leon.cli.retrieving import COUNT, DEFAULT, Count, MemoryFolder
 
 Half = Annotated[
     Literal["open", "sealed"],
@@ -28,6 +35,9 @@ def people(
     data: Data,
     half: Half = "open",
     model: options.Model = "default",
+    memory: MemoryFolder = None,
+    retrieve: Count = None,
+    candidates: Candidates = 1,
     seed: options.Seed = 0,
     out: Folder = Path("report"),
     device: options.Device = "auto",
@@ -44,8 +54,10 @@ def people(
 
     chosen = Prompts.read(prompts).half(half)
     check_out(out)
-    asked, place = Asked(seed=seed, cache=out), Place(data=data)
-    lab = open_lab(asked, place, model, None, DEFAULT, device, precision, threads)
+    count = (0 if memory is None else COUNT) if retrieve is None else retrieve
+    asked = Asked(seed=seed, retrieve=count, candidates=candidates, cache=out)
+    place = Place(data=data)
+    lab = open_lab(asked, place, model, memory, DEFAULT, device, precision, threads)
     command, name = tables.command(context), f"people-{half}"
     reports = run(lab, {name: lambda lab: measure(lab, chosen)}, command, out, every=False)
     tell_reports(reports, as_json)

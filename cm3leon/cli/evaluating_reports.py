@@ -69,6 +69,10 @@ Samples = Annotated[
     Path | None,
     typer.Option(help="A folder of 'eval samples', in place of painting; the best of each is it."),
 ]
+Candidates = Annotated[
+    int,
+    typer.Option(min=1, max=options.MOST, help="Painted for each picture; the best of them is it."),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(help="A folder of the judges' weights, which do not ship (docs/evaluation.md)."),
@@ -105,6 +109,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         model: options.Model = "default",
         memory: MemoryFolder = None,
         retrieve: Count = None,
+        candidates: Candidates = 1,
         encoder: EncoderName = DEFAULT,
         split: Split = None,
         layout: As = None,
@@ -132,6 +137,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
             limit=limit,
             seed=seed,
             retrieve=(0 if memory is None else COUNT) if retrieve is None else retrieve,
+            candidates=candidates,
             samples=samples,
             weights=weights,
             cache=out,

@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cm3leon.checkpoint import TaskSampling
     from cm3leon.pipeline import CM3Leon
     from cm3leon.sampling import Sampling
 
@@ -83,6 +84,13 @@ def sampling_of(
 
     folder = find(model, say)
     return folder, with_changes(getattr(read_sampling(folder), task), **given)
+
+
+def habits_of(folder: Path) -> "TaskSampling":
+    """What a model does when the user does not say; reads no weights."""
+    from cm3leon.checkpoint import read_sampling
+
+    return read_sampling(folder)
 
 
 def open_model(

@@ -8,9 +8,9 @@ import typer
 from cm3leon.cli import options
 from cm3leon.cli.batching import Lines, paint_lines
 from cm3leon.cli.output import Notes, check_out, signature, tell, write_pictures
-from cm3leon.cli.picking import Candidates, Mix, Picker
+from cm3leon.cli.picking import Candidates, Mix, Picker, usual
 from cm3leon.cli.picturing import Request, check, paint
-from cm3leon.cli.retrieving import DEFAULT, Count, EncoderName, MemoryFolder, Wanted
+from cm3leon.cli.retrieving import DEFAULT, Count, EncoderName, MemoryFolder, Wanted, with_habit
 from cm3leon.cli.retrieving import retrieve as find_documents
 from tokenizer.errors import UserError
 
@@ -64,19 +64,19 @@ def generate(
     """Paint a picture from words."""
     given = {"cfg_scale": cfg_scale, "contrastive": contrastive}
     given |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    notes = None if like is None else Notes.read(like, "generate")
-    picker = Picker.of(candidates, mix, encoder, notes)
-    wanted = Wanted(memory=memory, encoder=encoder, count=retrieve, picks=picker.candidates > 1)
-    if prompts is not None:
-        _only_lines((prompt, like, n, candidates, mix, watch or None))
-        where = (precision or AUTO, device, threads, as_json)
-        return paint_lines(Lines(prompts, out, seed or 0, model, given, wanted, *where))
-    prompt = _prompt(prompt, notes, wanted)
-    keep = notes.number if notes and n is None else None
-    samples = n or (notes.samples if notes else 1)
-    check(prompt, out, 1 if keep else samples)
+    notes, samples, keep = _repeated(like, n)
     folder, sampling = options.sampling_of(model, "text_to_image", **given)
     sampling = options.with_changes(notes.settings if notes else sampling, **given)
+    habits = options.habits_of(folder)
+    many = usual(habits.candidates, samples, sampling.temperature)
+    picker = Picker.of(candidates, mix, encoder, notes, many)
+    wanted = _wanted(memory, encoder, retrieve, picker, notes, habits.retrieve)
+    if prompts is not None:
+        _only_lines((prompt, like, n, watch or None))
+        where = (precision or AUTO, device, threads, as_json)
+        return paint_lines(Lines(prompts, out, seed or 0, folder, sampling, wanted, picker, *where))
+    prompt = _prompt(prompt, notes, wanted)
+    check(prompt, out, 1 if keep else samples)
     picker.open(samples, sampling, device)
     request = Request(
         task="generate",
@@ -232,12 +232,36 @@ def _from_words(request: Request) -> "Paint":
     )
 
 
+def _repeated(like: Path | None, n: int | None) -> tuple[Notes | None, int, int | None]:
+    """The notes of the picture to be repeated, how many samples, and which alone is wanted."""
+    if like is None:
+        return None, n or 1, None
+    notes = Notes.read(like, "generate")
+    return notes, n or notes.samples, notes.number if n is None else None
+
+
+def _wanted(
+    memory: Path | None,
+    encoder: str,
+    count: int | None,
+    picker: Picker,
+    notes: Notes | None,
+    usually: int,
+) -> Wanted:
+    """What to retrieve: what the user says, else as the picture to be repeated, else as usual."""
+    silent = memory is None and count is None
+    if silent and notes is not None and not notes.retrieved:
+        usually = 0
+    memory, count = with_habit(memory, encoder, count, usually)
+    picks = picker.candidates > 1
+    return Wanted(memory=memory, encoder=encoder, count=count, picks=picks, habit=silent)
+
+
 def _only_lines(others: tuple[object, ...]) -> None:
     """Refuse what makes no sense beside a file of prompts."""
     if any(other is not None for other in others):
         raise typer.BadParameter(
-            "--prompts paints one picture a line; leave PROMPT, --like, -n, --candidates and "
-            "--watch out"
+            "--prompts paints one picture a line; leave PROMPT, --like, -n and --watch out"
         )
 
 

@@ -26,6 +26,16 @@ Mix = Annotated[
 ]
 
 
+def usual(candidates: int, samples: int, temperature: float) -> int:
+    """What a model paints for each picture when nobody says, as far as one request holds it; one
+    where all would be the same."""
+    if temperature == 0:
+        return 1
+    while candidates > 1 and samples * candidates > MOST:
+        candidates //= 2
+    return candidates
+
+
 class Picker:
     """A score function (`cm3leon.candidates`) that remembers what it said. With one candidate
     there is nothing to pick, and no encoder is opened."""
@@ -37,11 +47,17 @@ class Picker:
 
     @classmethod
     def of(
-        cls, candidates: int | None, mix: bool | None, encoder: str, notes: "Notes | None"
+        cls,
+        candidates: int | None,
+        mix: bool | None,
+        encoder: str,
+        notes: "Notes | None",
+        usual: int = 1,
     ) -> "Picker":
-        """What the user said, else what the notes of the picture to be repeated say."""
+        """What the user said, else what the notes of the picture to be repeated say, else what is
+        usual with the model."""
         if candidates is None:
-            candidates = notes.candidates if notes else 1
+            candidates = notes.candidates if notes else usual
             mix = notes.mix if notes and mix is None else mix
         return cls(candidates, bool(mix), encoder)
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,11 +47,28 @@ class Wanted:
     encoder: str
     count: int | None
     picks: bool = False  # the encoder has candidates to judge, too
+    habit: bool = False  # nobody said so: no word where fewer are found
 
     def __post_init__(self) -> None:
         idle = self.encoder != DEFAULT and not self.picks
         if self.memory is None and (idle or self.count):
             raise typer.BadParameter("--encoder and --retrieve go with --memory")
+
+
+def with_habit(
+    memory: Path | None, encoder: str, count: int | None, usual: int
+) -> tuple[Path | None, int | None]:
+    """Memory and number of documents: what the user said, else `usual` documents of the memory that
+    ships, where it can be searched."""
+    if memory is not None or encoder != DEFAULT or not usual or count == 0:
+        return memory, count
+    if count is None and find_spec("faiss") is None:
+        options.say(
+            "no documents stand in front of the prompt, for faiss is not installed; "
+            "pip install 'cm3leon[retrieval]'"
+        )
+        return None, None
+    return Path(DEFAULT), usual if count is None else count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +125,7 @@ def finder(
         rules = Rules(count=count, near=bank.contents.near, least=least)
         (found,) = bank.search(document_vectors(embedder, [text], [picture]), rules.pool)
         chosen = select(found, rules)
-        if len(chosen) < count:
+        if len(chosen) < count and not wanted.habit:
             options.say(f"only {len(chosen)} of {count} documents keep the rules of retrieval")
         return Retrieved(
             documents=tuple(bank.document(one.id) for one in chosen),

@@ -1,0 +1,87 @@
+"""What a model does when the user does not say: candidates and documents, from its own folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cm3leon.checkpoint import TaskSampling
+from cm3leon.cli import main, retrieving
+from cm3leon.cli.picking import usual
+from cm3leon.cli.retrieving import with_habit
+from cm3leon.pipeline import CM3Leon
+from tokenizer.errors import UserError
+from tokenizer.pixels import read_info
+
+Capture = pytest.CaptureFixture[str]
+HEART = "red heart, Noto emoji style"
+
+
+@pytest.fixture
+def habitual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The default model with habits, as options; commands run in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    leon = CM3Leon.from_pretrained()
+    leon.sampling = replace(leon.sampling, candidates=4, retrieve=1)
+    leon.save_pretrained("model", stored="int8")
+    return ["--model", "model", "--device", "cpu"]
+
+
+def test_a_model_paints_by_its_habits_and_like_repeats_them(
+    habitual: list[str], capsys: Capture
+) -> None:
+    assert main(["generate", HEART, "--out", "heart.png", "--json", *habitual]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert len(table["candidates"][0]["scores"]) == 4
+    assert len(table["retrieved"]) == 1
+    assert main(["generate", "--like", "heart.png", "--out", "again.png", *habitual]) == 0
+    assert Path("again.png").read_bytes() == Path("heart.png").read_bytes()
+    assert "differ" not in capsys.readouterr().err
+    Path("lines.txt").write_text(f"{HEART}\na cat\n")
+    assert main(["generate", "--prompts", "lines.txt", "--out", "p.png", *habitual]) == 0
+    assert Path("p-1.png").read_bytes() == Path("heart.png").read_bytes()
+
+
+def test_what_the_user_says_goes_before(habitual: list[str], capsys: Capture) -> None:
+    plain = ["generate", HEART, "--candidates", "1", "--retrieve", "0", "--json", *habitual]
+    assert main(plain) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert ("candidates" in table, table["retrieved"]) == (False, [])
+    assert not {"candidates", "retrieved"} & read_info("generated.png").keys()
+    likes = ["generate", "--like", "generated.png", "--out", "same.png", *habitual]
+    assert main(likes) == 0
+    assert Path("same.png").read_bytes() == Path("generated.png").read_bytes()
+    capsys.readouterr()
+    assert main([*likes[:-5], "more.png", "--retrieve", "2", "--json", *habitual]) == 0
+    assert len(json.loads(capsys.readouterr().out)["retrieved"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("candidates", "samples", "temperature", "found"),
+    [(8, 1, 0.6, 8), (8, 8, 0.6, 8), (8, 9, 0.6, 4), (8, 64, 0.6, 1), (8, 1, 0, 1), (1, 9, 1, 1)],
+)
+def test_as_many_candidates_as_one_request_holds(
+    candidates: int, samples: int, temperature: float, found: int
+) -> None:
+    assert usual(candidates, samples, temperature) == found
+
+
+def test_documents_come_from_what_ships_unless_the_user_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    shipped, own = Path("default"), Path("own")
+    assert with_habit(None, "default", None, 2) == (shipped, 2)
+    assert with_habit(None, "default", 3, 2) == (shipped, 3)
+    assert with_habit(None, "default", 0, 2) == (None, 0)
+    assert with_habit(own, "default", None, 2) == (own, None)
+    assert with_habit(None, "another", None, 2) == (None, None)
+    assert with_habit(None, "default", 3, 0) == (None, 3)
+    monkeypatch.setattr(retrieving, "find_spec", lambda _: None)
+    assert with_habit(None, "default", None, 2) == (None, None)
+    assert "faiss is not installed" in capsys.readouterr().err
+
+
+def test_habits_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UserError, match="at least 1 and 0"):
+        TaskSampling(candidates=0)
