@@ -53,8 +53,8 @@ def test_what_the_user_says_goes_before(habitual: list[str], capsys: Capture) ->
     assert main(likes) == 0
     assert Path("same.png").read_bytes() == Path("generated.png").read_bytes()
     capsys.readouterr()
-    assert main([*likes[:-5], "more.png", "--retrieve", "2", "--json", *habitual]) == 0
-    assert len(json.loads(capsys.readouterr().out)["retrieved"]) == 2
+    assert main([*likes[:-5], "more.png", "--retrieve", "1", "--json", *habitual]) == 0
+    assert len(json.loads(capsys.readouterr().out)["retrieved"]) == 1
 
 
 @pytest.mark.parametrize(
