@@ -23,7 +23,7 @@ from cm3leon.graphs import stepper
 from cm3leon.model import Decoder
 from cm3leon.prefill import Prompt, Reading, plan
 from cm3leon.request import Request, Sample
-from cm3leon.sampling import Sampling, choose, combine
+from cm3leon.sampling import Sampling, choose, combine, favour
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAD
 
@@ -56,13 +56,19 @@ class Group:
         lie_together = ids[-1] - ids[0] == len(ids) - 1
         self.first = ids[0] if lie_together else None
         self.ids_V = torch.tensor(ids, device=device)
+        self.favoured: Sequence[Tensor] = ()  # columns_B of each step
+        if samples[0].favoured:
+            ids_BT = [one.favoured[one.drawn : one.drawn + steps] for one in samples]
+            self.favoured = (torch.tensor(ids_BT, device=device).T - ids[0]).unbind()
 
     def draw(self, model: Decoder, hidden_RD: Tensor) -> Tensor:
         """The next id of every sample, ids_B."""
         logits_MV = logits_of(model, hidden_RD[self.rows_M], self.choices)
         logits_WBV = logits_MV.unflatten(0, (-1, len(self.samples)))
-        noise_B = self.noise[self.step]
-        columns_B = choose(combine(logits_WBV, self.sampling), self.sampling, noise_B)
+        logits_BV, noise_B = combine(logits_WBV, self.sampling), self.noise[self.step]
+        if self.favoured:
+            logits_BV = favour(logits_BV, self.favoured[self.step], self.sampling.keep)
+        columns_B = choose(logits_BV, self.sampling, noise_B)
         ids_B = self.ids_V[columns_B] if self.first is None else columns_B + self.first
         self.drawn.append(ids_B)
         self.step += 1
@@ -232,10 +238,11 @@ class Engine:
     def _draw(self) -> None:
         """One id for every sample that has been read to its end, by groups of the like-minded."""
         if self.groups is None:
-            together: dict[tuple[Choices, Sampling, int], list[Sample]] = defaultdict(list)
+            together: dict[tuple[Choices, Sampling, int, bool], list[Sample]] = defaultdict(list)
             for sample in self.samples:
                 if sample.choices:
-                    together[sample.choices, sample.sampling, len(sample.rows)].append(sample)
+                    like = (sample.choices, sample.sampling, len(sample.rows))
+                    together[*like, bool(sample.favoured)].append(sample)
             self.groups = [Group(samples, self.cache.device) for samples in together.values()]
         for group in self.groups:
             ids_B = group.draw(self.model, self.hidden_RD)

@@ -25,10 +25,17 @@ def generate(
     progress: Progress | None = None,
     watch: Watch | None = None,
     every: int = 1,
+    favoured: tuple[int, ...] = (),
 ) -> list[list[int]]:
     """One row of new ids for each seed, given ids and stops included; `watch` hears of each sample
-    whenever another `every` ids have come."""
-    request = Request(streams=streams, grammar=grammar, seeds=tuple(seeds), sampling=sampling)
+    whenever another `every` ids have come; `favoured` as in `Request`."""
+    request = Request(
+        streams=streams,
+        grammar=grammar,
+        seeds=tuple(seeds),
+        sampling=sampling,
+        favoured=favoured,
+    )
     return generate_batch(model, [request], progress, watch, every)[0]
 
 

@@ -131,9 +131,10 @@ class CM3Leon:
         streams: prompts.StreamForm = "trained",
     ) -> list[Image.Image]:
         """Paint a picture again as an instruction says."""
-        documents = prompts.change(instruction, self.to_picture(image), form=streams)
+        picture = self.to_picture(image)
+        documents = prompts.change(instruction, picture, form=streams)
         chosen = sampling or self.sampling.edit
-        return self._paint(documents, retrieved, n, seed, chosen, progress, watch)
+        return self._paint(documents, retrieved, n, seed, chosen, progress, watch, picture)
 
     def infill(
         self,
@@ -229,12 +230,13 @@ class CM3Leon:
         sampling: Sampling | Sequence[Sampling],
         progress: Progress | None,
         watch: Watch | None = None,
+        favoured: tuple[int, ...] = (),
     ) -> list[list[int]]:
         if n < 1:
             raise UserError(f"n is {n}; ask for at least 1")
         seeds = [seed + number for number in range(n)]
         prompt, row = Streams(tuple(streams)), self.image_tokenizer.grid
-        return generate(self.model, prompt, rule, sampling, seeds, progress, watch, row)
+        return generate(self.model, prompt, rule, sampling, seeds, progress, watch, row, favoured)
 
     def _paint(
         self,
@@ -245,11 +247,13 @@ class CM3Leon:
         sampling: Sampling | Sequence[Sampling],
         progress: Progress | None,
         watch: Watcher | None,
+        source: Picture | None = None,
     ) -> list[Image.Image]:
         streams = [self.codec.open(document, retrieved) for document in documents]
         rule = grammar.picture(self.codec.vocabulary, self.codec.picture_codes)
         live = self._live(watch, n)
-        rows = self._generate(streams, rule, n, seed, sampling, progress, live)
+        codes = () if source is None else self.codec.image_ids(source)
+        rows = self._generate(streams, rule, n, seed, sampling, progress, live, codes)
         return [self.to_image(Picture(self.codec.decode_codes(row))) for row in rows]
 
     def _live(

@@ -41,11 +41,14 @@ class Request:
     grammar: Grammar
     seeds: tuple[int, ...]
     sampling: Sampling | Sequence[Sampling] = Sampling()  # noqa: RUF009  frozen
+    favoured: tuple[int, ...] = ()
+    """An id for each that is drawn, which `Sampling.keep` makes likelier there; none if empty."""
 
     def __post_init__(self) -> None:
         assert self.seeds, "a request for no samples"
         assert longest(self.grammar), "a grammar that lets nothing through"
         assert len(self.samplings) == len(self.seeds), "a way of drawing for each seed"
+        assert len(self.favoured) in (0, longest(self.grammar)), "a favoured id for each drawn"
         contrastive = any(sampling.contrastive for sampling in self.samplings)
         if contrastive and len(self.streams.prompts) != 2:
             raise UserError(
@@ -92,6 +95,7 @@ class Sample:
         generator = torch.Generator().manual_seed(seed)
         self.noise_L = torch.rand(longest(request.grammar), generator=generator)
         self.drawn = 0  # of the noise
+        self.favoured = request.favoured if sampling.keep else ()
         self.ids = self.walk.given()
         self.unfed = list(self.ids)
         self.rows = [0] * len(request.streams.prompts)  # of the cache, once it is taken in

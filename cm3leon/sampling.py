@@ -29,6 +29,7 @@ class Sampling:
     contrastive_alpha: float = 0.5
     image_scale: float = 1.5  # editing: pull towards the source picture
     text_scale: float = 7.5  # editing: pull towards the instruction
+    keep: float = 0.0  # editing: nats that a code of the source gains in its own place (ours)
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -43,7 +44,7 @@ class Sampling:
             raise UserError(
                 f"contrastive_alpha is {self.contrastive_alpha}; it must be above 0 and at most 1"
             )
-        for name in ("cfg_scale", "image_scale", "text_scale"):
+        for name in ("cfg_scale", "image_scale", "text_scale", "keep"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
@@ -91,6 +92,14 @@ def contrast(cond_BV: Tensor, uncond_BV: Tensor, k: int, alpha: float) -> Tensor
     kth_B1 = cond_BV.topk(min(k, cond_BV.shape[-1])).values[:, -1:]
     plausible_BV = cond_BV >= kth_B1 + math.log(alpha)
     return (cond_BV - uncond_BV).masked_fill(~plausible_BV, -torch.inf)
+
+
+def favour(logits_BV: Tensor, columns_B: Tensor, keep: float) -> Tensor:
+    """Make one id of each row `keep` nats likelier. An edit leaves most of its source as it is, and
+    a code shows only its own surroundings, so the source's code is a good guess in its place."""
+    return logits_BV.scatter_add(
+        1, columns_B.unsqueeze(1), logits_BV.new_full((len(columns_B), 1), keep)
+    )
 
 
 def top_k(logits_BV: Tensor, k: int) -> Tensor:

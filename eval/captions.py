@@ -17,7 +17,7 @@ from cm3leon.sampling import Sampling
 from eval.figures import Figure, ratio
 from eval.sets import captioned
 from tokenizer.codec import Codec
-from tokenizer.document import Picture
+from tokenizer.document import Document, Picture
 from tokenizer.shards import Shards
 
 GREEDY = Sampling(temperature=0.0)
@@ -71,11 +71,17 @@ def measure(
     return said
 
 
-def describe(model: Decoder, codec: Codec, pictures: Sequence[Picture]) -> list[str]:
-    """What `CM3Leon.caption` would say at temperature 0 of each picture, in one batch."""
+def describe(
+    model: Decoder,
+    codec: Codec,
+    pictures: Sequence[Picture],
+    fronts: Sequence[Sequence[Document]] | None = None,
+) -> list[str]:
+    """What `CM3Leon.caption` would say at temperature 0 of each picture behind its documents, in
+    one batch."""
     requests: list[Request] = []
-    for picture in pictures:
-        ids = codec.infill(prompts.describe(picture))
+    for picture, front in zip(pictures, fronts or [()] * len(pictures), strict=True):
+        ids = codec.infill(prompts.describe(picture), front)
         limit = min(TEXT_LIMIT, model.config.context - len(ids))
         rule = grammar.text(codec.vocabulary, limit)
         requests.append(Request(streams=Streams((ids,)), grammar=rule, seeds=(0,), sampling=GREEDY))

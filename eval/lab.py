@@ -21,8 +21,9 @@ from eval.asking import best_of
 from eval.figures import evenly
 from eval.retrieval import fitting, look_up
 from eval.source import EDITS, Asking, Source, captioned, chosen
-from retrieval.embed import Embedder, closeness
+from retrieval.embed import Embedder, closeness, unit
 from retrieval.memory import Memory
+from retrieval.retrieve import Rules, select
 from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
 
@@ -182,6 +183,18 @@ class Lab:
         """The documents in front of each item's prompt: those that generation would find, never the
         item itself, as many as have room."""
         return [[document for _, document in row] for row in self.named_fronts(items, count)]
+
+    def fronts_by_picture(self, items: Sequence[Item], count: int) -> list[list[Document]]:
+        """The documents that captioning would find for each item's picture, never the item."""
+        if not count or self.memory is None:
+            return [[] for _ in items]
+        rules = Rules(count=count, near=self.memory.contents.near)
+        vectors_QE = self.embedder.pictures([item.image for item in items])
+        found = self.memory.search(unit(vectors_QE), rules.pool)
+        return [
+            [self.memory.document(one.id) for one in select(row, rules, {item.metadata["id"]})]
+            for item, row in zip(items, found, strict=True)
+        ]
 
     def named_fronts(self, items: Sequence[Item], count: int) -> list[list[tuple[str, Document]]]:
         """`fronts`, with the documents' ids."""

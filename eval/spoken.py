@@ -23,8 +23,10 @@ def caption(lab: Lab) -> Found:
     said: list[str] = []
     steps = lab.steps("captions")
     for start in range(0, len(lab.items), GROUP):
-        group = [item.picture for item in lab.items[start : start + GROUP]]
-        said += describe(lab.leon.model, lab.leon.codec, group)
+        group = lab.items[start : start + GROUP]
+        fronts = lab.fronts_by_picture(group, lab.asked.retrieve)
+        pictures = [item.picture for item in group]
+        said += describe(lab.leon.model, lab.leon.codec, pictures, fronts)
         if steps is not None:
             steps(len(said), len(lab.items))
     rows = [

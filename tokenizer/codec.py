@@ -124,6 +124,10 @@ class Codec:
         """Codes of image ids; any other id is refused."""
         return tuple(self.vocabulary.code_of(token) for token in ids)
 
+    def image_ids(self, picture: Picture) -> tuple[int, ...]:
+        """The ids of a whole picture's codes."""
+        return tuple(self._picture_ids(picture.codes, iter(())))
+
     def _lay(self, documents: Sequence[Document], *, query: bool = True) -> Encoded:
         """`</s>` and the documents' segments, `<break>` between any two. The last document is the
         query, unless there is none; only the query has fields, and only it may have holes."""
