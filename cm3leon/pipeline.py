@@ -21,7 +21,7 @@ from cm3leon.generate import Progress, Watch, generate
 from cm3leon.live import Live, Watcher
 from cm3leon.model import Decoder
 from cm3leon.precision import Precision, prepare
-from cm3leon.regions import Box, blend, cells_of, mask_of
+from cm3leon.regions import Box, blend, cells_of, mask_of, mask_of_changed
 from cm3leon.request import Streams
 from cm3leon.sampling import Sampling
 from cm3leon.stored import Stored
@@ -115,8 +115,8 @@ class CM3Leon:
         documents = prompts.paint(prompt, examples=bool(retrieved), form=streams)
         chosen = sampling or self.sampling.text_to_image
         drawn = pool.samplings(chosen, candidates, mix) * n
-        painted = self._paint(documents, retrieved, n * candidates, seed, drawn, progress, watch)
-        return pool.pick(prompt, painted, candidates, score)
+        rows = self._paint(documents, retrieved, n * candidates, seed, drawn, progress, watch)
+        return pool.pick(prompt, [self.to_image(row) for row in rows], candidates, score)
 
     def edit(
         self,
@@ -130,11 +130,14 @@ class CM3Leon:
         watch: Watcher | None = None,
         streams: prompts.StreamForm = "trained",
     ) -> list[Image.Image]:
-        """Paint a picture again as an instruction says."""
-        picture = self.to_picture(image)
-        documents = prompts.change(instruction, picture, form=streams)
+        """Paint a picture again as an instruction says. Where a code stays, so do its pixels."""
+        before = fit(_opened(image), self.image_tokenizer.size)
+        source = self.to_picture(before)
+        documents = prompts.change(instruction, source, form=streams)
         chosen = sampling or self.sampling.edit
-        return self._paint(documents, retrieved, n, seed, chosen, progress, watch, picture)
+        rows = self._paint(documents, retrieved, n, seed, chosen, progress, watch, source)
+        masks = (mask_of_changed(source, row, before.width) for row in rows)
+        return [blend(before, self.to_image(row), m) for row, m in zip(rows, masks, strict=True)]
 
     def infill(
         self,
@@ -248,13 +251,13 @@ class CM3Leon:
         progress: Progress | None,
         watch: Watcher | None,
         source: Picture | None = None,
-    ) -> list[Image.Image]:
+    ) -> list[Picture]:
         streams = [self.codec.open(document, retrieved) for document in documents]
         rule = grammar.picture(self.codec.vocabulary, self.codec.picture_codes)
         live = self._live(watch, n)
         codes = () if source is None else self.codec.image_ids(source)
         rows = self._generate(streams, rule, n, seed, sampling, progress, live, codes)
-        return [self.to_image(Picture(self.codec.decode_codes(row))) for row in rows]
+        return [Picture(self.codec.decode_codes(row)) for row in rows]
 
     def _live(
         self,

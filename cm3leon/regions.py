@@ -1,9 +1,12 @@
 """The part of a picture that is to be painted anew: a box or a mask, as pixels and as codes.
 
-The pipeline's `infill` asks for it; `blend` puts what was painted back into the picture.
+The pipeline's `infill` asks for it; `blend` puts what was painted back into the picture. An edit
+keeps the pixels where the codes stayed.
 """
 
-# Shapes: H, W = pixels a side, 3 = red, green, blue
+# Shapes: H, W = pixels a side, 3 = red, green, blue, G = codes a side
+
+import math
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokenizer.document import Picture
 from tokenizer.errors import UserError
 from tokenizer.pixels import fit, to_image, to_pixels
 
@@ -46,6 +50,14 @@ def cells_of(mask_HW: Tensor, grid: int) -> list[bool]:
             "square, which is all that the model sees; mark a larger one"
         )
     return covered.flatten().tolist()
+
+
+def mask_of_changed(before: Picture, after: Picture, size: int) -> Tensor:
+    """Bool [H, W] of a picture of `size`: True where a code is another than before."""
+    changed = [old != new for old, new in zip(before.codes, after.codes, strict=True)]
+    grid = math.isqrt(len(changed))
+    mask_GG = torch.tensor(changed).view(grid, grid)
+    return mask_GG.repeat_interleave(size // grid, 0).repeat_interleave(size // grid, 1)
 
 
 def check_box(box: Box, size: tuple[int, int]) -> None:

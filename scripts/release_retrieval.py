@@ -24,8 +24,8 @@ from retrieval.memory import Memory
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parent / "retrieval" / "assets"
-COUNT = 14_000
-SHARES = {"emoji": 0.73, "clipart": 0.08, "icon": 0.17, "photo": 0.02}
+COUNT = 12_000
+SHARES = {"emoji": 0.8, "clipart": 0.06, "icon": 0.12, "photo": 0.02}
 KEPT = ("id", "captions", "kind", "licence", "credit")
 TONE = re.compile("-1F3F[B-F]")  # a skin tone in a code point
 

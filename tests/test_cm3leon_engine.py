@@ -63,7 +63,8 @@ def mixed(count: int, seed: int) -> list[Request]:
         elif task == "edit":
             source = (EOS, *codes, V.break_id)
             given["streams"] = Streams(((*source, *words(3), V.break_id), source, nothing))
-            given["sampling"] = Sampling(top_k=20)
+            given["sampling"] = Sampling(top_k=20, keep=draw.choice((0, 2.0)))
+            given["favoured"] = tuple(V.image_id(draw.randrange(40)) for _ in range(CODES))
         elif task == "say":
             given["streams"] = Streams(((EOS, *codes, V.break_id, V.sentinel_id(0)),))
             given["grammar"] = text(V, draw.randint(1, 9))

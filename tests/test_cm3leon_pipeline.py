@@ -13,6 +13,7 @@ from cm3leon.regions import Box, blend
 from cm3leon.sampling import Sampling
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
+from tokenizer.pixels import fit
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -64,6 +65,18 @@ def test_editing_follows_the_instruction(tiny: CM3Leon, photo: Image.Image) -> N
     assert len({image.tobytes() for image in (blue, red, short)}) == 3
     with pytest.raises(UserError, match="contrastive"):
         tiny.edit(photo, "make it blue", sampling=Sampling(contrastive=True))
+
+
+def test_an_edit_holds_on_to_its_picture_as_told(tiny: CM3Leon, photo: Image.Image) -> None:
+    source = tiny.to_picture(photo).codes
+    kept: list[int] = []
+    for keep in (0.0, 2.0, 4.0, 1e6):
+        (edited,) = tiny.edit(photo, "make it blue", sampling=Sampling(keep=keep))
+        pixels, before = np.asarray(edited), np.asarray(fit(photo, 16))
+        same = (pixels == before).reshape(4, 4, 4, 4, 3).all(axis=(1, 3, 4))
+        kept.append(int(same.sum()))
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1] == len(source)
 
 
 def test_captions_and_answers_are_text(tiny: CM3Leon, photo: Image.Image) -> None:

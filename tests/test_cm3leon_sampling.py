@@ -10,6 +10,7 @@ from cm3leon.sampling import (
     combine,
     contrast,
     draw,
+    favour,
     guide,
     guide_edit,
     top_k,
@@ -31,6 +32,11 @@ def test_guidance_pushes_away_from_the_unconditional() -> None:
     assert guide(cond, uncond, 3.0).tolist() == [[4.0, 1.0]]
     assert guide(cond, uncond, 1.0).tolist() == cond.tolist()
     assert guide(cond, uncond, 0.0).tolist() == uncond.tolist()
+
+
+def test_a_favoured_id_is_likelier_by_so_many_nats() -> None:
+    found = favour(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), torch.tensor([2, 0]), 1.5)
+    assert found.tolist() == [[1.0, 2.0, 4.5], [5.5, 5.0, 6.0]]
 
 
 def test_editing_guidance_weighs_picture_and_instruction() -> None:
