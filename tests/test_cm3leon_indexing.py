@@ -168,8 +168,9 @@ def test_words_retrieve_nothing_below_the_least_score(
 @pytest.mark.parametrize(
     ("words", "status", "complaint"),
     [
-        ("--retrieve 2", 2, "--encoder and --retrieve go with --memory"),
-        ("--encoder somewhere", 2, "--encoder and --retrieve go with --memory"),
+        ("--model {tiny} --retrieve 2", 2, "--encoder and --retrieve go with --memory"),
+        ("--model {tiny} --encoder somewhere", 2, "--encoder and --retrieve go with --memory"),
+        ("--encoder somewhere", 1, "somewhere: no model folder there"),
         ("--memory {empty} {about}", 1, "there is no memory at"),
         ("--memory {memory} {about} --retrieve 8", 1, "--retrieve is 8, but"),
         ("--memory {memory} {about} --retrieve 9", 2, "less than or equal to 8"),
@@ -177,11 +178,12 @@ def test_words_retrieve_nothing_below_the_least_score(
     ],
 )
 def test_retrieval_that_cannot_be_is_one_line(
-    memory: Path, about: list[str], other_folder: Path, tmp_path: Path, capsys: Capture,
-    words: str, status: int, complaint: str,
+    memory: Path, about: list[str], other_folder: Path, tiny_folder: Path, tmp_path: Path,
+    capsys: Capture, words: str, status: int, complaint: str,
 ) -> None:  # fmt: skip
     other = " ".join([*about[:2], "--model", str(other_folder)])
     places = {"memory": memory, "empty": tmp_path, "about": " ".join(about), "other": other}
+    places["tiny"] = tiny_folder
     out = tmp_path / "x.png"
     argv = ["generate", "a fox", "--out", str(out), *words.format(**places).split()]
     found, _, err = run(capsys, *argv)

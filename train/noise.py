@@ -19,9 +19,9 @@ from train.objective import Ids
 
 
 def read_with_noise(ids_BL: Ids, vocabulary: Vocabulary, share: float) -> Ids:
-    """The rows as they are read: in a `share` of them a part of the last picture's codes, from none
-    to all and the larger the likelier (two thirds on average), are any codes. What stands before it
-    (the picture to be edited, retrieved ones) is read as it is.
+    """The rows as they are read: in a `share` of them a part of the last picture's codes, drawn
+    evenly from none to all, are any codes. What stands before it (the picture to be edited,
+    retrieved ones) is read as it is.
 
     Chance hangs on a row's own ids, so it is the same beside whatever other rows.
     """
@@ -36,6 +36,6 @@ def read_with_noise(ids_BL: Ids, vocabulary: Vocabulary, share: float) -> Ids:
         codes = (image.start <= row_L) & (row_L < image.stop)
         (walls,) = np.nonzero(row_L == vocabulary.break_id)
         codes[: walls[-1] if len(walls) else 0] = False
-        (hit,) = np.nonzero(codes & (rng.random(len(row_L)) < rng.random(2).max()))
+        (hit,) = np.nonzero(codes & (rng.random(len(row_L)) < rng.random()))
         row_L[hit] = rng.integers(image.start, image.stop, len(hit))
     return read_BL
