@@ -82,7 +82,7 @@ class TaskSampling:
     caption: Sampling = Sampling(temperature=0.0)  # noqa: RUF009
     answer: Sampling = Sampling(temperature=0.0)  # noqa: RUF009
     candidates: int = 1  # painted for each picture from words; the retriever's encoder keeps one
-    retrieve: int = 0  # documents of the memory that ships, in front of words to paint
+    retrieve: int = 0  # documents of what ships, before words to paint and pictures to caption
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.retrieve < 0:

@@ -38,6 +38,8 @@ def test_a_model_paints_by_its_habits_and_like_repeats_them(
     assert main(["generate", "--like", "heart.png", "--out", "again.png", *habitual]) == 0
     assert Path("again.png").read_bytes() == Path("heart.png").read_bytes()
     assert "differ" not in capsys.readouterr().err
+    assert main(["caption", "heart.png", "--json", *habitual]) == 0
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["retrieved"]) == 1
     Path("lines.txt").write_text(f"{HEART}\na cat\n")
     assert main(["generate", "--prompts", "lines.txt", "--out", "p.png", *habitual]) == 0
     assert Path("p-1.png").read_bytes() == Path("heart.png").read_bytes()

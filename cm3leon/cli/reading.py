@@ -6,7 +6,7 @@ import typer
 
 from cm3leon.cli import options
 from cm3leon.cli.output import Progress, tell
-from cm3leon.cli.retrieving import DEFAULT, Count, EncoderName, MemoryFolder, Wanted
+from cm3leon.cli.retrieving import DEFAULT, Count, EncoderName, MemoryFolder, Wanted, with_habit
 from cm3leon.cli.retrieving import retrieve as find_documents
 from tokenizer.errors import UserError
 
@@ -34,11 +34,13 @@ def caption(
     as_json: options.Json = False,
 ) -> None:
     """Say what a picture shows."""
-    wanted = Wanted(memory=memory, encoder=encoder, count=retrieve)
+    silent = memory is None and retrieve is None
     image = options.open_picture(picture)
     folder, sampling = options.sampling_of(
         model, "caption", temperature=temperature, top_k=top_k, top_p=top_p
     )
+    memory, retrieve = with_habit(memory, encoder, retrieve, options.habits_of(folder).retrieve)
+    wanted = Wanted(memory=memory, encoder=encoder, count=retrieve, habit=silent)
     retrieved = find_documents(wanted, folder, device, picture=image)
     leon = options.open_model(folder, device, threads, precision)
     with Progress(n) as progress:
