@@ -33,7 +33,8 @@ class Command:
 
     @property
     def rest(self) -> float:
-        """What the stages leave: Python's own start and end, and the command line."""
+        """What the stages leave: Python's own start and end, the command line, and what the stages
+        do not do: documents in front and further candidates, where the model has the habit."""
         return self.median - sum(self.stages.values())
 
 
