@@ -14,8 +14,19 @@ from safetensors.torch import save_file
 from retrieval.encoder import EncoderConfig, SmallEmbedder
 from tokenizer.errors import UserError
 from tokenizer.features import FeatureNet
+from tokenizer.image import ImageTokenizer
+from tokenizer.pixels import to_bytes
 from tokenizer.text import TextTokenizer
-from train.encoder import Batches, EncoderRecipe, Job, contrastive_loss, run, same_captions
+from tokenizer.vqgan import VQGAN, VQGANConfig
+from train.encoder import (
+    Batches,
+    EncoderRecipe,
+    Job,
+    contrastive_loss,
+    run,
+    same_captions,
+    through_codebook,
+)
 from train.report import read
 from train.schedule import Schedule
 
@@ -127,9 +138,58 @@ def test_a_run_resumed_goes_on_to_the_last_bit(
         assert torch.equal(one, other)
 
 
+def test_rare_families_are_drawn_as_often_as_full_ones(recipe: EncoderRecipe) -> None:
+    pixels = np.zeros((20, 3, 32, 32), np.uint8)
+    metadata = [
+        {"id": str(n), "captions": ["rare" if n == 7 else "full"], "family": str(n == 7)}
+        for n in range(20)
+    ]
+    for evenly, least, most in ((0.0, 0.02, 0.09), (0.5, 0.12, 0.26), (1.0, 0.4, 0.6)):
+        made = Batches(metadata, pixels, replace(recipe, evenly=evenly, batch=400))
+        assert least < made.at(0)[0].count("rare") / 400 < most
+
+
+def test_captions_are_reworded_and_pictures_recoded_as_often_as_asked(
+    recipe: EncoderRecipe,
+) -> None:
+    wanted = replace(recipe, reworded=0.5, recoded=0.25, image_tokenizer="one", batch=400, shift=0)
+    metadata = [{"id": "0", "captions": ["the template"], "label": "fox"}]
+    white, black = np.full((1, 3, 32, 32), 255, np.uint8), np.zeros((1, 3, 32, 32), np.uint8)
+    captions, pixels_B3HW = Batches(metadata, white, wanted, black).at(0)
+    assert 0.4 < captions.count("the template") / 400 < 0.6
+    assert all("fox" in caption.lower() or caption == "the template" for caption in captions)
+    assert 0.15 < (pixels_B3HW[:, 0, 0, 0] == -1).float().mean() < 0.35
+
+
+def test_pictures_go_through_the_codebook_of_their_size(
+    recipe: EncoderRecipe, tmp_path: Path
+) -> None:
+    config = VQGANConfig(
+        size=32, codes=8, embed_dim=4, z_channels=4, ch=32, ch_mult=(1, 1), num_res_blocks=1,
+        attn_resolutions=(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    image = ImageTokenizer(VQGAN(config))
+    image.save(tmp_path / "image")
+    wanted = replace(recipe, recoded=1.0, image_tokenizer=str(tmp_path / "image"))
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 32, 32), np.uint8)
+    recoded = through_codebook(pixels, wanted, torch.device("cpu"), lambda _: None)
+    one_1L = image.encode(torch.from_numpy(pixels[66:67]).float() / 127.5 - 1)
+    assert np.abs(recoded[66] - to_bytes(image.decode(one_1L))[0].numpy()).max() <= 1
+    assert recoded.shape == pixels.shape
+    small = replace(wanted, model=replace(recipe.model, size=16))
+    with pytest.raises(UserError, match="takes pictures of 32 pixels, the encoder of 16"):
+        through_codebook(pixels[:, :, :16, :16], small, torch.device("cpu"), print)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [({"batch": 1}, "batch must be at least 2"), ({"shift": -1}, "shift must not be negative")],
+    [
+        ({"batch": 1}, "batch must be at least 2"),
+        ({"shift": -1}, "shift must not be negative"),
+        ({"reworded": 1.5}, "reworded must be between 0 and 1, got 1.5"),
+        ({"recoded": 0.5}, "recoded pictures need image_tokenizer=FOLDER"),
+    ],
 )
 def test_settings_out_of_range_are_refused(
     recipe: EncoderRecipe, change: dict[str, Any], complaint: str

@@ -9,6 +9,7 @@ pictures and captions stand in which batch is a function of (seed, step) alone.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,13 +26,18 @@ from retrieval.encoder import DualEncoder, EncoderConfig, SmallEmbedder
 from tokenizer import settings
 from tokenizer.errors import UserError
 from tokenizer.features import FeatureNet
+from tokenizer.image import ImageTokenizer
+from tokenizer.pixels import to_bytes
 from tokenizer.tars import find_tars, read_ids
 from tokenizer.text import TextTokenizer
 from train import config, state
 from train.corpus import load_pixels
+from train.paraphrase import reword
 from train.report import Report
 from train.schedule import Schedule
 from train.state import Say
+
+GROUP = 64  # pictures that go through the codebook at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,10 @@ class EncoderRecipe:
     text_tokenizer: str  # .model file
     features: str  # MobileNetV2's weights, made by scripts/convert_mobilenet.py, to start from
     shares: dict[str, float] = field(default_factory=dict)  # kind -> share of draws; {} is as found
+    evenly: float = 0.0  # within a kind: 0 draws every picture as often as any, 1 every family
+    reworded: float = 0.0  # share of captions in people's words (`paraphrase`)
+    recoded: float = 0.0  # share of pictures as `image_tokenizer` gives them back: what is painted
+    image_tokenizer: str | None = None  # a folder
     model: EncoderConfig
     schedule: Schedule
     features_rate: float = 0.1  # times the rate, for what starts from MobileNetV2
@@ -63,6 +73,11 @@ class EncoderRecipe:
         for name in ("shift", "features_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("evenly", "reworded", "recoded"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.recoded and not self.image_tokenizer:
+            raise UserError("recoded pictures need image_tokenizer=FOLDER")
 
 
 def load(recipe: str, overrides: Sequence[str]) -> EncoderRecipe:
@@ -81,8 +96,9 @@ class Batches:
         metadata: Sequence[Mapping[str, Any]],
         pixels: NDArray[np.uint8],
         recipe: EncoderRecipe,
+        recoded: NDArray[np.uint8] | None = None,
     ) -> None:
-        self.metadata, self.pixels, self.recipe = metadata, pixels, recipe
+        self.metadata, self.pixels, self.recipe, self.recoded = metadata, pixels, recipe, recoded
         kinds = np.array([str(one.get("kind", "picture")) for one in metadata])
         told = np.array([bool(one["captions"]) for one in metadata])
         if not told.any():
@@ -93,15 +109,34 @@ class Batches:
             raise UserError(f"shares: no captioned picture of kind '{missing[0]}'; found {found}")
         self.groups = [np.flatnonzero(told & (kinds == kind)) for kind in shares]
         self.share = np.array(list(shares.values())) / sum(shares.values())
+        families = [str(one.get("family", one["id"])) for one in metadata]
+        size = Counter(family for family, one in zip(families, told, strict=True) if one)
+        weight = np.array([size[family] or 1 for family in families]) ** -recipe.evenly
+        self.weights = [weight[group] / weight[group].sum() for group in self.groups]
 
     def at(self, step: int) -> tuple[list[str], Tensor]:
         """Captions, and pixels [B, 3, size, size] in -1..1, of step `step`."""
         rng = np.random.default_rng((self.recipe.seed, step))
         group = rng.choice(len(self.groups), self.recipe.batch, p=self.share)
-        rows = [int(rng.choice(self.groups[place])) for place in group]
-        captions = [str(rng.choice(self.metadata[row]["captions"])) for row in rows]
-        moved = [self._moved(self.pixels[row], rng) for row in rows]
+        rows = [self._row(int(place), rng) for place in group]
+        captions = [self._caption(self.metadata[row], rng) for row in rows]
+        moved = [self._moved(self._seen(row, rng), rng) for row in rows]
         return captions, torch.from_numpy(np.stack(moved)).float() / 127.5 - 1
+
+    def _row(self, place: int, rng: np.random.Generator) -> int:
+        even = self.weights[place] if self.recipe.evenly else None
+        return int(rng.choice(self.groups[place], p=even))
+
+    def _caption(self, picture: Mapping[str, Any], rng: np.random.Generator) -> str:
+        asked = self.recipe.reworded and rng.random() < self.recipe.reworded
+        if asked and (found := reword(picture, rng)):
+            return found
+        return str(rng.choice(picture["captions"]))
+
+    def _seen(self, row: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        if self.recoded is not None and rng.random() < self.recipe.recoded:
+            return self.recoded[row]
+        return self.pixels[row]
 
     def _moved(self, pixels_3HW: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """A picture moved a little; white comes in, as it stands round most pictures."""
@@ -110,6 +145,27 @@ class Batches:
         padded = np.pad(pixels_3HW, white, constant_values=255)
         top, left = (int(place) for place in rng.integers(2 * most + 1, size=2))
         return padded[:, top : top + size, left : left + size]
+
+
+@torch.inference_mode()
+def through_codebook(
+    pixels_P3HW: NDArray[np.uint8], recipe: EncoderRecipe, device: torch.device, say: Say
+) -> NDArray[np.uint8]:
+    """All pictures as the recipe's image tokenizer gives them back. Raises UserError where it is
+    of another size."""
+    image = ImageTokenizer.load(Path(str(recipe.image_tokenizer))).to(device)
+    if image.size != recipe.model.size:
+        raise UserError(
+            f"{recipe.image_tokenizer} takes pictures of {image.size} pixels, the encoder of "
+            f"{recipe.model.size}; name an image_tokenizer of that size"
+        )
+    say(f"{len(pixels_P3HW)} pictures go through the codebook once")
+    rows: list[NDArray[np.uint8]] = []
+    for start in range(0, len(pixels_P3HW), GROUP):
+        group_B3HW = torch.from_numpy(np.array(pixels_P3HW[start : start + GROUP]))
+        again_B3HW = image.decode(image.encode(group_B3HW.to(device).float() / 127.5 - 1))
+        rows.append(to_bytes(again_B3HW).byte().cpu().numpy())
+    return np.concatenate(rows)
 
 
 def contrastive_loss(text_BE: Tensor, picture_BE: Tensor, scale: Tensor, same_BB: Tensor) -> Tensor:
@@ -200,7 +256,8 @@ def main(
     exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
     with state.open_run(out, wanted, resume, ("save_every",)):
         metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
-        job = Job(wanted, text, Batches(metadata, pixels, wanted), place)
+        recoded = through_codebook(pixels, wanted, place, say) if wanted.recoded else None
+        job = Job(wanted, text, Batches(metadata, pixels, wanted, recoded), place)
         done = run(job, out, say, deadline, resume)
     if done < wanted.steps:
         say(f"time is up after step {done} of {wanted.steps}; go on with --resume latest")
