@@ -28,6 +28,7 @@ LINKS = 32  # of a vector in a graph
 POINTER = 8  # bytes of a vector's number in a list
 
 Vectors = NDArray[np.float32]
+Halves = NDArray[np.float16]  # vectors as they may be kept; nothing computes with them
 Rows = NDArray[np.int64]
 
 

@@ -34,7 +34,7 @@ from retrieval.contents import (
     locked,
     read_contents,
 )
-from retrieval.index import Plan, Vectors
+from retrieval.index import Halves, Plan, Vectors
 from retrieval.retrieve import Candidate, by_relevance
 from retrieval.segment import Codebook, Row, Segment, caption_of, check_finite, write_segment
 from tokenizer.document import Document, Field, Picture
@@ -154,8 +154,11 @@ class Memory:
                 found[query] += candidates
         return [by_relevance(candidates)[:most] for candidates in found]
 
-    def add(self, rows: Iterable[Row], vectors_DE: Vectors, kind: Plan | None = None) -> Self:
+    def add(
+        self, rows: Iterable[Row], vectors_DE: Vectors | Halves, kind: Plan | None = None
+    ) -> Self:
         """The memory with these documents too, in a segment of their own; row i has vector i.
+        Vectors in float16 are kept so (`segment.py`).
 
         Raises UserError, and adds none, where an id is taken or comes twice.
         """
@@ -250,7 +253,7 @@ class Memory:
                 raise UserError(f"{self.folder} has a document {name!r} already; none was added")
             yield metadata, codes
 
-    def _write(self, rows: Iterable[Row], vectors_DE: Vectors, kind: Plan | None) -> Entry:
+    def _write(self, rows: Iterable[Row], vectors_DE: Vectors | Halves, kind: Plan | None) -> Entry:
         self._check(vectors_DE)
         kind = kind or index.plan(len(vectors_DE), self.contents.dimension)
         name = f"segment-{len(self.segments) + 1:06d}-{secrets.token_hex(4)}"
@@ -262,7 +265,7 @@ class Memory:
             raise UserError(f"cannot write {folder}: {reason}; the memory is as it was") from error
         return Entry(name=name, rows=len(vectors_DE), manifest=file_hash(folder / MANIFEST))
 
-    def _check(self, vectors_DE: Vectors) -> None:
+    def _check(self, vectors_DE: Vectors | Halves) -> None:
         if vectors_DE.shape[1] != self.contents.dimension:
             raise UserError(
                 f"vectors of {vectors_DE.shape[1]} numbers, those of {self.folder} have "

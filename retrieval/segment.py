@@ -3,7 +3,8 @@
     shards/          captions, licences and codes, as token shards; zeros for no picture
     names.npy        the ids as UTF-8, all of one width, so that a search reads no JSON
     parts.npy        what each document has: 1 a text, 2 a picture, 3 both
-    vectors.npy      a vector of length 1 for each document, float32
+    vectors.npy      a vector of length 1 for each document, float32; float16 takes half the room
+                     on a disk and is read as float32
     ids.npy          hashes of the ids in rising order, and where each lies
     index.faiss      where an exact search would take too long
     segment.json     what kind of index
@@ -24,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.index import Index, Plan, Rows, Vectors
+from retrieval.index import Halves, Index, Plan, Rows, Vectors
 from retrieval.retrieve import Candidate, by_relevance
 from tokenizer.errors import UserError
 from tokenizer.manifest import new_folder
@@ -75,7 +76,7 @@ class Segment:
         """
         try:
             shards = Shards.open(folder / SHARDS, image_tokenizer, compared=True)
-            vectors_DE = _mapped(folder / VECTORS, (rows, dimension), np.dtype(np.float32))
+            vectors_DE = _vectors(folder / VECTORS, (rows, dimension))
             ids_D = _mapped(folder / IDS, (rows,), HASHED)
             names_D = _mapped(folder / NAMES, (rows,), np.dtype(np.bytes_))
             parts_D = _mapped(folder / PARTS, (rows,), np.dtype(np.uint8))
@@ -199,13 +200,17 @@ def caption_of(metadata: dict[str, Any]) -> str | None:
 
 
 def write_segment(
-    folder: Path, rows: Iterable[Row], vectors_DE: Vectors, codebook: Codebook, kind: Plan
+    folder: Path,
+    rows: Iterable[Row],
+    vectors_DE: Vectors | Halves,
+    codebook: Codebook,
+    kind: Plan,
 ) -> None:
     """Write a segment, all or nothing; row i has vector i.
 
     Raises UserError for an id that comes twice or a document of nothing, OSError for a full disk.
     """
-    assert vectors_DE.dtype == np.float32
+    assert vectors_DE.dtype in (np.float32, np.float16)
     names: list[bytes] = []
     parts: list[int] = []
     blank = (0,) * codebook.grid**2
@@ -238,7 +243,7 @@ def write_segment(
         np.save(aside / PARTS, np.array(parts, np.uint8), allow_pickle=False)
         ids_D = np.array([(_hash(name), row) for row, name in enumerate(names)], HASHED)
         np.save(aside / IDS, np.sort(ids_D, order="hash"), allow_pickle=False)
-        index = Index.build(vectors_DE, kind)
+        index = Index.build(vectors_DE.astype(np.float32, copy=False), kind)
         if index.built is not None:
             index.save(aside / INDEX)
         about = {"index": kind.name, "bytes_per_vector": round(kind.bytes_per_vector, 1)}
@@ -247,6 +252,13 @@ def write_segment(
 
 def _hash(name: bytes) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.sha256(name).digest()[:8], "little"))
+
+
+def _vectors(path: Path, shape: tuple[int, int]) -> Vectors:
+    """Mapped where they are float32, else read whole."""
+    if np.lib.format.open_memmap(path, mode="r").dtype == np.float16:
+        return _mapped(path, shape, np.dtype(np.float16)).astype(np.float32)
+    return _mapped(path, shape, np.dtype(np.float32))
 
 
 def _mapped(path: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
@@ -259,7 +271,7 @@ def _mapped(path: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[
     return found.view(np.ndarray)  # a memmap is slow to take from
 
 
-def check_finite(vectors_DE: Vectors, where: str) -> None:
+def check_finite(vectors_DE: Vectors | Halves, where: str) -> None:
     """Raise UserError where a vector is none, as of an encoder whose weights are damaged."""
     for start in range(0, len(vectors_DE), CHUNK):
         good = np.isfinite(vectors_DE[start : start + CHUNK]).all(axis=1)

@@ -3,8 +3,9 @@
     python scripts/release_retrieval.py runs/encoder/encoder runs/memory
 
 Replaces retrieval/assets/default and retrieval/assets/memory. The memory that ships holds COUNT of
-the other's documents: kinds in the shares below, and of a kind one document of every family, then a
-second of each, and so on, in an order that their ids alone decide; none with a skin tone.
+the other's documents, vectors in float16: kinds in the shares below, and of a kind those without a
+skin tone first, one document of every family, then a second of each, and so on, in an order that
+their ids alone decide.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ from retrieval.memory import Memory
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parent / "retrieval" / "assets"
-COUNT = 12_000
-SHARES = {"emoji": 0.8, "clipart": 0.06, "icon": 0.12, "photo": 0.02}
+COUNT = 17_500
+SHARES = {"emoji": 0.9, "clipart": 0.03, "icon": 0.06, "photo": 0.01}
 KEPT = ("id", "captions", "kind", "licence", "credit")
 TONE = re.compile("-1F3F[B-F]")  # a skin tone in a code point
 
@@ -34,14 +35,19 @@ def choose(known: dict[str, dict[str, Any]]) -> list[str]:
     """The ids of the documents that ship, in rising order."""
     chosen: list[str] = []
     for kind, share in SHARES.items():
-        families: dict[str, list[str]] = defaultdict(list)
+        families: dict[tuple[bool, str], list[str]] = defaultdict(list)
         for name in sorted(known, key=lambda name: hashlib.sha256(name.encode()).digest()):
             metadata = known[name]
-            if metadata.get("kind") == kind and not TONE.search(metadata.get("codepoint", "")):
-                families[metadata.get("family", name)].append(name)
-        ranked = [(rank, name) for some in families.values() for rank, name in enumerate(some)]
-        ranked.sort(key=lambda one: one[0])
-        chosen += [name for _, name in ranked[: round(share * COUNT)]]
+            if metadata.get("kind") == kind:
+                toned = TONE.search(metadata.get("codepoint", "")) is not None
+                families[toned, metadata.get("family", name)].append(name)
+        ranked = [
+            (toned, rank, name)
+            for (toned, _), some in families.items()
+            for rank, name in enumerate(some)
+        ]
+        ranked.sort(key=lambda one: one[:2])
+        chosen += [name for *_, name in ranked[: round(share * COUNT)]]
     return sorted(chosen)
 
 
@@ -58,10 +64,11 @@ def main() -> None:
     told = [{key: metadata[key] for key in KEPT if key in metadata} for metadata, _ in rows]
     short = [{**one, "captions": one["captions"][:1]} for one in told]
     vectors = [bank.segments[places[n].segment].vector(places[n].row) for n in chosen]
+    halves = np.stack(vectors).astype(np.float16)
     folder = ASSETS / "memory"
     shutil.rmtree(folder, ignore_errors=True)
     memory = Memory.create(folder, replace(bank.contents, segments=()))
-    memory = memory.add(zip(short, [codes for _, codes in rows], strict=True), np.stack(vectors))
+    memory = memory.add(zip(short, [codes for _, codes in rows], strict=True), halves)
     memory = calibrate(memory)
     for place in ("default", "memory"):
         shutil.copyfile(HERE / "default" / "NOTICE.md", ASSETS / place / "NOTICE.md")

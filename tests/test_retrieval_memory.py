@@ -110,6 +110,18 @@ def test_a_picture_is_painted_with_a_text_alone_in_front(tiny: CM3Leon) -> None:
     assert plain != leaning
 
 
+def test_vectors_in_half_the_room_are_found_as_others_are(memory: Memory, tmp_path: Path) -> None:
+    rows, vectors_DE = given("fox", "owl", "cat", "hen")
+    halves = Memory.create(tmp_path / "halves", EMPTY).add(rows, vectors_DE.astype(np.float16))
+    (segment,) = halves.segments
+    kept = np.load(tmp_path / "halves" / halves.contents.segments[0].name / "vectors.npy")
+    assert (kept.dtype, segment.vector(0).dtype) == (np.float16, np.float32)
+    wanted, found = (one.search(vectors_DE, 9) for one in (memory, halves))
+    for whole, half in zip(wanted, found, strict=True):
+        assert [one.id for one in whole] == [one.id for one in half]
+        assert [one.score for one in half] == pytest.approx([one.score for one in whole], abs=1e-3)
+
+
 def test_an_id_of_any_letters_is_kept_and_an_odd_one_refused(memory: Memory) -> None:
     names = ("жук", "a b\n", "🦊")
     memory = memory.add(*given(*names))
