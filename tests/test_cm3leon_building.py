@@ -161,7 +161,7 @@ def test_the_memory_that_ships_is_whole_and_searched_by_default(
 ) -> None:
     status, out, _ = run(capsys, "index", "info", "default", "--json")
     table = json.loads(out)
-    assert (status, table["documents"]) == (0, 12_000)
+    assert (status, table["documents"]) == (0, 17_500)
     assert run(capsys, "index", "verify", "default")[0] == 0
     status, out, _ = run(capsys, "index", "search", "default", "red heart, Noto emoji", "--json")
     found = json.loads(out)["found"]

@@ -22,7 +22,12 @@ PLACES = {
     "tune": ("shards=s",),
     "image-tokenizer": ("data=tars",),
     "text-tokenizer": ("data=tars",),
-    "encoder": ("data=tars", "text_tokenizer=t.model", "features=f.safetensors"),
+    "encoder": (
+        "data=tars",
+        "text_tokenizer=t.model",
+        "image_tokenizer=i",
+        "features=f.safetensors",
+    ),
 }
 KINDS: dict[str, Any] = {
     "pretrain": PretrainRecipe,
