@@ -1,5 +1,6 @@
 """The commands that look at things: info, of a picture or of a model; data inspect, of shards."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +66,15 @@ def _of_model(source: str) -> dict[str, Any]:
         "text pieces": config.vocabulary.text_pieces,
         "picture": f"{picture.size} x {picture.size} pixels",
         "codes": f"{picture.grid} x {picture.grid} of {config.vocabulary.image_codes}",
+        **_world(folder / "README.md"),
     }
+
+
+def _world(card: Path) -> dict[str, str]:
+    """What the points "Can", "Cannot" and "Not for" of a model's card say, where it has them."""
+    text = card.read_text("utf-8") if card.is_file() else ""
+    points = re.findall(r"^- \*\*(Can|Cannot|Not for)\*\*: (.*(?:\n  .*)*)", text, re.MULTILINE)
+    return {name.lower(): " ".join(told.split()) for name, told in points}
 
 
 def inspect(
