@@ -22,6 +22,7 @@ from train.encoder import (
     Batches,
     EncoderRecipe,
     Job,
+    codebook_of,
     contrastive_loss,
     run,
     same_captions,
@@ -173,13 +174,16 @@ def test_pictures_go_through_the_codebook_of_their_size(
     image.save(tmp_path / "image")
     wanted = replace(recipe, recoded=1.0, image_tokenizer=str(tmp_path / "image"))
     pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 32, 32), np.uint8)
-    recoded = through_codebook(pixels, wanted, torch.device("cpu"), lambda _: None)
+    assert codebook_of(recipe) is None
+    loaded = codebook_of(wanted)
+    assert loaded is not None
+    recoded = through_codebook(pixels, loaded, torch.device("cpu"))
     one_1L = image.encode(torch.from_numpy(pixels[66:67]).float() / 127.5 - 1)
     assert np.abs(recoded[66] - to_bytes(image.decode(one_1L))[0].numpy()).max() <= 1
     assert recoded.shape == pixels.shape
     small = replace(wanted, model=replace(recipe.model, size=16))
     with pytest.raises(UserError, match="takes pictures of 32 pixels, the encoder of 16"):
-        through_codebook(pixels[:, :, :16, :16], small, torch.device("cpu"), print)
+        codebook_of(small)
 
 
 @pytest.mark.parametrize(

@@ -147,19 +147,26 @@ class Batches:
         return padded[:, top : top + size, left : left + size]
 
 
-@torch.inference_mode()
-def through_codebook(
-    pixels_P3HW: NDArray[np.uint8], recipe: EncoderRecipe, device: torch.device, say: Say
-) -> NDArray[np.uint8]:
-    """All pictures as the recipe's image tokenizer gives them back. Raises UserError where it is
-    of another size."""
-    image = ImageTokenizer.load(Path(str(recipe.image_tokenizer))).to(device)
+def codebook_of(recipe: EncoderRecipe) -> ImageTokenizer | None:
+    """The image tokenizer that the recipe's pictures are seen through. Raises UserError where it
+    is missing or of another size."""
+    if not recipe.recoded:
+        return None
+    image = ImageTokenizer.load(Path(str(recipe.image_tokenizer)))
     if image.size != recipe.model.size:
         raise UserError(
             f"{recipe.image_tokenizer} takes pictures of {image.size} pixels, the encoder of "
             f"{recipe.model.size}; name an image_tokenizer of that size"
         )
-    say(f"{len(pixels_P3HW)} pictures go through the codebook once")
+    return image
+
+
+@torch.inference_mode()
+def through_codebook(
+    pixels_P3HW: NDArray[np.uint8], image: ImageTokenizer, device: torch.device
+) -> NDArray[np.uint8]:
+    """All pictures as an image tokenizer gives them back."""
+    image = image.to(device)
     rows: list[NDArray[np.uint8]] = []
     for start in range(0, len(pixels_P3HW), GROUP):
         group_B3HW = torch.from_numpy(np.array(pixels_P3HW[start : start + GROUP]))
@@ -252,11 +259,15 @@ def main(
             f"{text.pieces}; leave it out"
         )
     wanted = replace(named, model=replace(named.model, pieces=text.pieces))
+    image = codebook_of(wanted)
     tars, place = find_tars(wanted.data, "train-"), pick_device(device)
     exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
     with state.open_run(out, wanted, resume, ("save_every",)):
         metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
-        recoded = through_codebook(pixels, wanted, place, say) if wanted.recoded else None
+        recoded = None
+        if image is not None:
+            say(f"{len(pixels)} pictures go through the codebook once")
+            recoded = through_codebook(pixels, image, place)
         job = Job(wanted, text, Batches(metadata, pixels, wanted, recoded), place)
         done = run(job, out, say, deadline, resume)
     if done < wanted.steps:
