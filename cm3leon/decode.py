@@ -87,11 +87,13 @@ class Layer:
         self.down = Product(mlp.down)
         self.wide = wide_of(mlp)
         self.gated = mlp.gate is not None or mlp.wide is not None
+        self.squared = mlp.squared
 
     def inner(self, x_RD: Tensor) -> Tensor:
         """The hidden part of the feed-forward: what `down` is multiplied with."""
         if not self.gated:
-            return torch.relu_(self.wide(x_RD))
+            hidden_RF = torch.relu_(self.wide(x_RD))
+            return hidden_RF.square_() if self.squared else hidden_RF
         gate_RF, up_RF = self.wide(x_RD).chunk(2, dim=1)
         return F.silu(gate_RF).mul_(up_RF)
 

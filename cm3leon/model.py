@@ -36,7 +36,7 @@ class ModelConfig:
     ffn: int | None = None  # hidden width of the feed-forward part; None means 4 * width
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_affine: bool = False
-    mlp: Literal["relu", "swiglu"] = "relu"
+    mlp: Literal["relu", "relu2", "swiglu"] = "relu"  # relu2: its square (arXiv 2109.08668)
     positions: Literal["learned", "rope"] = "learned"
     rope_theta: float = 10000.0
     qk_norm: bool = False  # Chameleon's: a layer norm over each head of queries and keys
@@ -121,12 +121,13 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two matrices round a ReLU, or three round a SwiGLU."""
+    """Two matrices round a ReLU or its square, or three round a SwiGLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up: nn.Module = nn.Linear(config.width, config.ffn_width, bias=False)
         self.down: nn.Module = nn.Linear(config.ffn_width, config.width, bias=False)
+        self.squared = config.mlp == "relu2"
         self.gate: nn.Linear | None = None
         if config.mlp == "swiglu":
             self.gate = nn.Linear(config.width, config.ffn_width, bias=False)
@@ -137,7 +138,8 @@ class FeedForward(nn.Module):
             gate_TF, up_TF = self.wide(x_TD).chunk(2, dim=-1)
             return self.down(F.silu(gate_TF) * up_TF)
         if self.gate is None:
-            return self.down(F.relu(self.up(x_TD)))
+            hidden_TF = F.relu(self.up(x_TD))
+            return self.down(hidden_TF.square() if self.squared else hidden_TF)
         return self.down(F.silu(self.gate(x_TD)) * self.up(x_TD))
 
 

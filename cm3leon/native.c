@@ -52,7 +52,7 @@ typedef struct {
     const Layer *layers;
     const float *embed_VD, *positions_CD, *cos_CH, *sin_CH; /* NULL: not of that kind */
     Norm norm;
-    int64_t vocabulary, depth, width, heads, head_size, ffn, rms, qk_norm;
+    int64_t vocabulary, depth, width, heads, head_size, ffn, rms, qk_norm, squared;
     float eps;
 } Model;
 
@@ -298,9 +298,12 @@ static void attend(const Model *model, const Layer *layer, const Cache *cache, i
              work->scores_TS + task * cache->slots, work->input.x_RK);
 }
 
-static void activate(const Layer *layer, const Work *work, int64_t count) {
+static void activate(const Model *model, const Layer *layer, const Work *work, int64_t count) {
     const float *up = work->up_RF, *gate = work->gate_RF;
-    if (layer->gate.numbers == NULL) {
+    if (layer->gate.numbers == NULL && model->squared) {
+        EACH for (int64_t i = 0; i < count; i++)
+            work->input.x_RK[i] = up[i] < 0 ? 0 : up[i] * up[i];
+    } else if (layer->gate.numbers == NULL) {
         EACH for (int64_t i = 0; i < count; i++) work->input.x_RK[i] = up[i] < 0 ? 0 : up[i];
     } else {
         EACH for (int64_t i = 0; i < count; i++)
@@ -325,7 +328,7 @@ static void pass(const Model *model, const Layer *layer, const Cache *cache, int
     if (whole) round_rows(input, rows, width);
     if (layer->gate.numbers != NULL) product(&layer->gate, input, rows, 0, work->gate_RF);
     product(&layer->up, input, rows, 0, work->up_RF);
-    activate(layer, work, rows * model->ffn);
+    activate(model, layer, work, rows * model->ffn);
     if (whole) round_rows(input, rows, model->ffn);
     product(&layer->down, input, rows, 1, work->x_RD);
 }

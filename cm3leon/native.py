@@ -70,7 +70,7 @@ class Model(Structure):
         *((name, c_void_p) for name in ("embed_VD", "positions_CD", "cos_CH", "sin_CH")),
         ("norm", Norm),
         *((name, c_int64) for name in ("vocabulary", "depth", "width", "heads", "head_size")),
-        *((name, c_int64) for name in ("ffn", "rms", "qk_norm")),
+        *((name, c_int64) for name in ("ffn", "rms", "qk_norm", "squared")),
         ("eps", c_float),
     )
 
@@ -150,6 +150,7 @@ class NativeDecoder:
             ffn=config.ffn_width,
             rms=config.norm == "rmsnorm",
             qk_norm=config.qk_norm,
+            squared=config.mlp == "relu2",
             eps=NORM_EPS,
         )
         if model.position is not None:

@@ -1,12 +1,19 @@
-"""Text <-> text pieces: a byte-fallback BPE that gives every string back exactly.
+"""Text <-> text pieces: a byte-fallback BPE, exact or folding.
 
 The codec turns pieces into token ids. The only file that imports sentencepiece. Special tokens are
 not in the model at all, so nothing that a user types can become one.
+
+An exact model gives every string back. A folding one, whose SentencePiece model carries rules of
+normalisation, gives the folded string back: lower case, single spaces, one space in front. A word
+is then the same pieces however it is typed and wherever it stands. Folding is for small models,
+which have no rows to spare for learning "Fox" and "fox" apart; it is ours, not the paper's.
 """
 
 import hashlib
 import io
 import re
+import tempfile
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +28,12 @@ BYTES = 256  # pieces 0..255 are the bytes; learnt pieces follow
 LONGEST_LINE = 1 << 24  # bytes; the library silently drops longer training lines
 # Whatever a model that rewrites text (case, spaces, compatibility forms) would not give back.
 PROBE = "  A\ufb01 \uff21\n\n e\u0301\t\0 \u2581 "
+# A folding model sets these apart, so that the word behind one is the same piece as anywhere else;
+# decoding closes the gap again.
+APART = {"-": " - ", "(": " ( ", "\u2013": " - ", "\u2010": " - ", "\u2011": " - "}
+QUOTES = {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'}
+GAPS = re.compile(r"(?<=\S)( - )(?=\S)|(?<=\() ")
+FOLDED = range(0x250)  # Latin letters: what the rules fold
 
 
 class TextTokenizer:
@@ -36,10 +49,11 @@ class TextTokenizer:
             raise UserError(f"{name} is not a SentencePiece model") from None
         self.model = model
         self.pieces: int = self._processor.vocab_size() - 1
-        if not self._has_all_bytes() or self.decode(self.encode(PROBE)) != PROBE:
+        self.folds = self._processor.normalize(" A") == "\u2581a"
+        if not self._has_all_bytes() or not self._is_stable():
             raise UserError(
-                f"{name} does not give text back exactly; wanted a model with byte fallback, "
-                "identity normalisation and no dummy prefix: train one with this project"
+                f"{name} does not give text back; wanted a model with byte fallback that either "
+                "leaves text as it is or folds it as this project does: train one with it"
             )
 
     @classmethod
@@ -57,34 +71,46 @@ class TextTokenizer:
         return cls(model, name=str(path))
 
     @classmethod
-    def train(cls, lines: Iterable[str], pieces: int) -> Self:
-        """Learn `pieces` BPE pieces from lines of text; the same lines give the same model."""
+    def train(cls, lines: Iterable[str], pieces: int, *, fold: bool = False) -> Self:
+        """Learn `pieces` BPE pieces from lines of text; the same lines give the same model.
+
+        With `fold` the model folds case, spaces and typographic quotes. Raises UserError where the
+        lines hold too little text, or too many characters, for so many pieces.
+        """
         if pieces <= BYTES:
             raise UserError(f"cannot train {pieces} text pieces: {BYTES} are bytes, ask for more")
         checked = list(lines)  # errors inside an iterator would be swallowed by the library
         for line in checked:
             _check_unicode(line)
         written = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(checked),
-                model_writer=written,
-                model_type="bpe",
-                vocab_size=pieces + 1,
-                byte_fallback=True,
-                normalization_rule_name="identity",
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                unk_id=0,
-                bos_id=-1,
-                eos_id=-1,
-                pad_id=-1,
-                max_sentence_length=LONGEST_LINE,
-                num_threads=1,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise UserError(f"cannot train {pieces} text pieces: {_reason(str(error))}") from None
+        with tempfile.TemporaryDirectory() as folder:
+            rules: dict[str, str] = {"normalization_rule_name": "identity"}
+            if fold:
+                table = Path(folder) / "rules.tsv"
+                table.write_text(_fold_rules(), "utf-8")
+                rules = {"normalization_rule_tsv": str(table)}
+            try:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(checked),
+                    model_writer=written,
+                    model_type="bpe",
+                    vocab_size=pieces + 1,
+                    byte_fallback=True,
+                    add_dummy_prefix=fold,
+                    remove_extra_whitespaces=fold,
+                    split_by_number=not fold,  # "3d" is a word
+                    unk_id=0,
+                    bos_id=-1,
+                    eos_id=-1,
+                    pad_id=-1,
+                    max_sentence_length=LONGEST_LINE,
+                    num_threads=1,
+                    minloglevel=2,
+                    **rules,
+                )
+            except RuntimeError as error:
+                reason = _reason(str(error))
+                raise UserError(f"cannot train {pieces} text pieces: {reason}") from None
         return cls(written.getvalue())
 
     @cached_property
@@ -93,7 +119,8 @@ class TextTokenizer:
         return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Pieces of a text; `decode` gives the same text back. Refuses lone surrogates."""
+        """Pieces of a text; `decode` gives the text back, or the folded one. Refuses lone
+        surrogates."""
         _check_unicode(text)
         pieces: list[int] = []
         for number, stretch in enumerate(text.split(SPACE)):
@@ -104,7 +131,8 @@ class TextTokenizer:
 
     def decode(self, pieces: Sequence[int]) -> str:
         """Text of the pieces; bytes that are not UTF-8, as a model may write, become U+FFFD."""
-        return b"".join(self._bytes[piece] for piece in pieces).decode(errors="replace")
+        text = b"".join(self._bytes[piece] for piece in pieces).decode(errors="replace")
+        return GAPS.sub(lambda gap: gap[0].strip(), text) if self.folds else text
 
     @cached_property
     def _bytes(self) -> list[bytes]:
@@ -116,6 +144,11 @@ class TextTokenizer:
             name.replace(SPACE, " ").encode() for name in names
         ]
 
+    def _is_stable(self) -> bool:
+        """Whether a text comes back as it is, or folded to what does."""
+        once = self.decode(self.encode(PROBE))
+        return once == PROBE or (self.folds and once == self.decode(self.encode(once)))
+
     def _has_all_bytes(self) -> bool:
         model = self._processor
         return (
@@ -124,6 +157,18 @@ class TextTokenizer:
             and all(model.id_to_piece(1 + byte) == f"<0x{byte:02X}>" for byte in range(BYTES))
             and not any(model.is_control(k) for k in range(model.vocab_size()))
         )
+
+
+def _fold_rules() -> str:
+    """SentencePiece's table of rules, a line each: code points in hex, a tab, those they become."""
+    folded = {chr(k): unicodedata.normalize("NFC", chr(k).casefold()) for k in FOLDED}
+    spaces = dict.fromkeys(("\t", "\n", "\v", "\f", "\r", "\xa0"), " ")
+    rules = {old: new for old, new in folded.items() if old != new} | spaces | QUOTES | APART
+
+    def hexed(text: str) -> str:
+        return " ".join(f"{ord(letter):X}" for letter in text)
+
+    return "".join(f"{hexed(old)}\t{hexed(new)}\n" for old, new in sorted(rules.items()))
 
 
 def _check_unicode(text: str) -> None:

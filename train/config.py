@@ -206,6 +206,9 @@ class TextTokenizerRecipe:
     questions: str | None = None
     exclude: str | None = None
     pieces: int
+    fold: bool = False  # case, spaces and typographic quotes make no difference (`tokenizer/text`)
+    reworded: int = 0  # of each picture so many captions in people's words too (`paraphrase`)
+    wordnet: str | None = None  # a folder of WordNet, for synonyms of the labels
 
 
 def shipped() -> dict[str, Path]:

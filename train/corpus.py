@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,9 +84,11 @@ def text_lines(
     questions: Path | None,
     exclude: Set[str],
     *,
+    also: Callable[[Mapping[str, Any]], Iterable[str]],
     say: Say,
 ) -> Iterator[str]:
-    """Every text of a corpus for the text tokenizer's training, none of an excluded picture.
+    """Every text of a corpus for the text tokenizer's training, none of an excluded picture, and
+    what is `also` said of each picture's metadata.
 
     Each comes once, so that templates told a thousand times do not drown the captions.
     """
@@ -98,6 +100,7 @@ def text_lines(
             tally.pictures += 1
             ids.add(sample.metadata["id"])
             yield from sample.metadata["captions"]
+            yield from also(sample.metadata)
 
     def others() -> Iterator[str]:
         for document in read_edits(edits, ids, tally):

@@ -86,6 +86,11 @@ class Rows:
                 self.sources[form] = Source(form, found, typed.get(form, {}), (seed, 7 + offset))
 
     @property
+    def codes_PN(self) -> NDArray[np.uint16]:
+        """The codes of all pictures that rows are drawn from."""
+        return self.shards.codes_PN
+
+    @property
     def documents(self) -> int:
         """How many documents its forms draw from; a picture with captions is one."""
         counts = {
@@ -254,6 +259,11 @@ class Mixture:
     def __init__(self, sources: Mapping[str, Rows], shares: Mapping[str, float], seed: int) -> None:
         self.sources = sources
         self.deck = Deck(shares, (seed, 11))
+
+    @property
+    def codes_PN(self) -> NDArray[np.uint16]:
+        """The codes of all pictures of the source that most rows come from."""
+        return self.sources[self.deck.names[int(self.deck.counts.argmax())]].codes_PN
 
     def at(self, row: int) -> Ids:
         name, rank = self.deck.at(row)

@@ -57,13 +57,16 @@ class LossOf(nn.Module):
         """The loss of one micro-batch; the head is asked only where something is predicted."""
         counted_BL = weights_BL > 0
         hidden_BLD = self.model(ids_BL)
+        image = self.vocabulary.image_ids
+        among = image if self.recipe.mask.predict == "image" else slice(0, None)
         loss = head_loss(
             hidden_BLD[counted_BL],
-            self.model.head_weight,
+            self.model.head_weight[among],
             targets_BL[counted_BL],
             weights_BL[counted_BL],
             self.vocabulary,
             self.recipe.model.z_loss,
+            among.start,
         )
         return loss.total, loss.weight, loss.kinds_K2
 
@@ -114,7 +117,8 @@ class TorchEngine:
         self, net: LossOf, recipe: PretrainRecipe, device: torch.device, we: World
     ) -> None:
         self.net, self.recipe, self.device, self.we = net, recipe, device, we
-        self.optimizer = new_optimizer(net.model, recipe.optimizer)
+        bf16 = in_bf16(recipe.precision, device)
+        self.optimizer = new_optimizer(net.model, recipe.optimizer, we, bf16=bf16)
         self.wrapped: nn.Module = net
         if we.size > 1:
             self.wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True)

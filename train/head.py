@@ -26,16 +26,20 @@ def head_loss(
     weights_T: Tensor,
     vocabulary: Vocabulary,
     z_loss: float = 0.0,
+    first: int = 0,
 ) -> Loss:
     """`masked_cross_entropy` of the logits that these hidden states have.
 
+    weight_VD: the head's rows for the ids from `first` on, of which the targets must be.
     Products are in the type of the hidden states, or in autocast's; all else is in float32.
     """
     device = hidden_TD.device.type
     dtype = hidden_TD.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    total, nats_T = _HeadLoss.apply(hidden_TD, weight_VD, targets_T, weights_T, z_loss, dtype)
+    total, nats_T = _HeadLoss.apply(
+        hidden_TD, weight_VD, targets_T - first, weights_T, z_loss, dtype
+    )
     return Loss(total, weights_T.sum(), kinds_of(nats_T, targets_T, weights_T, vocabulary))
 
 

@@ -25,7 +25,7 @@ from train.config import PretrainRecipe
 from train.data import Mixture, Rows, micro_batches, rows_of_steps
 from train.engine import Engine
 from train.flops import Speed
-from train.noise import read_with_noise
+from train.noise import level, read_with_noise
 from train.objective import KINDS, Ids, targets_and_weights
 from train.report import Report
 from train.state import Say
@@ -76,7 +76,7 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
         while done < recipe.steps:
             we.note(done, "making rows")
             began = time.monotonic()
-            micros = list(micros_of(job, next(ahead)))
+            micros = list(micros_of(job, next(ahead), done))
             ready = time.monotonic()
             late = job.we.must_stop() or time.monotonic() >= deadline
             whole, passes, tokens, halt = agree(we, micros, late)
@@ -127,13 +127,29 @@ def save(job: Job, done: int) -> None:
 Micro = tuple[Tensor, Tensor, Tensor]  # inputs, targets and weights, all [B, L], on the host
 
 
-def micros_of(job: Job, rows: Sequence[Ids]) -> Iterator[Micro]:
-    """The micro-batches of some rows."""
-    for ids_BL in micro_batches(rows, job.recipe.micro_tokens):
-        targets_BL, weights_BL = targets_and_weights(ids_BL, job.vocabulary, job.recipe.mask)
-        read_BL = read_with_noise(ids_BL, job.vocabulary, job.recipe.mask.noise)
+def micros_of(job: Job, rows: Sequence[Ids], step: int = 0) -> Iterator[Micro]:
+    """The micro-batches of this process's rows of a step."""
+    tokens, mask = job.recipe.micro_tokens, job.recipe.mask
+    # a row is read as long as it is, so both are cut alike
+    both = (micro_batches(some, tokens) for some in (rows, read_of(job, rows, step)))
+    for ids_BL, read_BL in zip(*both, strict=True):
+        targets_BL, weights_BL = targets_and_weights(ids_BL, job.vocabulary, mask)
         arrays = (read_BL[:, :-1].copy(), targets_BL.copy(), weights_BL)
         yield tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[misc]
+
+
+def read_of(job: Job, rows: Sequence[Ids], step: int) -> Sequence[Ids]:
+    """The rows as the model reads them: with noise, which hangs on a row's number in the run."""
+    recipe = job.recipe
+    most = level(recipe.mask, step, recipe.steps)
+    if not most:
+        return rows
+    first = step * recipe.batch + job.we.rank * len(rows)
+    rngs = (np.random.default_rng((recipe.seed, 12, first + k)) for k in range(len(rows)))
+    return [
+        read_with_noise(row, job.vocabulary, most, job.rows.codes_PN, rng)
+        for row, rng in zip(rows, rngs, strict=True)
+    ]
 
 
 def agree(we: World, micros: Sequence[Micro], late: bool) -> tuple[float, int, int, bool]:

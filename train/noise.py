@@ -1,41 +1,51 @@
-"""Codes that are read in training, some of them replaced: beside the objective, before the model.
+"""Input codes replaced by another image's, so that a model in training must read the caption.
 
-A picture's first rows tell much of the others, and when a model paints, the first rows are its own.
-Codes replaced by chance are meant to make it look at the caption, and go on after a mistake. In a
-short run they brought no clear gain (docs/ledger.md). What is to be predicted stays the row.
+After the objective has masked a row, before the model reads it; the targets stay clean. An image's
+first rows tell much of the rest, so a model that always reads true codes hardly needs the caption;
+and when it generates, the codes before are its own. With noise from the first step on, a wrong
+caption costs several bits a code, and more prompts show what they ask for (docs/ledger.md).
 
-Akin to word dropout (Bowman et al., arXiv 1511.06349) and to the flipped bits of Infinity (arXiv
-2412.04431). Ours: codes alone, any code in their place. The CM3 papers have no such thing.
+Ours; akin to reAR's random input codes (arXiv 2510.04450) and to word dropout (arXiv 1511.06349).
 """
 
-# Shapes: B = rows, L = ids a row
-
-import zlib
+# Shapes: L = ids a row, P = images, N = codes of one
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tokenizer.vocabulary import PAD, Vocabulary
-from train.objective import Ids
+from tokenizer.vocabulary import Vocabulary
+from train.objective import Ids, MaskConfig
 
 
-def read_with_noise(ids_BL: Ids, vocabulary: Vocabulary, share: float) -> Ids:
-    """The rows as they are read: in a `share` of them a part of the last picture's codes, drawn
-    evenly from none to all, are any codes. What stands before it (the picture to be edited,
-    retrieved ones) is read as it is.
+def level(config: MaskConfig, step: int, steps: int) -> float:
+    """The most of an image's codes that are replaced at a step, on a line from the first step to
+    the last."""
+    if config.noise_end is None:
+        return config.noise
+    return config.noise + (config.noise_end - config.noise) * step / max(1, steps - 1)
 
-    Chance hangs on a row's own ids, so it is the same beside whatever other rows.
+
+def read_with_noise(
+    row_L: Ids,
+    vocabulary: Vocabulary,
+    most: float,
+    codes_PN: NDArray[np.uint16],
+    rng: np.random.Generator,
+) -> Ids:
+    """The row as it is read: a share of the last image's codes, drawn evenly from 0 to `most`, are
+    those of some other images at the same places. What stands before that image is left.
+
+    codes_PN: the images to take codes from. Where spans of the image were moved, places are counted
+    among the codes that are left.
     """
-    if not share:
-        return ids_BL
-    image, read_BL = vocabulary.image_ids, ids_BL.copy()
-    for padded_L in read_BL:
-        row_L = padded_L[: np.count_nonzero(padded_L != PAD)]  # a view
-        rng = np.random.default_rng(zlib.crc32(row_L.tobytes()))
-        if rng.random() >= share:
-            continue
-        codes = (image.start <= row_L) & (row_L < image.stop)
-        (walls,) = np.nonzero(row_L == vocabulary.break_id)
-        codes[: walls[-1] if len(walls) else 0] = False
-        (hit,) = np.nonzero(codes & (rng.random(len(row_L)) < rng.random()))
-        row_L[hit] = rng.integers(image.start, image.stop, len(hit))
-    return read_BL
+    image = vocabulary.image_ids
+    codes = (image.start <= row_L) & (row_L < image.stop)
+    (walls,) = np.nonzero(row_L == vocabulary.break_id)
+    codes[: walls[-1] if len(walls) else 0] = False
+    (places,) = np.nonzero(codes)
+    hit = rng.random(len(places)) < most * rng.random()
+    images = rng.integers(len(codes_PN), size=len(places))
+    others = codes_PN[images, np.arange(len(places)) % codes_PN.shape[1]].astype(np.int64)
+    read_L = row_L.copy()
+    read_L[places[hit]] = others[hit] + image.start
+    return read_L

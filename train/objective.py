@@ -34,7 +34,7 @@ do not cross `</s>` either, and the masks of one field and of a picture's box.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,16 +71,18 @@ class MaskConfig:
     field: float = 0.1  # probability that exactly one field (caption, answer, edit text) is masked
     box: float = 0.0  # probability that a box of one picture's codes is masked
     sentinel_weight: float = 1.0  # loss weight of a sentinel as the token to predict
-    noise: float = 0.0  # share of rows that are read with codes replaced by chance (`train/noise`)
+    predict: Literal["all", "image"] = "all"  # `image`: image ids alone count, among image ids
+    noise: float = 0.0  # most of a picture's codes that are read as another's (`train/noise`) ...
+    noise_end: float | None = None  # ... at the first step; at the last, where it is another
 
     def __post_init__(self) -> None:
         for name in ("spans_mean", "spans_min", "sentinel_weight"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value}; it must be 0 or more")
-        for name in ("whole_segment", "field", "box", "noise"):
+        for name in ("whole_segment", "field", "box", "noise", "noise_end"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} is {value}; a probability lies in 0..1")
         if self.field + self.box > 1:
             raise UserError(f"field {self.field} and box {self.box} add up to more than 1")
@@ -288,12 +290,16 @@ def targets_and_weights(
 ) -> tuple[Ids, npt.NDArray[np.float32]]:
     """What to predict from `ids_BL[:, :-1]`, and how much each prediction counts; both B, L - 1.
 
-    Padding counts 0, sentinels `config.sentinel_weight`, all else 1.
+    Padding counts 0, sentinels `config.sentinel_weight`, all else 1; with `predict` image, all but
+    image ids counts 0.
     """
     targets_BL = ids_BL[:, 1:]
     sentinels = vocabulary.sentinel_ids
     is_sentinel_BL = (sentinels.start <= targets_BL) & (targets_BL < sentinels.stop)
     weights_BL = np.where(is_sentinel_BL, config.sentinel_weight, 1.0) * (targets_BL != PAD)
+    if config.predict == "image":
+        image = vocabulary.image_ids
+        weights_BL *= (image.start <= targets_BL) & (targets_BL < image.stop)
     return targets_BL, weights_BL.astype(np.float32)
 
 
