@@ -1,6 +1,6 @@
 """Prompts in people's own words: how often what is painted shows something they may mean.
 
-`docs/sheets/people.json` has 75 to develop with (`open`) and 75 that are scored once (`sealed`),
+`docs/sheets/people.json` has 150 to develop with (`open`) and 75 that are scored once (`sealed`),
 each with the families that it accepts. Such a file -> one half -> pictures -> the classifier of
 `concept`, and a sheet for people who have not seen the prompts.
 """

@@ -1,18 +1,15 @@
-"""The prompts in people's own words: half of them open for development, half scored once."""
+"""The prompts in people's own words: some open for development, others scored once."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 PROMPTS = Path(__file__).parent.parent / "docs" / "sheets" / "people.json"
 
 
-def test_each_half_has_as_many_prompts_of_every_topic_and_none_twice() -> None:
+def test_the_halves_share_no_prompt_and_every_prompt_accepts_something() -> None:
     table = json.loads(PROMPTS.read_text())
     assert list(table) == ["open", "sealed"]
-    topics = [Counter(row["topic"] for row in rows) for rows in table.values()]
-    assert topics[0] == topics[1]
-    assert topics[0].total() == 75
+    assert [len(rows) for rows in table.values()] == [150, 75]
     rows = table["open"] + table["sealed"]
-    assert len({row["prompt"].lower() for row in rows}) == 150
+    assert len({row["prompt"].lower() for row in rows}) == 225
     assert all(row["families"] for row in rows)
