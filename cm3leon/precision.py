@@ -123,7 +123,8 @@ class DynamicInt8Linear(nn.Module):
 
     The kernel has one scale for all its rows, the range of what it is given. So rows come to it
     divided by their own largest number, and one more row holds 1 and -1: its range, and with it the
-    result of a row, is always the same.
+    result of a row, is always the same. A CPU without VNNI adds two products in 16 bits, where
+    activations of 8 bits overflow: there they have 7.
     """
 
     def __init__(self, weight_NK: Tensor) -> None:
@@ -135,6 +136,7 @@ class DynamicInt8Linear(nn.Module):
             warnings.simplefilter("ignore")  # of its age; the kernel has no other door yet
             quantised = torch.quantize_per_channel(plain_NK, scales_N, zeros_N, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(quantised, None)
+        self.narrow = not torch.cpu.get_capabilities().get("avx512_vnni", False)
         self.range_1K = torch.zeros(1, width)
         self.range_1K[0, :2] = torch.tensor([1.0, -1.0])
 
@@ -142,7 +144,7 @@ class DynamicInt8Linear(nn.Module):
         most_T1 = torch.linalg.vector_norm(x_TK.float(), torch.inf, dim=1, keepdim=True)
         most_T1.clamp_(min=1e-30)
         rows = torch.cat((x_TK / most_T1, self.range_1K))
-        y_TN = torch.ops.quantized.linear_dynamic(rows, self.packed, False)[:-1] * most_T1
+        y_TN = torch.ops.quantized.linear_dynamic(rows, self.packed, self.narrow)[:-1] * most_T1
         return y_TN.to(x_TK.dtype)
 
 

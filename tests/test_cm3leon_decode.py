@@ -20,6 +20,7 @@ from cm3leon.precision import DynamicInt8Linear, NativeInt8Linear, Precision, pr
 MODELS: dict[str, dict[str, Any]] = {
     "paper": {},
     "affine": {"norm_affine": True},
+    "default": {"mlp": "relu2", "positions": "rope", "rope_theta": 100.0},
     "llama": {
         "positions": "rope",
         "norm": "rmsnorm",
@@ -32,6 +33,10 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 VOCABULARY = 96
 here = pytest.mark.skipif(native.library() is None, reason=f"no compiled step: {native.loaded()}")
+INT8 = pytest.param(
+    "int8",
+    marks=pytest.mark.skipif(not native.whole_is_fast(), reason="PyTorch's int8 serves this CPU"),
+)
 
 
 def new_decoder(width: int = 64, heads: int = 2, **changes: Any) -> Decoder:
@@ -158,7 +163,7 @@ def native_of(model: Decoder) -> NativeDecoder:
 
 
 @here
-@pytest.mark.parametrize("precision", [None, "fp32", "int8"])
+@pytest.mark.parametrize("precision", [None, "fp32", INT8])
 @torch.inference_mode()
 def test_the_compiled_step_is_that_of_the_plain_path(
     model: Decoder, precision: Precision | None
@@ -186,7 +191,7 @@ def test_the_compiled_step_is_that_of_the_plain_path(
 
 
 @here
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", INT8])
 @torch.inference_mode()
 def test_no_bit_of_a_row_depends_on_the_others_or_on_threads(
     model: Decoder, precision: Precision, request: pytest.FixtureRequest
@@ -219,7 +224,10 @@ def test_whole_numbers_multiply_as_pytorch_multiplies_them(rows: int) -> None:
     for one in (ours, theirs):
         assert (one(x_TK) - wanted_TN).std() < 0.02 * wanted_TN.std()
     step_T1 = x_TK.abs().amax(1, keepdim=True) / 127.5 * weight_NK.abs().max()
-    assert ((ours(x_TK) - theirs(x_TK)).abs() <= step_T1 * 1.001).all()  # one number, one rounding
+    if theirs.narrow:  # 7 bits of activations: every number may be rounded otherwise
+        assert (theirs(x_TK) - ours(x_TK)).std() < 0.02 * wanted_TN.std()
+    else:
+        assert ((ours(x_TK) - theirs(x_TK)).abs() <= step_T1 * 1.001).all()  # one rounding
 
 
 @here
