@@ -72,6 +72,9 @@ class Config:
             raise UserError(f"the model has {rows} embedding rows, its vocabulary {tokens} tokens")
 
 
+Task = Literal["text_to_image", "edit", "infill", "caption", "answer"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSampling:
     """What `generation_config.json` holds: how to draw when the user does not say."""
@@ -83,6 +86,7 @@ class TaskSampling:
     answer: Sampling = Sampling(temperature=0.0)  # noqa: RUF009
     candidates: int = 1  # painted for each picture from words; the retriever's encoder keeps one
     retrieve: int = 0  # documents of what ships, before words to paint and pictures to caption
+    untrained: tuple[Task, ...] = ()  # tasks that the weights never learnt; commands say so
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.retrieve < 0:

@@ -16,7 +16,7 @@ from cm3leon import likelihood
 from eval.apart import likeness, rebuilt_distance
 from eval.bits import written_caption, written_picture
 from eval.figures import by_kind, kind_of
-from eval.lab import Lab
+from eval.lab import Item, Lab
 from eval.reconstruction import psnr
 from eval.report import Found, Value, mean, sheet_of
 from eval.retrieval import draw, fitting, lots
@@ -28,10 +28,13 @@ GROUP = 32  # things that are scored together
 
 
 def perplexity(lab: Lab) -> Found:
-    """Bits of pictures given their first caption, as `cm3leon.likelihood` defines them, and of
-    captions given their picture; with documents in front too, where the run has a memory."""
+    """Bits of pictures given their first caption, as `cm3leon.likelihood` defines them, and given
+    another's, which tells how much the caption counts; of captions given their picture; with
+    documents in front too, where the run has a memory."""
     items, codec = lab.items, lab.leon.codec
-    image_bits = picturebits_of(lab, [[] for _ in items])
+    none: list[list[Document]] = [[] for _ in items]
+    image_bits = picturebits_of(lab, none)
+    other_bits = picturebits_of(lab, none, captions=captions_of_others(items))
     captions = [written_caption(codec, item.caption, item.picture) for item in items]
     caption_bits = bits_of(lab, captions, "captions")
     sizes = [float(len(item.caption.encode())) for item in items]
@@ -39,6 +42,9 @@ def perplexity(lab: Lab) -> Found:
     for kind, places in by_kind([kind_of(item.metadata) for item in items]).items():
         codes = [float(codec.picture_codes)] * len(places)
         values[f"bits an image token, {kind}"] = mean([image_bits[i] for i in places], codes)
+        values[f"bits an image token behind another's caption, {kind}"] = mean(
+            [other_bits[i] for i in places], codes
+        )
         texts, lengths = [caption_bits[i] for i in places], [sizes[i] for i in places]
         values[f"bits a caption byte, {kind}"] = mean(texts, lengths)
     count = lab.asked.retrieve
@@ -51,13 +57,38 @@ def perplexity(lab: Lab) -> Found:
     return Found(values=values)
 
 
-def picturebits_of(lab: Lab, fronts: Sequence[Sequence[Document]]) -> list[float]:
-    """Bits of every item's codes given its first caption behind some documents."""
+def picturebits_of(
+    lab: Lab, fronts: Sequence[Sequence[Document]], captions: Sequence[str] | None = None
+) -> list[float]:
+    """Bits of every item's codes given its first caption, or one of `captions` in its place, behind
+    some documents."""
+    captions = captions or [item.caption for item in lab.items]
     written = [
-        written_picture(lab.leon.codec, item.caption, item.picture, front)
-        for item, front in zip(lab.items, fronts, strict=True)
+        written_picture(lab.leon.codec, caption, item.picture, front)
+        for caption, item, front in zip(captions, lab.items, fronts, strict=True)
     ]
     return bits_of(lab, written, "pictures")
+
+
+def captions_of_others(items: Sequence[Item]) -> list[str]:
+    """For each item the first caption of the next one, round the end, that is of the same style and
+    of another family, or of another caption where there is none."""
+
+    def caption_for(place: int) -> str:
+        item, rest = items[place], [*items[place + 1 :], *items[:place]]
+        same = (one for one in rest if _style(one) == _style(item) and _thing(one) != _thing(item))
+        other = (one for one in rest if one.caption != item.caption)
+        return next(same, next(other, item)).caption
+
+    return [caption_for(place) for place in range(len(items))]
+
+
+def _style(item: Item) -> object:
+    return item.metadata.get("style")
+
+
+def _thing(item: Item) -> object:
+    return item.metadata.get("family", item.caption)
 
 
 def bits_of(lab: Lab, written: Sequence[likelihood.Written], what: str) -> list[float]:

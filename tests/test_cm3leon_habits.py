@@ -87,3 +87,19 @@ def test_documents_come_from_what_ships_unless_the_user_says(
 def test_habits_that_cannot_be_are_refused() -> None:
     with pytest.raises(UserError, match="at least 1 and 0"):
         TaskSampling(candidates=0)
+
+
+def test_a_task_that_a_model_was_not_trained_for_is_said_beside_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    leon = CM3Leon.from_pretrained()
+    leon.sampling = replace(leon.sampling, retrieve=0, candidates=1, untrained=("caption", "edit"))
+    leon.save_pretrained("painter", stored="int8")
+    options = ["--model", "painter", "--device", "cpu"]
+    assert main(["generate", HEART, "--out", "heart.png", *options]) == 0
+    assert "not trained" not in capsys.readouterr().err
+    assert main(["caption", "heart.png", *options]) == 0
+    assert "painter was not trained for caption" in capsys.readouterr().err
+    assert main(["info", "painter"]) == 0
+    assert "not trained for: caption, edit" in capsys.readouterr().out

@@ -163,3 +163,49 @@ def test_a_model_made_otherwise_is_refused(change: dict[str, Any]) -> None:
     )
     with pytest.raises(UserError, match="does not give text back"):
         TextTokenizer.from_bytes(written.getvalue())
+
+
+FOLDING = TextTokenizer.train(LINES, 330, fold=True)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["a red fox", "A Red Fox", "  a  red\tFOX ", "a\u00a0red fox\n"],
+)
+def test_a_folding_model_does_not_care_how_a_text_is_typed(typed: str) -> None:
+    assert FOLDING.encode(typed) == FOLDING.encode(" a red fox")
+    assert FOLDING.decode(FOLDING.encode(typed)) == " a red fox"
+
+
+def test_a_word_is_the_same_pieces_wherever_it_stands() -> None:
+    (red,) = FOLDING.encode("red")
+    for text in ("red", "the red dog", "(red)", "dog-red", "RED, dog", "red-dog"):
+        assert red in FOLDING.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("typed", "folded"),
+    [
+        ("T-shirt (blank)", " t-shirt (blank)"),
+        ("it\u2019s \u201cbig\u201d", ' it\'s "big"'),
+        ("medium\u2013light - skin", " medium-light-skin"),
+        ("\u00c5LAND", " \u00e5land"),
+        ("", ""),
+        (" \n ", ""),
+    ],
+)
+def test_a_folding_model_gives_the_folded_text_back(typed: str, folded: str) -> None:
+    assert FOLDING.decode(FOLDING.encode(typed)) == folded
+
+
+@exactly
+@given(texts)
+def test_folding_twice_is_folding_once(text: str) -> None:
+    once = FOLDING.decode(FOLDING.encode(text))
+    assert FOLDING.decode(FOLDING.encode(once)) == once
+    assert FOLDING.encode(once) == FOLDING.encode(text)
+
+
+def test_folding_is_kept_in_the_model_itself() -> None:
+    assert TextTokenizer.from_bytes(FOLDING.model).folds
+    assert not TOKENIZER.folds

@@ -22,6 +22,8 @@ def test_targets_are_the_next_ids_and_padding_weighs_nothing() -> None:
     _, weights_BL = targets_and_weights(ids_BL, VOCABULARY, half)
     assert weights_BL[0].tolist() == [1, 0.5, 1, 0.5, 1, 1]
     assert weights_BL.dtype == np.float32
+    _, weights_BL = targets_and_weights(ids_BL, VOCABULARY, MaskConfig(predict="image"))
+    assert weights_BL[0].tolist() == [1, 0, 0, 0, 1, 0]  # 10 and 11 are codes
 
 
 def test_loss_is_the_weighted_sum_of_what_each_token_costs() -> None:

@@ -44,7 +44,7 @@ def _of_picture(path: Path) -> dict[str, Any]:
 def _of_model(source: str) -> dict[str, Any]:
     import torch
 
-    from cm3leon.checkpoint import find, hash_of, read_config
+    from cm3leon.checkpoint import find, hash_of, read_config, read_sampling
     from cm3leon.model import Decoder
     from tokenizer.manifest import verify
 
@@ -66,6 +66,7 @@ def _of_model(source: str) -> dict[str, Any]:
         "text pieces": config.vocabulary.text_pieces,
         "picture": f"{picture.size} x {picture.size} pixels",
         "codes": f"{picture.grid} x {picture.grid} of {config.vocabulary.image_codes}",
+        "not trained for": ", ".join(read_sampling(folder).untrained) or "-",
         **_world(folder / "README.md"),
     }
 

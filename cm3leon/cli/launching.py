@@ -34,9 +34,10 @@ def launched(
     worker: the command; an option whose value is None is left out with its name. `check(size)`
     refuses what is known to be wrong before anything starts.
     """
+    from retrieval.parts import is_worker
     from train.launch import Cluster, found, launch
 
-    if device == "cpu" and where["hostfile"] is None:
+    if device == "cpu" and where["hostfile"] is None and not is_worker():
         where["processes"] = where["processes"] or 1
     place = found(Cluster(**where))
     if place is None:

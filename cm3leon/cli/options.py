@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cm3leon.checkpoint import TaskSampling
+    from cm3leon.checkpoint import Task, TaskSampling
     from cm3leon.pipeline import CM3Leon
     from cm3leon.sampling import Sampling
 
@@ -55,8 +55,6 @@ Sources = Annotated[
     ),
 ]
 
-Task = Literal["text_to_image", "edit", "infill", "caption", "answer"]
-
 
 def say(line: str) -> None:
     """A line for the user beside the result."""
@@ -76,14 +74,17 @@ def with_changes(base: "Sampling", **given: float | int | bool | None) -> "Sampl
 
 
 def sampling_of(
-    model: str, task: Task, **given: float | int | bool | None
+    model: str, task: "Task", **given: float | int | bool | None
 ) -> tuple[Path, "Sampling"]:
     """Where a model lies, and its sampling for a task with the options given: checked before any
     weights are read."""
     from cm3leon.checkpoint import find, read_sampling
 
     folder = find(model, say)
-    return folder, with_changes(getattr(read_sampling(folder), task), **given)
+    known = read_sampling(folder)
+    if task in known.untrained:
+        say(f"{model} was not trained for {task}: expect nothing of the result (cm3leon info)")
+    return folder, with_changes(getattr(known, task), **given)
 
 
 def habits_of(folder: Path) -> "TaskSampling":
