@@ -60,6 +60,7 @@ class Rows:
         assert codec.context is not None
         self.shards, self.config, self.mask, self.seed = shards, config, mask, seed
         self.neighbours_PN, self.views_VPN = neighbours_PN, views_VPN
+        self.codes_PN = shards.codes_PN
         # without a context: what is too long is cut here, where others refuse it
         self.codec = Codec(codec.vocabulary, codec.text, codec.picture_codes)
         self.room = codec.context + 1  # one more: the last id is only predicted
@@ -84,11 +85,6 @@ class Rows:
             if form in wanted:
                 found = self.columns.documents(form)
                 self.sources[form] = Source(form, found, typed.get(form, {}), (seed, 7 + offset))
-
-    @property
-    def codes_PN(self) -> NDArray[np.uint16]:
-        """The codes of all pictures that rows are drawn from."""
-        return self.shards.codes_PN
 
     @property
     def documents(self) -> int:
@@ -259,11 +255,7 @@ class Mixture:
     def __init__(self, sources: Mapping[str, Rows], shares: Mapping[str, float], seed: int) -> None:
         self.sources = sources
         self.deck = Deck(shares, (seed, 11))
-
-    @property
-    def codes_PN(self) -> NDArray[np.uint16]:
-        """The codes of all pictures of the source that most rows come from."""
-        return self.sources[self.deck.names[int(self.deck.counts.argmax())]].codes_PN
+        self.codes_PN = sources[max(shares, key=lambda name: shares[name])].codes_PN
 
     def at(self, row: int) -> Ids:
         name, rank = self.deck.at(row)
