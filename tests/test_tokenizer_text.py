@@ -206,6 +206,7 @@ def test_folding_twice_is_folding_once(text: str) -> None:
     assert FOLDING.encode(once) == FOLDING.encode(text)
 
 
-def test_folding_is_kept_in_the_model_itself() -> None:
+def test_folding_is_kept_in_the_model_itself_and_is_deterministic() -> None:
+    assert TextTokenizer.train(LINES, 330, fold=True).model == FOLDING.model
     assert TextTokenizer.from_bytes(FOLDING.model).folds
     assert not TOKENIZER.folds

@@ -15,6 +15,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import chdir
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -33,6 +34,7 @@ PROBE = "  A\ufb01 \uff21\n\n e\u0301\t\0 \u2581 "
 APART = {"-": " - ", "(": " ( ", "\u2013": " - ", "\u2010": " - ", "\u2011": " - "}
 QUOTES = {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'}
 GAPS = re.compile(r"(?<=\S)( - )(?=\S)|(?<=\() ")
+RULES = "rules.tsv"
 FOLDED = range(0x250)  # Latin letters: what the rules fold
 
 
@@ -83,12 +85,12 @@ class TextTokenizer:
         for line in checked:
             _check_unicode(line)
         written = io.BytesIO()
-        with tempfile.TemporaryDirectory() as folder:
-            rules: dict[str, str] = {"normalization_rule_name": "identity"}
+        rules = {"normalization_rule_name": "identity"}
+        # the library keeps the name of the rules' file in the model: so it is always the same
+        with tempfile.TemporaryDirectory() as folder, chdir(folder):
             if fold:
-                table = Path(folder) / "rules.tsv"
-                table.write_text(_fold_rules(), "utf-8")
-                rules = {"normalization_rule_tsv": str(table)}
+                rules = {"normalization_rule_tsv": RULES}
+                Path(RULES).write_text(_fold_rules(), "utf-8")
             try:
                 sentencepiece.SentencePieceTrainer.train(
                     sentence_iterator=iter(checked),
