@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import chdir
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import sentencepiece
 
@@ -85,7 +85,7 @@ class TextTokenizer:
         for line in checked:
             _check_unicode(line)
         written = io.BytesIO()
-        rules = {"normalization_rule_name": "identity"}
+        rules: dict[str, Any] = {"normalization_rule_name": "identity"}
         # the library keeps the name of the rules' file in the model: so it is always the same
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
             if fold:
