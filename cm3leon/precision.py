@@ -86,7 +86,7 @@ def packer(precision: Precision, model: Decoder) -> Callable[[Tensor], nn.Module
     if precision == "fp32":
         return None
     if precision == "bf16":
-        return MkldnnLinear if on_cpu and MkldnnLinear.here() else None
+        return MkldnnLinear if on_cpu and MkldnnLinear.here(bf16=True) else None
     if precision == "int8":
         if not on_cpu:
             return Int8Linear
@@ -110,9 +110,12 @@ class MkldnnLinear(nn.Module):
         self.register_buffer("packed", weight)
 
     @staticmethod
-    def here() -> bool:
-        """Whether this PyTorch has them."""
-        return hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    def here(*, bf16: bool = False) -> bool:
+        """Whether this PyTorch has them; in `bf16` this CPU too."""
+        can = torch.cpu.get_capabilities()
+        wide = all(can.get(f"avx512_{part}") for part in ("bw", "vl", "dq"))
+        suits = wide or bool(can.get("avx_ne_convert"))
+        return hasattr(torch.ops.mkldnn, "_linear_pointwise") and (suits or not bf16)
 
     def forward(self, x_TK: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x_TK, self.packed, None, "none", [], "")

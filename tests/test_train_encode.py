@@ -92,7 +92,7 @@ def test_nothing_that_touches_a_held_out_picture_goes_in(
     encoded(tars, out, exclude=held, **given)
     assert "white" not in (out / "pictures.jsonl").read_text()
     assert "white" not in (out / "documents.jsonl").read_text()
-    lines = list(text_lines(tars, edits, questions, held, also=lambda _: (), say=quiet))
+    lines = list(text_lines(tars, edits, questions, held, say=quiet))
     assert not [line for line in lines if "white" in line or "bright" in line]
     shards = encoded(tars, out, keep=held, replace=True, **given)
     assert shards.counts == {"pictures": 1, "pair": 1, "question": 1}

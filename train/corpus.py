@@ -84,7 +84,7 @@ def text_lines(
     questions: Path | None,
     exclude: Set[str],
     *,
-    also: Callable[[Mapping[str, Any]], Iterable[str]],
+    also: Callable[[Mapping[str, Any]], Iterable[str]] = lambda _: (),
     say: Say,
 ) -> Iterator[str]:
     """Every text of a corpus for the text tokenizer's training, none of an excluded picture, and

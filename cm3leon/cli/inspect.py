@@ -54,6 +54,7 @@ def _of_model(source: str) -> dict[str, Any]:
     with torch.device("meta"):
         parameters = sum(weight.numel() for weight in Decoder(config.model).parameters())
     decoder, picture = config.model, config.picture
+    untrained = read_sampling(folder).untrained
     return {
         "folder": str(folder),
         "model": hash_of(folder),
@@ -66,7 +67,7 @@ def _of_model(source: str) -> dict[str, Any]:
         "text pieces": config.vocabulary.text_pieces,
         "picture": f"{picture.size} x {picture.size} pixels",
         "codes": f"{picture.grid} x {picture.grid} of {config.vocabulary.image_codes}",
-        "not trained for": ", ".join(read_sampling(folder).untrained) or "-",
+        **({"not trained for": ", ".join(untrained)} if untrained else {}),
         **_world(folder / "README.md"),
     }
 
