@@ -122,8 +122,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     about = (
         f"shards={made['shards-train']}", f"validation={made['shards-val']}",
         f"image_tokenizer={made['image/image_tokenizer']}", f"text_tokenizer={made['t.model']}",
-        "rows.kinds={}", "mask.predict=all", "rows.edits={}", "rows.questions={}", "model.context=96",
-        "model.layers=2", "model.width=64", "model.heads=2", "batch=4", "schedule.warmup=2",
+        "rows.kinds={}", "mask.predict=all", "rows.edits={}", "rows.questions={}",
+        "model.context=96", "model.layers=2", "model.width=64", "model.heads=2", "batch=4",
+        "schedule.warmup=2",
         "sample_prompts=[a red bar]",
     )  # fmt: skip
     said = cm3leon("pretrain", "emoji-64", *about, "steps=8", "--out", made["run"])
