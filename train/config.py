@@ -153,6 +153,7 @@ class PretrainRecipe:
     micro_tokens: int = 8192  # padded ids in one forward pass; more is cut into micro-batches
     precision: Precision = "auto"
     workers: int = 0  # processes that make rows ahead, for a GPU that would wait; 0 makes none
+    cached_rows: int = 0  # rows that are made once and kept on the device (`cached`); 0 keeps none
     seed: int = 0
     save_every: int = 500
     keep: int = 2  # newest states
@@ -189,7 +190,7 @@ class PretrainRecipe:
                 "optimizer.matrices 'muon' needs whole matrices, which ZeRO cuts; set engine.zero "
                 "to 0, or matrices to 'adamw'"
             )
-        for name in ("seed", "workers"):
+        for name in ("seed", "workers", "cached_rows"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.views and not (self.neighbours or self.rows.moved):

@@ -21,6 +21,7 @@ from cm3leon.model import Decoder
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAD, Vocabulary
 from train import state
+from train.cached import CachedRows
 from train.config import PretrainRecipe
 from train.data import Mixture, Rows, micro_batches, rows_of_steps
 from train.engine import Engine
@@ -57,6 +58,7 @@ class Job:
     speed: Speed
     say: Say
     we: World = field(default_factory=World)
+    cached: CachedRows | None = None  # rows on the device, in the place of `rows`
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
@@ -66,9 +68,7 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
     Every line here happens at every step, in all processes."""
     recipe, we = job.recipe, job.we
     done, skipped = start, 0
-    share = we.share(recipe.batch)
-    steps = range(start, recipe.steps)
-    ahead = rows_of_steps(job.rows, recipe.batch, share, steps, recipe.workers)
+    ahead = micros_of_steps(job, range(start, recipe.steps))
     curves = recipe.tensorboard
     with Report(
         job.folder, start=start, steps=recipe.steps, on=we.first, tensorboard=curves
@@ -76,7 +76,7 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
         while done < recipe.steps:
             we.note(done, "making rows")
             began = time.monotonic()
-            micros = list(micros_of(job, next(ahead), done))
+            micros = next(ahead)
             ready = time.monotonic()
             late = job.we.must_stop() or time.monotonic() >= deadline
             whole, passes, tokens, halt = agree(we, micros, late)
@@ -124,7 +124,18 @@ def save(job: Job, done: int) -> None:
     )
 
 
-Micro = tuple[Tensor, Tensor, Tensor]  # inputs, targets and weights, all [B, L], on the host
+Micro = tuple[Tensor, Tensor, Tensor]  # inputs, targets and weights, all [B, L]
+
+
+def micros_of_steps(job: Job, steps: range) -> Iterator[list[Micro]]:
+    """The micro-batches of each step of this process, in order."""
+    if job.cached is not None:
+        yield from (list(job.cached.micros(step)) for step in steps)
+        return
+    recipe, share = job.recipe, job.we.share(job.recipe.batch)
+    ahead = rows_of_steps(job.rows, recipe.batch, share, steps, recipe.workers)
+    for step, rows in zip(steps, ahead, strict=True):
+        yield list(micros_of(job, rows, step))
 
 
 def micros_of(job: Job, rows: Sequence[Ids], step: int = 0) -> Iterator[Micro]:

@@ -24,6 +24,7 @@ from tokenizer.shards import Shards
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train import config, loop, state
+from train.cached import CachedRows
 from train.config import PretrainRecipe, SourceConfig
 from train.data import Mixture, Rows, balanced
 from train.engine import new_engine, no_deepspeed
@@ -103,6 +104,7 @@ def train(
     watch = Watch(wanted, codec, image_tokenizer)
     with state.open_run(out, wanted, resume, FREE, we):
         engine = new_engine(model, vocabulary, wanted, place, we)
+        cached = CachedRows(rows, wanted, vocabulary, place, we) if wanted.cached_rows else None
         job = loop.Job(
             recipe=wanted,
             engine=engine,
@@ -113,6 +115,7 @@ def train(
             speed=Speed(model=wanted.model, device=place, devices=we.size),
             say=say,
             we=we,
+            cached=cached,
         )
         kind = "bf16" if in_bf16(wanted.precision, place) else "fp32"
         on = f"{place} in {kind}" if we.size == 1 else f"{we.size} x {place.type} in {kind}"

@@ -30,7 +30,7 @@ if [ "$TINY" = 1 ]; then
     probe_image=12 probe_decoder=8 most=12 size=32 VIEWS=2
     image_changes=(batch=4 "model.size=$size" model.ch=32 model.codes=32)
     changes+=(batch=8 micro_tokens=4096 model.layers=1 model.width=32 model.heads=2)
-    changes+=(workers=1 'rows.edits={}' 'rows.questions={}')
+    changes+=(workers=1 cached_rows=64 'rows.edits={}' 'rows.questions={}')
 fi
 changes+=("$@")
 WORDS=$RUNS/words
