@@ -17,7 +17,7 @@ changes=()
 if [ "$TINY" = 1 ]; then
     text_changes=(pieces=300)
     changes=(steps=6 batch=8 micro_tokens=4096 model.layers=1 model.width=32 model.heads=2)
-    changes+=(workers=1 'rows.edits={}' 'rows.questions={}')
+    changes+=(workers=1 cached_rows=64 'rows.edits={}' 'rows.questions={}')
 fi
 if [[ $SHARDS == *.tar* ]]; then
     [ -d "$RUNS/shards" ] || "$PYTHON" -m tarfile --filter data -e "$SHARDS" "$RUNS"
