@@ -5,7 +5,7 @@ Made for the held-out pairs of the corpus, whose first caption is `THING, STYLE`
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cm3leon import grammar, prompts
@@ -14,11 +14,8 @@ from cm3leon.model import Decoder
 from cm3leon.pipeline import TEXT_LIMIT
 from cm3leon.request import Request, Streams
 from cm3leon.sampling import Sampling
-from eval.figures import Figure, ratio
-from eval.sets import captioned
 from tokenizer.codec import Codec
 from tokenizer.document import Document, Picture
-from tokenizer.shards import Shards
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -52,25 +49,6 @@ class Said:
         return self.caption == self.wanted
 
 
-def measure(
-    model: Decoder,
-    codec: Codec,
-    shards: Shards,
-    *,
-    limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Said]:
-    """Caption the captioned pictures of token shards, at most `limit` of each kind."""
-    said: list[Said] = []
-    for group in captioned(shards, limit, progress):
-        captions = describe(model, codec, [picture for _, picture in group])
-        for (metadata, _), caption in zip(group, captions, strict=True):
-            label = str(metadata.get("label", ""))
-            wanted = metadata["captions"][0]
-            said.append(Said(id=metadata["id"], label=label, wanted=wanted, caption=caption))
-    return said
-
-
 def describe(
     model: Decoder,
     codec: Codec,
@@ -87,18 +65,6 @@ def describe(
         requests.append(Request(streams=Streams((ids,)), grammar=rule, seeds=(0,), sampling=GREEDY))
     rows = generate_batch(model, requests)
     return [codec.decode_text(row).strip() for (row,) in rows]
-
-
-def figures(said: Sequence[Said]) -> dict[str, Figure]:
-    """Shares of the captions, by what they do."""
-    label = [float(one.names_label) for one in said]
-    style = [float(one.names_style) for one in said]
-    return {
-        "label": ratio(label),
-        "style": ratio(style),
-        "both": ratio([a * b for a, b in zip(label, style, strict=True)]),
-        "exact": ratio([float(one.exact) for one in said]),
-    }
 
 
 def words(text: str) -> set[str]:

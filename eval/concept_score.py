@@ -17,7 +17,6 @@ from cm3leon.sampling import Sampling
 from eval.concept import Classifier, Named, judge, pairs_of
 from eval.figures import evenly
 from eval.lab import Item, Lab
-from eval.plot import Line, plot
 from eval.report import SHOWN, Found, Value, mean
 from eval.source import Corpus, corpus_of
 from tokenizer.pixels import sheet
@@ -64,35 +63,23 @@ def sweep(lab: Lab) -> Found:
     base = lab.leon.sampling.text_to_image
     counts = [0] if lab.memory is None else [0, lab.asked.retrieve]
     values: dict[str, Value] = {}
-    lines: list[Line] = []
 
-    def measured(name: str, some: Sequence[Sampling], count: int) -> dict[str, Value]:
+    def measured(name: str, some: Sequence[Sampling], count: int) -> None:
         images: list[Image.Image] = []
         for part, sampling in enumerate(some):  # of a pool each sampling paints its share
             images += lab.paint(items[part :: len(some)], sampling, count)
         order = [item for part in range(len(some)) for item in items[part :: len(some)]]
-        found = shares(name, net.name(images, [wanted(item) for item in order]))
-        values.update(found)
-        return found
+        values.update(shares(name, net.name(images, [wanted(item) for item in order])))
 
     for count in counts:
-        by_scale = [
-            measured(
-                f"guidance {scale:g}, {count} retrieved", [replace(base, cfg_scale=scale)], count
-            )
-            for scale in GUIDANCE
-        ]
-        for what in ("family", "style"):
-            points = [
-                next(value for name, value in found.items() if name.endswith(f": {what}"))
-                for found in by_scale
-            ]
-            lines.append(Line(name=f"{what}, {count} retrieved", x=GUIDANCE, values=tuple(points)))
+        for scale in GUIDANCE:
+            name = f"guidance {scale:g}, {count} retrieved"
+            measured(name, [replace(base, cfg_scale=scale)], count)
         pool = samplings(base, 2, True)
         measured(f"top-p, {count} retrieved", pool[:1], count)
         measured(f"CD-K, {count} retrieved", pool[1:], count)
         measured(f"half of each, {count} retrieved", pool, count)
-    return Found(values=values, pictures={"guidance": plot(lines, "guidance", "share named")})
+    return Found(values=values)
 
 
 def prepared(lab: Lab) -> tuple[Classifier, list[Item], list[Item]]:

@@ -17,7 +17,7 @@ import numpy
 import torch
 
 from cm3leon import __version__, native
-from eval import apart, concept_score, copies, measures, painted, spoken
+from eval import apart, concept_score, copies, measures, painted, recall, spoken
 from eval.lab import Lab
 from eval.report import FILE, Found, Report, text_of
 from eval.samples import read_settings
@@ -29,6 +29,7 @@ MEASURES: dict[str, Measure] = {
     "perplexity": measures.perplexity,
     "reconstruction": measures.reconstruction,
     "retrieval": measures.retrieval,
+    "recall": recall.recall,
     "caption": spoken.caption,
     "vqa": spoken.vqa,
     "embedder-score": painted.embedder_score,

@@ -1,22 +1,13 @@
-"""What is measured on: pictures straight from a split's tars, or their codes from token shards.
+"""Images straight from a split's tars: the metadata of all, and the pixels of some."""
 
-tars -> `list_pictures` (metadata of all) -> a choice of ids -> `read_images` (pixels of those);
-token shards -> `captioned` (metadata and codes, a group at a time).
-"""
-
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from eval.figures import kind_of, limited
-from tokenizer.document import Picture
 from tokenizer.errors import UserError
-from tokenizer.shards import Shards
 from tokenizer.tars import Tally, decode, read_samples
-
-GROUP = 64  # pictures of token shards measured together, between two words of progress
 
 
 def list_pictures(tars: Sequence[Path]) -> list[dict[str, Any]]:
@@ -34,35 +25,3 @@ def read_images(
     damaged ones are noted in `tally` and left out."""
     wanted = (sample for sample in read_samples(tars, tally) if sample.metadata["id"] in ids)
     return decode(wanted, tally, size)
-
-
-def find_images(tars: Sequence[Path], size: int, ids: Set[str]) -> dict[str, Image.Image]:
-    """The pictures with these ids, all of them. Raises UserError where one is not there."""
-    found = {meta["id"]: image for meta, image in read_images(tars, ids, Tally(), size)}
-    missing = sorted(ids - found.keys())
-    if missing:
-        raise UserError(
-            f"{len(missing)} pictures are not in the tars, {missing[0]!r} for one; "
-            "give the corpus from which they were chosen"
-        )
-    return found
-
-
-def captioned(
-    shards: Shards, limit: int | None, progress: Callable[[int, int], None] | None
-) -> Iterator[list[tuple[dict[str, Any], Picture]]]:
-    """Metadata and codes of the pictures that have a caption, at most `limit` of each kind, evenly
-    spaced, `GROUP` at a time; `progress` hears after each group how many are done, and of how many.
-
-    Raises UserError where there is none.
-    """
-    pictures = enumerate(shards.every_picture())
-    kinds = {number: kind_of(picture) for number, picture in pictures if picture.get("captions")}
-    if not kinds:
-        raise UserError(f"no picture of {str(shards.folder)!r} has a caption")
-    numbers = [list(kinds)[place] for place in limited(list(kinds.values()), limit)]
-    for start in range(0, len(numbers), GROUP):
-        group = [shards.picture(number) for number in numbers[start : start + GROUP]]
-        yield [(metadata, Picture(codes)) for metadata, codes in group]
-        if progress is not None:
-            progress(start + len(group), len(numbers))

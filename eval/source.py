@@ -78,8 +78,9 @@ class Corpus:
         """The metadata of all, by id, in order."""
         return {one["id"]: one for one in list_pictures(self.tars)}
 
-    def read(self, ids: Set[str], size: int) -> Iterator[tuple[Metadata, Image.Image]]:
-        """Those with these ids, `size` x `size`; damaged ones are left out."""
+    def read(self, ids: Set[str], size: int | None) -> Iterator[tuple[Metadata, Image.Image]]:
+        """Those with these ids, `size` x `size` or (None) of their own size; damaged ones are left
+        out."""
         return read_images(self.tars, ids, Tally(), size)
 
     def questions(self) -> list[Asking]:
@@ -144,12 +145,13 @@ class Published:
             for one in self.records
         }
 
-    def read(self, ids: Set[str], size: int) -> Iterator[tuple[Metadata, Image.Image]]:
-        """Those with these ids, `size` x `size`. Raises UserError for a damaged one: a figure of a
-        part would not be one of the set."""
+    def read(self, ids: Set[str], size: int | None) -> Iterator[tuple[Metadata, Image.Image]]:
+        """Those with these ids, `size` x `size` or (None) of their own size. Raises UserError for a
+        damaged one: a figure of a part would not be one of the set."""
         for name, metadata in self.pictures().items():
             if name in ids:
-                yield metadata, fit(open_image(self._paths[name]), size)
+                image = open_image(self._paths[name])
+                yield metadata, image if size is None else fit(image, size)
 
     def questions(self) -> list[Asking]:
         """All of them. Raises UserError where the set has captions in their place."""

@@ -36,7 +36,7 @@ from retrieval.contents import (
 )
 from retrieval.index import Halves, Plan, Vectors
 from retrieval.retrieve import Candidate, by_relevance
-from retrieval.segment import Codebook, Row, Segment, caption_of, check_finite, write_segment
+from retrieval.segment import Row, Segment, caption_of, check_finite, write_segment
 from tokenizer.document import Document, Field, Picture
 from tokenizer.errors import UserError
 from tokenizer.manifest import MANIFEST, file_hash, verify, write_file
@@ -101,7 +101,7 @@ class Memory:
         if image_tokenizer not in (None, made_with):
             raise UserError(
                 f"{folder} holds codes of image tokenizer {made_with[:12]}, but this one is "
-                f"{str(image_tokenizer)[:12]}; make them anew with `cm3leon index recode`"
+                f"{str(image_tokenizer)[:12]}; build the memory again with it"
             )
         try:
             opened = tuple(_open_segments(folder, contents, say))
@@ -198,20 +198,6 @@ class Memory:
         """The memory with another threshold of near copies."""
         with self._changing():
             confirm(self.folder, replace(self.contents, near=near))
-        return type(self).open(self.folder)
-
-    def recoded(
-        self, codebook: Codebook, codes: Iterable[Sequence[int]], kind: Plan | None = None
-    ) -> Self:
-        """The memory with codes of another codebook, in one segment; vectors stay. `codes` gives a
-        row for each of `places()`."""
-        with self._changing():
-            order = list(self.places())
-            told = (self.segments[p.segment].document(p.row)[0] for p in order)
-            new = replace(self, contents=replace(self.contents, codebook=codebook))
-            with self._vectors(order) as vectors_DE:
-                entry = new._write(zip(told, codes, strict=True), vectors_DE, kind)
-            confirm(self.folder, replace(new.contents, segments=(entry,)))
         return type(self).open(self.folder)
 
     @contextmanager

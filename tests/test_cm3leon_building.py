@@ -97,23 +97,6 @@ def test_a_build_within_a_budget_tells_its_recall(
     ]
 
 
-def test_codes_are_made_anew_for_another_model(
-    tmp_path: Path, about: list[str], other_folder: Path, corpus_folder: Path, capsys: Capture
-) -> None:
-    out, tars = str(tmp_path / "memory"), str(corpus_folder / "t*.tar")
-    assert run(capsys, "index", "build", tars, "--out", out, *about)[0] == 0
-    other = ["--model", str(other_folder)]
-    status, said, err = run(capsys, "index", "recode", out, tars, *other)
-    assert (status, len(said.splitlines())) == (0, 1), err
-    paint = ["generate", "a fox", "--memory", out, *about[:2], "--out", str(tmp_path / "x.png")]
-    assert run(capsys, *paint, *other)[0] == 0
-    assert run(capsys, *paint, *about[2:])[0] == 1
-    write_pictures(tmp_path / "mine", "cow wolf")
-    status, said, err = run(capsys, "index", "recode", out, str(tmp_path / "mine"), *about[2:])
-    assert (status, said) == (1, "")
-    assert "6 of 6 documents" in err.splitlines()[-1]
-
-
 def test_a_full_disk_is_one_line_and_the_memory_stays(
     tmp_path: Path, about: list[str], corpus_folder: Path, capsys: Capture
 ) -> None:

@@ -210,9 +210,6 @@ def test_retrieval_that_cannot_be_is_one_line(
         ("build {empty}/bad.tar --out {empty}/m --encoder {hollow}", 1, "it has no config.json"),
         ("build {empty}/bad.tar --out {empty}/m {about} --memory-budget 2", 2, "'2' is no size"),
         ("add {memory} {hollow} {about}", 1, "no tar and no picture (.jpg"),
-        ("recode {memory} {empty}/bad.tar {about}", 2, "No such option: --encoder"),
-        ("recode {memory} {empty}/bad.tar {model}", 1, "holds codes of this image tokenizer alr"),
-        ("recode {empty} {empty}/bad.tar {model}", 1, "there is no memory at"),
         ("compact default", 1, "the memory that ships is not changed; copy"),
     ],
 )

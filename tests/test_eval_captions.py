@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from cm3leon.pipeline import CM3Leon
-from eval.captions import Said, figures, measure, words
-from eval.sets import find_images
-from tokenizer.shards import Shards
-from tokenizer.tars import find_tars
+from eval.captions import Said, describe, words
+from tokenizer.pixels import open_image
+from tokenizer.tars import Tally, find_tars, read_samples
 
 FIRST = "woman judge, light skin tone, Noto emoji style"
 
@@ -49,21 +48,9 @@ def test_words_keep_their_hyphens_and_apostrophes() -> None:
     }
 
 
-def test_shares_are_counted() -> None:
-    found = figures([said(FIRST), said("judge, Noto emoji style"), said("a fox"), said("")])
-    shares = {name: figure.value for name, figure in found.items()}
-    assert shares == {"label": 0.25, "style": 0.5, "both": 0.25, "exact": 0.25}
-    assert found["style"].error == pytest.approx((1 / 3) ** 0.5 / 2)
-
-
-def test_captions_of_a_batch_are_those_of_the_pipeline(
-    tiny: CM3Leon, shards_folder: Path, corpus_folder: Path
-) -> None:
-    found = measure(tiny.model, tiny.codec, Shards.open(shards_folder), limit=1)
-    assert [one.id for one in found] == ["p0", "p1", "p5"]
-    assert found[1].label == "red heart"
-    assert found[1].wanted == "red heart, Noto emoji style"
-    ids = frozenset(one.id for one in found)
-    images = find_images(find_tars(corpus_folder, "test-"), 16, ids)
-    for one in found:
-        assert [one.caption] == tiny.caption(images[one.id])
+def test_captions_of_a_batch_are_those_of_the_pipeline(tiny: CM3Leon, corpus_folder: Path) -> None:
+    samples = read_samples(find_tars(corpus_folder, "test-"), Tally())
+    images = [open_image(sample.picture) for sample in samples]
+    codes = [tiny.to_picture(image) for image in images]
+    for image, caption in zip(images, describe(tiny.model, tiny.codec, codes), strict=True):
+        assert [caption] == tiny.caption(image)

@@ -1,4 +1,4 @@
-"""eval/concept.py, eval/concept_score.py, eval/plot.py: things that are colours, in two styles."""
+"""eval/concept.py and eval/concept_score.py: things that are colours, in two styles."""
 
 import io
 import json
@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from cm3leon.__main__ import main
 from eval import concept
 from eval.concept import judge, pairs_of
-from eval.plot import Line, plot, round_step
-from eval.report import Value
 from eval.sets import list_pictures
 from tokenizer.errors import UserError
 
@@ -104,7 +100,6 @@ def test_the_score_asks_held_out_and_train_pairs(
         "real held-out pairs", "painted held-out pairs", "painted train pairs",
     )} == {1}  # fmt: skip
     table = json.loads((out / "concept-sweep" / "report.json").read_text())
-    assert table["pictures"] == ["guidance"]
     sides = {name.split(",")[0] for name in table["values"]}
     assert sides == {"guidance 1", "guidance 3", "top-p", "CD-K", "half of each"}
 
@@ -137,20 +132,3 @@ def test_people_s_prompts_count_where_an_accepted_family_is_seen(
     capsys.readouterr()
     assert main(given) == 1
     assert "open" in capsys.readouterr().err
-
-
-@given(st.floats(1e-6, 1e6))
-def test_steps_are_round(least: float) -> None:
-    step = round_step(least)
-    assert least * (1 - 1e-8) <= step <= least * 2.51
-    assert f"{step:.0e}"[0] in "125"
-    assert float(f"{step:.0e}") == pytest.approx(step)
-
-
-def test_a_line_is_where_its_figures_are() -> None:
-    values = (Value(value=0.0, count=1), Value(value=0.5, low=0.4, high=1.0, count=9))
-    image = plot([Line(name="up", x=(1.0, 2.0), values=values)], "x", "y")
-    blue = (0x1B, 0x6C, 0xA8)
-    assert image.getpixel((60, 310)) == blue  # the first figure, at the foot of the left edge
-    assert image.getpixel((620, 165)) == blue  # the second, half way up at the right
-    assert image.getpixel((620, 60)) == blue  # its interval

@@ -27,10 +27,8 @@ from retrieval.encoder import SmallEmbedder
 from retrieval.index import Plan
 from retrieval.memory import Memory, verify_memory
 from retrieval.parts import Crew, fill_together, gather
-from retrieval.recode import recode
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
-from tokenizer.pixels import open_image
 from tokenizer.tars import Tally
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
@@ -189,37 +187,6 @@ def test_an_index_that_looks_at_little_recalls_little(
     assert all(0.05 < at_10 < 0.95 for _, at_10 in found.values())
 
 
-def test_codes_are_made_anew(
-    tmp_path: Path, sources: list[str], embedder: SmallEmbedder, tokenizer: ImageTokenizer,
-    other_folder: Path,
-) -> None:  # fmt: skip
-    memory, _ = built(tmp_path / "memory", sources, embedder, tokenizer)
-    memory = memory.remove(["bat"])
-    before = told(memory)
-    other = CM3Leon.from_pretrained(other_folder)
-    given = {"tally": Tally(), "say": quiet}
-    with pytest.raises(UserError, match=r"3 of 9 documents of .* have no picture in .* as 'dog'"):
-        recode(memory, sources[:2], other.image_tokenizer, **given)
-    with pytest.raises(UserError, match="holds codes of this image tokenizer already"):
-        recode(memory, sources, tokenizer, **given)
-    assert told(Memory.open(memory.folder, None, tokenizer.hash)) == before
-    assert not list(memory.folder.glob("tmp*"))
-    memory = recode(memory, sources, other.image_tokenizer, **given)
-    memory = Memory.open(memory.folder, embedder.id, other.image_tokenizer.hash)
-    assert len(memory.segments) == 1
-    for (metadata, codes, vector), (old, old_codes, old_vector) in zip(
-        told(memory), before, strict=True
-    ):
-        assert (metadata, vector) == (old, old_vector)
-        assert codes != old_codes
-        assert codes == other.to_picture(open_image(picture(metadata["id"]))).codes
-    # and back, with the index that it had
-    kind = Plan(factory="HNSW8,Flat", bytes_per_vector=50)
-    memory = recode(memory.compact(kind), sources, tokenizer, **given)
-    assert told(memory) == before
-    assert [(one.kind, one.bytes_per_vector) for one in memory.segments] == [("HNSW8,Flat", 50)]
-
-
 def test_parts_make_what_one_process_makes(
     tmp_path: Path, sources: list[str], embedder: SmallEmbedder, tokenizer: ImageTokenizer
 ) -> None:
@@ -332,16 +299,14 @@ def no_file_above(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("size", [30, 140, 300, 1000])
 def test_on_a_full_disk_the_memory_that_was_there_stays(
     tmp_path: Path, sources: list[str], embedder: SmallEmbedder, tokenizer: ImageTokenizer,
-    other_folder: Path, size: int,
+    size: int,
 ) -> None:  # fmt: skip
     folder = tmp_path / "memory"
     memory, _ = built(folder, sources[:2], embedder, tokenizer)
     before, names = told(memory), sorted(path.name for path in folder.iterdir())
-    other = CM3Leon.from_pretrained(other_folder).image_tokenizer
     for change in (
         lambda: built(folder, sources, embedder, tokenizer),
         lambda: memory.compact(Plan(factory="HNSW8,Flat", bytes_per_vector=0)),
-        lambda: recode(memory, sources, other, tally=Tally(), say=quiet),
     ):
         with no_file_above(size), pytest.raises(UserError, match=r"cannot write .*") as error:
             change()

@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from cm3leon.checkpoint import load
-from train.pack import main as pack
 from train.report import read
 
 ROOT = Path(__file__).parent.parent
@@ -50,14 +49,12 @@ def packed(tmp_path: Path) -> Path:
     for what, rows in (("edits", edits), ("questions", questions)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{what}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    return pack(
-        str(tmp_path / "train-0.tar"),
-        tmp_path / "pack.tar.xz",
-        size=32,
-        edits=tmp_path / "edits.jsonl.gz",
-        questions=tmp_path / "questions.jsonl.gz",
-        say=print,
-    )
+    out = tmp_path / "pack.tar.xz"
+    words = [sys.executable, str(ROOT / "scripts" / "gpu" / "pack.py"), str(tmp_path)]
+    words += ["--out", str(out), "--size", "32", "--edits", str(tmp_path / "edits.jsonl.gz")]
+    words += ["--questions", str(tmp_path / "questions.jsonl.gz")]
+    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return out
 
 
 def run(script: str, packed: Path, *changes: str, **more: str) -> str:

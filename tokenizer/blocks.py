@@ -1,7 +1,6 @@
 """Blocks of the VQGAN: norms, convolutions, attention, and the changes of resolution.
 
-`vqgan` builds its encoder and decoder of them, under taming-transformers' names. Each has one plain
-form, with which it is trained; wide maps take the way of `strips` where no gradient is asked for.
+`vqgan` builds its encoder and decoder of them, under taming-transformers' names.
 """
 
 # Shapes: B = batch, C = channels, H, W = height and width of a map, L = its positions
@@ -10,28 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenizer import strips
-from tokenizer.winograd import Conv3
-
 
 def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
 def conv(c_in: int, c_out: int, local: bool = False) -> nn.Conv2d:
-    """taming's 3x3 convolution, or 1x1 where positions keep to themselves."""
-    return nn.Conv2d(c_in, c_out, 1) if local else Conv3(c_in, c_out)
-
-
-def turned(norm: nn.Module, conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """conv(silu(norm(x)))."""
-    if isinstance(conv, Conv3) and isinstance(norm, nn.GroupNorm) and strips.wanted(x_BCHW):
-        return strips.convolve(conv, x_BCHW, norm)
-    return conv(silu(norm, x_BCHW))
+    """Return taming's 3x3 convolution, or 1x1 where positions keep to themselves."""
+    return nn.Conv2d(c_in, c_out, 1) if local else nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
 def silu(norm: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """silu(norm(x)); without a gradient nobody else reads what the norm makes, so in its place."""
+    """Return silu(norm(x)); in place of the norm's result where no gradient needs it."""
     h_BCHW = norm(x_BCHW)
     return F.silu(h_BCHW, inplace=not torch.is_grad_enabled() and h_BCHW is not x_BCHW)
 
@@ -58,15 +47,10 @@ class ResBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = turned(self.norm1, self.conv1, x_BCHW)
+        h_BCHW = self.conv1(silu(self.norm1, x_BCHW))
         if hasattr(self, "nin_shortcut"):
             x_BCHW = self.nin_shortcut(x_BCHW)
-        norm2, conv2 = self.norm2, self.conv2
-        if isinstance(norm2, nn.GroupNorm) and isinstance(conv2, Conv3):
-            dropped = self.training and self.dropout.p > 0
-            if strips.wanted(h_BCHW) and not dropped:
-                return strips.convolve(conv2, h_BCHW, norm2, add_BOHW=x_BCHW, over=True)
-        return x_BCHW + conv2(self.dropout(silu(norm2, h_BCHW)))
+        return x_BCHW + self.conv2(self.dropout(silu(self.norm2, h_BCHW)))
 
 
 class AttnBlock(nn.Module):
@@ -90,22 +74,22 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
+    """Half the resolution: a convolution of stride 2 with zeros to the right and below."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if strips.wanted(x_BCHW):
-            return strips.halve(self.conv, x_BCHW)
         return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
+    """Twice the resolution: each position repeated, then a convolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv3(channels, channels)
+        self.conv = conv(channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if strips.wanted(x_BCHW):
-            return strips.double(self.conv, x_BCHW)
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))

@@ -27,7 +27,7 @@ from tokenizer.blocks import (
     Upsample,
     conv,
     norm,
-    turned,
+    silu,
 )
 from tokenizer.errors import UserError
 
@@ -159,7 +159,7 @@ class Encoder(nn.Module):
         h_BCHW = self.conv_in(x_BCHW)
         for step in steps(self.down):
             h_BCHW = step(h_BCHW)
-        return turned(self.norm_out, self.conv_out, self.mid(h_BCHW))
+        return self.conv_out(silu(self.norm_out, self.mid(h_BCHW)))
 
 
 class Decoder(nn.Module):
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
         h_BCHW = self.mid(self.conv_in(z_BCHW))
         for step in steps(reversed(self.up)):
             h_BCHW = step(h_BCHW)
-        return turned(self.norm_out, self.conv_out, h_BCHW)
+        return self.conv_out(silu(self.norm_out, h_BCHW))
 
 
 class Quantizer(nn.Module):

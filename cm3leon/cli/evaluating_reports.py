@@ -28,6 +28,7 @@ NAMES = {
     "perplexity": "Bits of pictures given captions and of captions given pictures.",
     "reconstruction": "What the codebook leaves of a picture: PSNR, SSIM, LPIPS, rFID.",
     "retrieval": "What documents in front of a prompt are worth, in bits.",
+    "recall": "How often a caption finds its picture, and a picture its caption, by --encoder.",
     "caption": "What the model says of pictures, against their captions.",
     "vqa": "Its answers to questions about pictures.",
     "embedder-score": "How near painted pictures come to captions, by the retriever's encoder.",
@@ -40,7 +41,7 @@ NAMES = {
     "edit": "How near edits come to their real targets.",
     "infill": "How near a middle painted anew comes to the real one.",
 }
-SWEEP = {"concept-sweep": "The concept score over guidance and ways of drawing, as a plot."}
+SWEEP = {"concept-sweep": "The concept score over guidance and ways of drawing."}
 ALL = "all"
 
 Layout = Literal["coco", "vqa", "ok-vqa", "vizwiz"]

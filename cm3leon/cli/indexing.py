@@ -1,4 +1,4 @@
-"""Commands that change a memory: index build, add, recode, compact, remove, train-encoder."""
+"""Commands that change a memory: index build, add, compact, remove, train-encoder."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="At most so many document
 def add_to(app: typer.Typer) -> None:
     """Name this file's commands and those that look into a memory, in a group of their own."""
     group = typer.Typer(help="Build and search a memory of documents.", rich_markup_mode=None)
-    for command in (build, add, recode, compact, remove):
+    for command in (build, add, compact, remove):
         group.command()(command)
     searching.add_to(group)
     group.command("train-encoder")(train_encoder)
@@ -102,31 +102,6 @@ def add(
 
     read_contents(memory)
     _fill(memory, sources, encoder, model, exclude, limit, device)
-
-
-def recode(
-    memory: Folder,
-    sources: options.Sources,
-    model: options.Model = "default",
-    device: options.Device = "auto",
-) -> None:
-    """Make a memory's codes anew, of another model's codebook, from the pictures in the sources."""
-    from cm3leon.checkpoint import IMAGE, find
-    from cm3leon.pipeline import pick_device
-    from retrieval.memory import Memory
-    from retrieval.recode import recode as made_anew
-    from tokenizer.image import ImageTokenizer
-    from tokenizer.sources import find_sources
-    from tokenizer.tars import Tally
-
-    found, place = find_sources(sources), pick_device(device)
-    bank, tally = Memory.open(memory, say=options.say), Tally()
-    tokenizer = ImageTokenizer.load(find(model, options.say) / IMAGE).to(place)
-    try:
-        bank = made_anew(bank, found, tokenizer, device=place, tally=tally, say=options.say)
-    finally:
-        tally.tell(options.say)
-    typer.echo(f"{bank.count:,} documents, codes of image tokenizer {tokenizer.hash[:12]}")
 
 
 def remove(

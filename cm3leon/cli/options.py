@@ -36,9 +36,6 @@ _PRECISION = typer.Option(
 _Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
 Precision = Annotated[_Precision, _PRECISION]
 OtherPrecision = Annotated[_Precision | None, _PRECISION]
-Watch = Annotated[
-    bool, typer.Option("--watch", help="Show the picture as it comes, in a terminal that can.")
-]
 Temperature = Annotated[
     float | None, typer.Option(help="Boldness of the draws; 0 takes the likeliest.")
 ]

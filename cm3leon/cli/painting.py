@@ -58,7 +58,6 @@ def generate(
     precision: options.OtherPrecision = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
-    watch: options.Watch = False,
     as_json: options.Json = False,
 ) -> None:
     """Paint a picture from words."""
@@ -72,7 +71,7 @@ def generate(
     picker = Picker.of(candidates, mix, encoder, notes, many)
     wanted = _wanted(memory, encoder, retrieve, picker, notes, habits.retrieve)
     if prompts is not None:
-        _only_lines((prompt, like, n, watch or None))
+        _only_lines((prompt, like, n))
         where = (precision or AUTO, device, threads, as_json)
         return paint_lines(Lines(prompts, out, seed or 0, folder, sampling, wanted, picker, *where))
     prompt = _prompt(prompt, notes, wanted)
@@ -93,7 +92,6 @@ def generate(
         precision=precision or (notes.precision if notes else AUTO),
         device=device,
         threads=threads,
-        watch=watch,
         as_json=as_json,
     )
     paint(request, _from_words(request))
@@ -118,7 +116,6 @@ def edit(
     precision: options.Precision = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
-    watch: options.Watch = False,
     as_json: options.Json = False,
 ) -> None:
     """Paint a picture again as an instruction says."""
@@ -147,13 +144,12 @@ def edit(
         precision=precision,
         device=device,
         threads=threads,
-        watch=watch,
         as_json=as_json,
     )
     paint(
         request,
-        lambda leon, sampling, progress, watch: leon.edit(
-            image, instruction, n, seed, sampling, request.retrieved.documents, progress, watch
+        lambda leon, sampling, progress: leon.edit(
+            image, instruction, n, seed, sampling, request.retrieved.documents, progress
         ),
     )
 
@@ -175,7 +171,6 @@ def infill(
     precision: options.Precision = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
-    watch: options.Watch = False,
     as_json: options.Json = False,
 ) -> None:
     """Paint a region of a picture anew."""
@@ -196,13 +191,12 @@ def infill(
         precision=precision,
         device=device,
         threads=threads,
-        watch=watch,
         as_json=as_json,
     )
     paint(
         request,
-        lambda leon, sampling, progress, watch: leon.infill(
-            image, region, prompt, n, seed, sampling, progress, watch
+        lambda leon, sampling, progress: leon.infill(
+            image, region, prompt, n, seed, sampling, progress
         ),
     )
 
@@ -229,8 +223,8 @@ def reconstruct(
 def _from_words(request: Request) -> "Paint":
     """How `generate` paints."""
     examples, asked = request.retrieved.documents, request.picker.asked
-    return lambda leon, sampling, progress, watch: leon.text_to_image(
-        request.prompt, request.samples, request.seed, sampling, examples, progress, watch, **asked
+    return lambda leon, sampling, progress: leon.text_to_image(
+        request.prompt, request.samples, request.seed, sampling, examples, progress, **asked
     )
 
 
@@ -263,7 +257,7 @@ def _only_lines(others: tuple[object, ...]) -> None:
     """Refuse what makes no sense beside a file of prompts."""
     if any(other is not None for other in others):
         raise typer.BadParameter(
-            "--prompts paints one picture a line; leave PROMPT, --like, -n and --watch out"
+            "--prompts paints one picture a line; leave PROMPT, --like and -n out"
         )
 
 

@@ -9,18 +9,16 @@ from cm3leon.cli import options
 from cm3leon.cli.output import Notes, Progress, check_out, tell, write_pictures
 from cm3leon.cli.picking import Picker
 from cm3leon.cli.retrieving import Retrieved
-from cm3leon.cli.terminal import open_screen
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from cm3leon.generate import Progress as Progressing
-    from cm3leon.live import Watcher
     from cm3leon.pipeline import CM3Leon
     from cm3leon.sampling import Sampling
 
-    Paint = Callable[[CM3Leon, Sampling, Progressing, Watcher | None], list[Image.Image]]
+    Paint = Callable[[CM3Leon, Sampling, Progressing], list[Image.Image]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,6 @@ class Request:
     precision: options.Precision
     device: str
     threads: int | None
-    watch: bool
     as_json: bool
 
 
@@ -54,14 +51,13 @@ def check(prompt: str, out: Path, samples: int, name: str = "prompt") -> None:
 
 def paint(request: Request, how: "Paint") -> None:
     """Load, paint, write the pictures with their notes, and say where they are."""
-    screen = open_screen() if request.watch else None
     leon = options.open_model(request.folder, request.device, request.threads, request.precision)
     if request.like is not None:
         _warn(request.like, request, leon)
     picker = request.picker
     picker.warn(request.like)
     with Progress(request.samples * picker.candidates) as progress:
-        pictures = how(leon, request.sampling, progress, screen and screen.show)
+        pictures = how(leon, request.sampling, progress)
     numbers: Sequence[int | None] = range(1, request.samples + 1)
     if request.keep is not None:
         numbers, pictures = [request.keep], [pictures[request.keep - 1]]
@@ -84,8 +80,6 @@ def paint(request: Request, how: "Paint") -> None:
         for number in [*numbers, *([None] if several else [])]
     ]
     paths = write_pictures(request.out, pictures, tables)
-    if screen:
-        screen.finish(request.out, below=1)  # what Progress says in the end
     table = {
         "task": request.task,
         "files": [str(path) for path in paths[: len(pictures)]],

@@ -4,13 +4,10 @@ Each prints its command, the model's hash, what was measured on and a Markdown t
 of the ledger can be copied from it.
 """
 
-import dataclasses
-import json
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,51 +15,7 @@ from cm3leon.cli import options
 from cm3leon.cli.output import tell
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    from eval.figures import Figure
-
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A checkpoint folder, 'default' or 'hf:owner/name'."),
-]
-Corpus = Annotated[Path, typer.Argument(metavar="CORPUS", help="A folder of WebDataset tars.")]
-Tokens = Annotated[
-    Path, typer.Argument(metavar="SHARDS", help="Token shards, as `data encode` writes them.")
-]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="At most so many pictures of each kind, evenly spaced.")
-]
-Lines = Annotated[Path | None, typer.Option(help="A file to write: a line of JSON a picture.")]
-
-
-def check_lines(out: Path | None) -> None:
-    """Refuse a file of lines that could not be written, before dear work begins."""
-    from tokenizer.manifest import check_writable
-
-    if out is not None:
-        check_writable(out)
-
-
-def write_lines(out: Path | None, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a line of JSON for each, where a file was named."""
-    from tokenizer.manifest import write_file
-
-    if out is not None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_file(out, "".join(lines).encode())
-
-
-def figure_text(figure: "Figure", digits: int) -> str:
-    """`1.234 ± 0.056`: the value and one standard error."""
-    error = "" if figure.error is None else f" ± {figure.error:.{digits}f}"
-    return f"{figure.value:.{digits}f}{error}"
-
-
-def share_text(figure: "Figure") -> str:
-    """`12.3% ± 0.4`: a share and one standard error, both in per cent."""
-    error = "" if figure.error is None else f" ± {100 * figure.error:.1f}"
-    return f"{100 * figure.value:.1f}%{error}"
+    pass
 
 
 def tell_table(
@@ -83,16 +36,6 @@ def tell_table(
     lines = [f"{name}: {value}" for name, value in about.items()]
     lines += ["", *(_line(row) for row in rows)]
     tell(lines, {**about, **result}, as_json)
-
-
-def place(split: str, limit: int | None) -> str:
-    """What was measured on, in words."""
-    return split if limit is None else f"{split}, at most {limit:,} pictures of each kind"
-
-
-def plain(rows: Mapping[str, "DataclassInstance"]) -> dict[str, Any]:
-    """The rows as JSON has them."""
-    return {name: dataclasses.asdict(row) for name, row in rows.items()}
 
 
 def steps(what: str) -> Callable[[int, int], None]:

@@ -1,4 +1,4 @@
-"""Commands that make models: data encode, views and pack, tokenizer train-image and train-text,
+"""Commands that make models: data encode and views, tokenizer train-image and train-text,
 pretrain, tune, export."""
 
 import math
@@ -46,7 +46,6 @@ def add_to(app: typer.Typer) -> None:
     data.command()(encode)
     data.command()(views)
     data.command()(inspect)
-    data.command()(pack)
     data.command()(emoji)
     app.add_typer(data, name="data")
 
@@ -272,42 +271,5 @@ def views(
     typer.echo(
         main(
             sources, shards, tokenizer, out, count=count, seed=seed, device=device, say=options.say
-        )
-    )
-
-
-def pack(
-    tars: Annotated[str, typer.Argument(help="WebDataset tars: a folder or a pattern.")],
-    out: Annotated[Path, typer.Option(help="The .tar or .tar.xz to write.")],
-    size: Annotated[int, typer.Option(min=1, help="Side of its pictures in pixels.")] = 128,
-    limit: Annotated[float, typer.Option(min=0, help="Megabytes that it may have.")] = 20,
-    quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Of WebP; the best that fits if not given.")
-    ] = None,
-    most: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KIND=NUMBER", help="At most so many pictures of a kind."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Draws skin tones, and what --most keeps.")] = 0,
-    exclude: IdList = None,
-    edits: Annotated[Path | None, typer.Option(help="JSON lines of edits.")] = None,
-    questions: Annotated[Path | None, typer.Option(help="JSON lines of questions.")] = None,
-) -> None:
-    """Make a corpus small enough to carry: small pictures, one skin tone an emoji."""
-    from train.pack import main
-
-    typer.echo(
-        main(
-            tars,
-            out,
-            size=size,
-            limit=limit,
-            quality=quality,
-            most=most or [],
-            seed=seed,
-            exclude=exclude,
-            edits=edits,
-            questions=questions,
-            say=options.say,
         )
     )

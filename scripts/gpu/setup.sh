@@ -1,6 +1,6 @@
 # Read by the scripts beside this one; docs/gpu-runs.md says how to use them. Their settings:
 #
-#   PACK      what `cm3leon data pack` wrote, with its edits and questions beside it
+#   PACK      what `python3 scripts/gpu/pack.py` wrote, with its edits and questions beside it
 #   RUNS      the folder of all that is made (runs)
 #   MINUTES   stop after so many with the state saved; run the script again to go on (9)
 #   PYTHON    a Python that has torch (python3)

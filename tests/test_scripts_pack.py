@@ -1,9 +1,9 @@
 """The pack: what is chosen, that it fits, and that the door reads back what went in."""
 
 import gzip
+import importlib.util
 import io
 import json
-import lzma
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cm3leon.cli import main as cli
 from tokenizer.errors import UserError
 from tokenizer.pixels import open_image
 from tokenizer.tars import Sample, Tally, read_samples
-from train import pack
 from train.corpus import read_edits, read_questions
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("pack", ROOT / "scripts" / "gpu" / "pack.py")
+assert spec is not None
+assert spec.loader is not None
+pack = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
 
 TONES = [f"1F3F{letter}" for letter in "BCDEF"]
 HANDS = [f"1F44{number}" for number in range(6)]  # code points that take a tone
@@ -77,7 +82,7 @@ def make(tars: Path, name: str = "pack.tar", **how: Any) -> tuple[list[Sample], 
     said: list[str] = []
     out = tars.parent / name
     how = {"size": 16, "limit": 1, "quality": 50, **how}
-    assert pack.main(str(tars), out, say=said.append, **how) == out
+    assert pack.pack(str(tars), out, say=said.append, **how) == out
     return read(out), said
 
 
@@ -128,15 +133,6 @@ def test_the_same_pack_comes_again_and_in_the_order_of_the_tars(tars: Path) -> N
     assert list(dict.fromkeys(units)) == order
 
 
-def test_compressed_it_is_the_same_tar_and_smaller(tars: Path) -> None:
-    make(tars)
-    out = tars.parent / "pack.tar.xz"
-    pack.main(str(tars), out, size=16, limit=1, quality=50, say=print)
-    plain = (tars.parent / "pack.tar").read_bytes()
-    assert lzma.decompress(out.read_bytes()) == plain
-    assert out.stat().st_size < len(plain) / 5
-
-
 def test_excluded_ids_are_left_out_and_the_next_tone_takes_their_place(tars: Path) -> None:
     packed = ids(make(tars)[0])
     toned = next(name for name in packed if name.startswith("noto") and "-" in name)
@@ -172,24 +168,11 @@ def test_the_quality_is_the_best_that_fits(tars: Path, monkeypatch: pytest.Monke
     assert size(best) <= limit < size(best + 1)
 
 
-def test_where_the_sample_was_too_hopeful_the_quality_falls_until_it_fits(
-    tars: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tars.parent / "pack.tar.xz"
-    pack.main(str(tars), out, size=32, limit=1, quality=40, say=print)
-    limit = out.stat().st_size
-    monkeypatch.setattr(pack, "best_quality", lambda *_: 50)
-    said: list[str] = []
-    pack.main(str(tars), out, size=32, limit=limit / 1e6, say=said.append)
-    assert out.stat().st_size <= limit
-    assert any("at quality 4" in line for line in said)
-
-
 @pytest.mark.parametrize("quality", [None, 30])
 def test_what_cannot_fit_is_said_and_nothing_is_written(tars: Path, quality: int | None) -> None:
     out = tars.parent / "pack.tar"
     with pytest.raises(UserError, match=r"the pack has 0\.1 MB at quality .*, the limit is 0\.01"):
-        pack.main(str(tars), out, size=16, limit=0.01, quality=quality, say=print)
+        pack.pack(str(tars), out, size=16, limit=0.01, quality=quality, say=print)
     assert not out.exists()
 
 
@@ -227,39 +210,3 @@ def test_a_damaged_picture_is_skipped_and_named(tmp_path: Path) -> None:
     assert "photo-2" not in ids(packed)
     assert "1 damaged things skipped" in said[0]
     assert said[1].startswith("skipped train-0/")
-
-
-def test_the_command(tars: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tars.parent / "p.tar.xz"
-    given = ["data", "pack", str(tars), "--out", str(out), "--size", "16", "--limit", "0.5"]
-    assert cli([*given, "--most", "photo=1", "--most", "icon=0"]) == 0
-    assert capsys.readouterr().out == f"{out}\n"
-    (tars.parent / "p.tar").write_bytes(lzma.decompress(out.read_bytes()))
-    assert len(read(tars.parent / "p.tar")) == 26
-
-
-@pytest.mark.parametrize(
-    ("out", "more", "complaint"),
-    [
-        ("pack.zip", [], "a pack is a .tar, or a .tar.xz, which is far smaller; got 'pack.zip'"),
-        ("no/pack.tar", [], "no"),
-        ("pack.tar", ["--most", "photo"], "'photo' is not KIND=NUMBER, such as photo=800"),
-        ("pack.tar", ["--exclude", "absent.txt"], "absent.txt: not a readable list of ids"),
-        ("pack.tar", ["--quality", "101"], "less than or equal to 100"),
-        ("pack.tar", ["--most", "emoji=0", "--most", "icon=0", "--most", "photo=0"], "no picture"),
-    ],
-)
-def test_bad_orders_are_one_line(
-    tars: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    out: str,
-    more: list[str],
-    complaint: str,
-) -> None:
-    monkeypatch.chdir(tars.parent)
-    assert cli(["data", "pack", tars.name, "--out", out, *more]) in (1, 2)
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
-    assert complaint in error
-    assert sorted(path.name for path in tars.parent.iterdir()) == [tars.name]

@@ -1,9 +1,13 @@
-"""`cm3leon data pack`: a corpus small enough to carry to another machine and train on there.
+"""Pack a corpus small enough to carry to another machine and train on there.
 
-Tars of any size -> one tar of small WebP pictures beside their JSON, which `tokenizer/tars.py`
+    python3 scripts/gpu/pack.py 'CORPUS/train-*.tar' --out pack.tar.xz --exclude IDS \
+      --most photo=1000 --edits CORPUS/edits.jsonl.gz --questions CORPUS/questions.jsonl.gz
+
+Tars of any size -> one tar of small WebP images beside their JSON, which `tokenizer/tars.py`
 reads like any other (once unpacked, where it is a .tar.xz), and the edits and questions about them.
 """
 
+import argparse
 import gzip
 import hashlib
 import io
@@ -27,7 +31,7 @@ THIN = 10  # the quality is searched on every so manieth picture ...
 SPARE = 0.97  # ... and must fit with this much of the limit: the other pictures may be larger
 
 
-def main(
+def pack(
     tars: str,
     out: Path,
     *,
@@ -175,3 +179,25 @@ def write_documents(out: Path, what: str, found: Iterable[dict[str, Any]], say: 
         data = gzip.compress(text.encode(), 9, mtime=0)
         write_file(path, data)
         say(f"{path}: {len(data):,} bytes: {len(lines):,} {what}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tars", help="WebDataset tars: a folder or a pattern")
+    parser.add_argument("--out", type=Path, required=True, help="the .tar or .tar.xz to write")
+    parser.add_argument("--size", type=int, default=128, help="side of its images in pixels")
+    parser.add_argument("--limit", type=float, default=20, help="megabytes that it may have")
+    parser.add_argument("--quality", type=int, help="of WebP; the best that fits if not given")
+    parser.add_argument("--most", action="append", default=[], metavar="KIND=NUMBER")
+    parser.add_argument("--seed", type=int, default=0)
+    for name in ("exclude", "edits", "questions"):
+        parser.add_argument(f"--{name}", type=Path)
+    given = vars(parser.parse_args())
+    try:
+        print(pack(given.pop("tars"), given.pop("out"), **given, say=print))
+    except UserError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
