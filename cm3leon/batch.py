@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from cm3leon import candidates as pool
 from cm3leon import grammar, prompts
-from cm3leon.engine import Engine
+from cm3leon import rerank as pool
+from cm3leon.engine.engine import Engine
+from cm3leon.engine.request import Request, Streams
 from cm3leon.pipeline import CM3Leon
-from cm3leon.request import Request, Streams
 from cm3leon.sampling import Sampling
 from tokenizer.document import Document, Picture
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from cm3leon.model import Decoder, ModelConfig
 from cm3leon.sampling import Sampling
-from cm3leon.stored import Stored, listed, pack, unpack
-from tokenizer import settings
+from cm3leon.weight_format import Stored, listed, pack, unpack
+from tokenizer import config as settings
 from tokenizer.codec import Codec
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, read_weights

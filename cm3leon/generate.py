@@ -6,10 +6,10 @@ have a stream of requests keep an `Engine` instead.
 
 from collections.abc import Callable, Sequence
 
-from cm3leon.engine import Engine
+from cm3leon.engine.engine import Engine
+from cm3leon.engine.request import Request, Streams
 from cm3leon.grammar import Grammar, longest
 from cm3leon.model import Decoder
-from cm3leon.request import Request, Streams
 from cm3leon.sampling import Sampling
 
 Progress = Callable[[int, int], None]  # tokens of the sample that is farthest on, and at most

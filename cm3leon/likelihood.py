@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cm3leon.engine import logits_of
+from cm3leon.engine.engine import logits_of
 from cm3leon.grammar import Choices, Grammar, Walk, column_of, picture, text_filling
 from cm3leon.model import Decoder
 from tokenizer.errors import UserError

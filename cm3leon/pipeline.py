@@ -13,18 +13,18 @@ from typing import Self
 import torch
 from PIL import Image
 
-from cm3leon import candidates as pool
 from cm3leon import checkpoint, grammar, prompts
+from cm3leon import rerank as pool
 from cm3leon.attention import best_attention
 from cm3leon.checkpoint import TaskSampling
+from cm3leon.engine.request import Streams
+from cm3leon.fast.quantize import Precision, prepare
 from cm3leon.generate import Progress, Watch, generate
-from cm3leon.live import Live, Watcher
 from cm3leon.model import Decoder
-from cm3leon.precision import Precision, prepare
+from cm3leon.preview import Live, Watcher
 from cm3leon.regions import Box, blend, cells_of, mask_of, mask_of_changed
-from cm3leon.request import Streams
 from cm3leon.sampling import Sampling
-from cm3leon.stored import Stored
+from cm3leon.weight_format import Stored
 from tokenizer.codec import Codec
 from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
@@ -74,7 +74,7 @@ class CM3Leon:
         """Read a checkpoint: a folder, `default` (the embedded model) or `hf:owner/name`.
 
         device: `cpu`, `cuda`, `cuda:1` ..., or `auto` for a GPU where there is one; precision: of
-        the decoder's weights (`cm3leon.precision.prepare`).
+        the decoder's weights (`cm3leon.fast.quantize.prepare`).
         """
         place = pick_device(device)
         parts = checkpoint.load(checkpoint.find(source, say))

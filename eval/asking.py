@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cm3leon.candidates import best
 from cm3leon.pipeline import CM3Leon
-from eval.figures import evenly
-from eval.retrieval import fitting, look_up
+from cm3leon.rerank import best
+from eval.metrics.retrieval import fitting, look_up
 from eval.samples import Record, Retrieval, Wanted, read, read_settings
+from eval.stats import evenly
 from retrieval.embed import Embedder, closeness
 from retrieval.memory import Memory
 from tokenizer.codec import Codec

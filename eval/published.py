@@ -11,8 +11,8 @@ from os.path import isfile  # whatever the name holds
 from pathlib import Path
 from typing import Any
 
-from tokenizer.annotations import coco_files
-from tokenizer.entries import inside, load, rows
+from tokenizer.data.annotations import coco_files
+from tokenizer.data.entries import inside, load, rows
 from tokenizer.errors import UserError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.figures import evenly
+from eval.stats import evenly
 from tokenizer.errors import UserError
 from tokenizer.manifest import write_file
 from tokenizer.pixels import encode_png, sheet

@@ -2,7 +2,7 @@
 
 a list of `Wanted` -> blocks of neighbours in it -> codes, a block at a time, through
 `cm3leon.batch` -> one file of records a block, written aside and renamed; `read` gives them all,
-`write_pictures` makes them a folder that `eval.folders` reads.
+`write_pictures` makes them a folder that `eval.networks.folders` reads.
 
 Block b is painted by process b % world, always by itself and whole, so that a picture has the same
 company whoever paints it and however often the work was stopped: the records are the same bit for
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from cm3leon import native
 from cm3leon.batch import IN_FLIGHT, Wish, paint_codes, requests_of
+from cm3leon.fast import native
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
 from tokenizer.document import Document, Picture

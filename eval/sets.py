@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image
 
+from tokenizer.data.tars import Tally, decode, read_samples
 from tokenizer.errors import UserError
-from tokenizer.tars import Tally, decode, read_samples
 
 
 def list_pictures(tars: Sequence[Path]) -> list[dict[str, Any]]:

@@ -21,13 +21,13 @@ from torch import Tensor
 from retrieval.embed import Embedder, document_vectors
 from retrieval.index import Vectors, plan
 from retrieval.memory import Contents, Memory
-from retrieval.retrieve import Rules, threshold
+from retrieval.rules import Rules, threshold
 from retrieval.segment import Codebook, Row, odd_id
+from tokenizer.data.sources import read_source
+from tokenizer.data.tars import Sample, Tally, decode
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
 from tokenizer.pixels import fit, to_image, to_pixels
-from tokenizer.sources import read_source
-from tokenizer.tars import Sample, Tally, decode
 
 BATCH = 64  # pictures encoded and embedded together,
 BATCH_PIXELS = 1 << 26  # fewer where they have more pixels than this

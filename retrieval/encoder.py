@@ -1,8 +1,8 @@
 """The small dual encoder that ships: a text tower and a picture tower into one space.
 
-An Embedder for those who have no CLIP at hand; `train/encoder.py` makes it. Pictures go through
-MobileNetV2's features, texts through a few bidirectional transformer layers over the pieces of a
-text tokenizer of its own; both end in a vector of length 1.
+An Embedder for those who have no CLIP at hand; `train/retriever/contrastive.py` makes it. Pictures
+go through MobileNetV2's features, texts through a few bidirectional transformer layers over the
+pieces of a text tokenizer of its own; both end in a vector of length 1.
 """
 
 # Shapes: B = batch, L = pieces, D = width, E = width of a vector, H, W = pixels
@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from retrieval.embed import BATCH, files_id
 from retrieval.index import Vectors
-from tokenizer import settings
+from tokenizer import config as settings
 from tokenizer.errors import UserError
-from tokenizer.features import FeatureNet
 from tokenizer.image import read_weights
 from tokenizer.manifest import new_folder, verify
 from tokenizer.pixels import fit, to_pixels
 from tokenizer.text import TextTokenizer
+from tokenizer.vqgan.perceptual import FeatureNet
 
 CONFIG, WEIGHTS, TEXT, CARD = "config.json", "model.safetensors", "tokenizer.model", "README.md"
 FEATURES = 1280  # of MobileNetV2, pooled

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from retrieval import index
-from retrieval.contents import (
+from retrieval.format import (
     LOCK,
     TOP,
     VERIFIED,
@@ -35,7 +35,7 @@ from retrieval.contents import (
     read_contents,
 )
 from retrieval.index import Halves, Plan, Vectors
-from retrieval.retrieve import Candidate, by_relevance
+from retrieval.rules import Candidate, by_relevance
 from retrieval.segment import Row, Segment, caption_of, check_finite, write_segment
 from tokenizer.document import Document, Field, Picture
 from tokenizer.errors import UserError

@@ -6,7 +6,7 @@
     manifest.json    size and SHA-256 of each part
 
 Offline, after the memory: pictures with their captions -> search -> the rules -> table, which
-`train/data.py` reads. The same rules hold as at generation (CM3Leon, section 2.1).
+`train/data/rows.py` reads. The same rules hold as at generation (CM3Leon, section 2.1).
 """
 
 # Shapes: P = pictures of the shards, N = neighbours of one, B = batch, E = width of a vector
@@ -22,10 +22,10 @@ from PIL import Image
 
 from retrieval.embed import Embedder, document_vectors
 from retrieval.memory import Memory
-from retrieval.retrieve import Rules, drop_words, select, unlike
+from retrieval.rules import Rules, drop_words, select, unlike
+from tokenizer.data.shards import Shards
+from tokenizer.data.tables import read_table, write_about
 from tokenizer.manifest import new_folder
-from tokenizer.shards import Shards
-from tokenizer.tables import read_table, write_about
 
 BATCH = 64
 NONE = -1

@@ -19,7 +19,7 @@ import torch
 from torch import distributed
 
 from retrieval.memory import TOP, Memory, Say
-from tokenizer.tars import Tally
+from tokenizer.data.tars import Tally
 
 PATIENCE = timedelta(days=30)  # for the slowest of the processes
 

@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.index import Halves, Index, Plan, Rows, Vectors
-from retrieval.retrieve import Candidate, by_relevance
+from retrieval.rules import Candidate, by_relevance
+from tokenizer.data.shard_writer import write_shards
+from tokenizer.data.shards import Shards
 from tokenizer.errors import UserError
 from tokenizer.manifest import new_folder
-from tokenizer.shard_writer import write_shards
-from tokenizer.shards import Shards
 
 SHARDS, NAMES, PARTS, VECTORS, IDS, INDEX, ABOUT = (
     "shards", "names.npy", "parts.npy", "vectors.npy", "ids.npy", "index.faiss", "segment.json",

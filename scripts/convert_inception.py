@@ -4,8 +4,8 @@
 
 The source lies among the release files of github.com/mseitzer/pytorch-fid (`fid_weights`); fetch it
 yourself, nothing here does. The classifier and training's counters are dropped; the rest keeps its
-names and values, which is what eval/inception.py loads. Done once, in this process alone: the
-project never reads the pickle again.
+names and values, which is what eval/networks/inception.py loads. Done once, in this process alone:
+the project never reads the pickle again.
 """
 
 import argparse

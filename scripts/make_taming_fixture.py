@@ -5,8 +5,8 @@
 
 taming's own encoder, decoder and quantiser run a small VQGAN with random weights over two
 pictures. The file holds the weights under taming's names, the pictures, and what became of them;
-tests/test_tokenizer_vqgan.py asks the same of tokenizer/vqgan.py. With that PYTHONPATH the tests
-also compare other shapes of network with taming live.
+tests/tokenizer/vqgan/test_network.py asks the same of tokenizer/vqgan/network.py. With that
+PYTHONPATH the tests also compare other shapes of network with taming live.
 """
 
 # Shapes: P = pictures, E = code width, K = entries, H, W = feature height and width, L = H * W
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tokenizer.errors import UserError
 from tokenizer.manifest import check_writable, write_file
-from tokenizer.vqgan import VQGANConfig
+from tokenizer.vqgan.network import VQGANConfig
 
 CONFIG = VQGANConfig(
     size=32,

@@ -30,7 +30,7 @@ def make_tiny(seed: int) -> "CM3Leon":
     from tokenizer.image import ImageTokenizer
     from tokenizer.text import TextTokenizer
     from tokenizer.vocabulary import Vocabulary
-    from tokenizer.vqgan import VQGAN, VQGANConfig
+    from tokenizer.vqgan.network import VQGAN, VQGANConfig
 
     text = TextTokenizer.train([f"a red fox, a blue heart, a cat's head {seed}"], 280)
     vocabulary = Vocabulary(image_codes=32, text_pieces=text.pieces, sentinels=8)
@@ -117,9 +117,9 @@ def shards_folder(
     tiny: "CM3Leon", corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The token shards of the six pictures, made with the tiny model's image tokenizer."""
+    from tokenizer.data.shard_writer import write_shards
+    from tokenizer.data.tars import Tally, find_tars, read_samples
     from tokenizer.pixels import open_image
-    from tokenizer.shard_writer import write_shards
-    from tokenizer.tars import Tally, find_tars, read_samples
 
     folder = tmp_path_factory.mktemp("shards") / "test"
     samples = list(read_samples(find_tars(corpus_folder, "test-"), Tally()))
@@ -174,7 +174,7 @@ def lesson(tiny: "CM3Leon", tiny_folder: Path, tmp_path_factory: pytest.TempPath
     """A recipe for a decoder with eight documents to learn, for the tiny model's tokenizers."""
     import numpy as np
 
-    from tokenizer.shard_writer import write_shards
+    from tokenizer.data.shard_writer import write_shards
 
     folder = tmp_path_factory.mktemp("lesson")
     image = tiny.image_tokenizer
@@ -226,7 +226,7 @@ def small_memory(
     from retrieval.build import add_sources, codebook_of
     from retrieval.encoder import SmallEmbedder
     from retrieval.memory import Contents, Memory
-    from tokenizer.tars import Tally
+    from tokenizer.data.tars import Tally
 
     embedder = SmallEmbedder.load(small_encoder)
     empty = Contents(
@@ -250,7 +250,7 @@ def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from tokenizer.features import FeatureNet
+    from tokenizer.vqgan.perceptual import FeatureNet
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

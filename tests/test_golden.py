@@ -148,7 +148,7 @@ def write_features(path: Path) -> None:
     """Write random weights of the network whose features the encoder starts from."""
     from safetensors.torch import save_file
 
-    from tokenizer.features import FeatureNet
+    from tokenizer.vqgan.perceptual import FeatureNet
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

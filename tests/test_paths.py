@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 from cm3leon.__main__ import main
 from cm3leon.pipeline import CM3Leon
+from tokenizer.data.shards import Shards
 from tokenizer.pixels import open_image, read_info
-from tokenizer.shards import Shards
-from train.report import read
+from train.metrics import read
 
 COLOURS = ("red", "green", "blue", "orange")
 SHAPES = ("circle", "square", "bar")

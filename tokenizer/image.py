@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokenizer import settings
+from tokenizer import config as settings
 from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash, new_folder
-from tokenizer.vqgan import VQGAN, VQGANConfig
+from tokenizer.vqgan.network import VQGAN, VQGANConfig
 
 WEIGHTS = "model.safetensors"
 

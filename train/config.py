@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from cm3leon import checkpoint
 from cm3leon.model import ModelConfig
-from tokenizer import settings
+from tokenizer import config as settings
 from tokenizer.errors import UserError
-from train.forms import FORMS
+from train.data.templates import FORMS
 from train.objective import MaskConfig
 from train.schedule import Schedule
 
@@ -25,12 +25,11 @@ class RowsConfig:
     """What stands in a training row.
 
     `pair` is {caption} <break> {picture}, `described` the same behind an instruction, the others
-    are those of `train/forms.py`, after the paper's Table 5. A row is one whole document, or, in a
-    share `packed` of the rows, a block of the whole context, cut from a stream of such documents
-    (the paper's, section 2.3).
-    The shares of `forms` are weights, they need not add up to 1; {} is all that the shards hold,
-    each by how many documents there are. In the other tables a share is one of 1, and what is not
-    named shares the rest by how much of it there is.
+    are those of `train/data/templates.py`, after the paper's Table 5. A row is one whole document,
+    or, in a share `packed` of the rows, a block of the whole context, cut from a stream of such
+    documents (the paper's, section 2.3). The shares of `forms` are weights, they need not add up to
+    1; {} is all that the shards hold, each by how many documents there are. In the other tables a
+    share is one of 1, and what is not named shares the rest by how much of it there is.
     """
 
     forms: dict[str, float] = field(default_factory=lambda: {"pair": 1.0})

@@ -28,7 +28,7 @@ from tokenizer.errors import UserError
 from tokenizer.vocabulary import Vocabulary
 from train import state
 from train.config import PretrainRecipe
-from train.head import head_loss
+from train.loss import head_loss
 from train.objective import Loss
 from train.optimizer import new_optimizer
 from train.precision import autocast, in_bf16

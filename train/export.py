@@ -9,8 +9,8 @@ import torch
 
 from cm3leon import checkpoint
 from cm3leon.model import Decoder
-from cm3leon.stored import Stored
-from tokenizer import settings
+from cm3leon.weight_format import Stored
+from tokenizer import config as settings
 from tokenizer.codec import Codec
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer

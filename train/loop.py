@@ -21,14 +21,14 @@ from cm3leon.model import Decoder
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAD, Vocabulary
 from train import state
-from train.cached import CachedRows
 from train.config import PretrainRecipe
-from train.data import Mixture, Rows, micro_batches, rows_of_steps
+from train.data.cached import CachedRows
+from train.data.noise import level, read_with_noise
+from train.data.rows import Mixture, Rows, micro_batches, rows_of_steps
 from train.engine import Engine
 from train.flops import Speed
-from train.noise import level, read_with_noise
+from train.metrics import Report
 from train.objective import KINDS, Ids, targets_and_weights
-from train.report import Report
 from train.state import Say
 from train.world import World
 

@@ -320,7 +320,7 @@ def masked_cross_entropy(
 ) -> Loss:
     """Next-token cross-entropy in float32; z_loss times (log Z) squared is added to each token.
 
-    The plain form: training takes `train/head.py`, which must agree and never has all logits.
+    The plain form: training takes `train/loss.py`, which must agree and never has all logits.
     z-loss: Chameleon (arXiv 2405.09818) section 2.3.
     """
     logits_TV = logits_TV.float()

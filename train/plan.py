@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cm3leon.model import ModelConfig
-from tokenizer import settings
+from tokenizer import config as settings
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
 from tokenizer.text import TextTokenizer
@@ -22,7 +22,7 @@ from tokenizer.vocabulary import PAPER, Vocabulary
 from train import config
 from train.config import UNKNOWN, EngineConfig, PretrainRecipe
 from train.flops import flops_per_token, layer_matrices, parameters
-from train.head import CHUNK
+from train.loss import CHUNK
 
 FP32, BF16 = 4, 2
 MARGIN = 0.1  # of a GPU's memory is left to CUDA, NCCL and fragments
@@ -292,7 +292,7 @@ def kept_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> in
 
 
 def loss_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> int:
-    """At the loss: activations, and what `train/head.py` has while it makes logits by the chunk.
+    """At the loss: activations, and what `train/loss.py` has while it makes logits by the chunk.
 
     The final norm's input and output, the hidden states that count and their gradient, 4 T s D; the
     head's gradient in fp32, 4 V D, in bf16 a chunk's own beside it, p V D; a chunk's logits in fp32

@@ -18,22 +18,22 @@ from cm3leon.model import Decoder, ModelConfig
 from cm3leon.pipeline import CM3Leon, pick_device
 from retrieval.neighbours import read_neighbours
 from tokenizer.codec import Codec
+from tokenizer.data.shards import Shards
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
-from tokenizer.shards import Shards
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train import config, loop, state
-from train.cached import CachedRows
 from train.config import PretrainRecipe, SourceConfig
-from train.data import Mixture, Rows, balanced
+from train.data.cached import CachedRows
+from train.data.rows import Mixture, Rows, balanced
+from train.data.views import read_views
 from train.engine import new_engine, no_deepspeed
 from train.flops import Speed, parameters
+from train.metrics import check_tensorboard
 from train.precision import in_bf16
-from train.report import check_tensorboard
 from train.state import Say
-from train.views import read_views
-from train.watch import Watch
+from train.validation import Watch
 from train.world import World, quiet, world
 
 SOURCE_SEEDS = 1_000_003  # between the seeds of two sources

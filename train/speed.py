@@ -1,9 +1,10 @@
 """How fast training is: our step against those of transformers' OPT and Llama, the making of rows
 beside a step, and the encoding of pictures in batches against one by one.
 
-Beside the training loop, for `cm3leon bench train`; the other benches are in `eval/speed.py`. Both
-sides of a comparison run in one process by turns, on the same ids, with the same AdamW and clipping
-and with PyTorch's own attention. That neither reaches what its products take is told by a profile.
+Beside the training loop, for `cm3leon bench train`; the other benches are in
+`eval/bench/retrieval.py`. Both sides of a comparison run in one process by turns, on the same ids,
+with the same AdamW and clipping and with PyTorch's own attention. That neither reaches what its
+products take is told by a profile.
 """
 
 # Shapes: B = rows, L = ids a row
@@ -21,12 +22,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from cm3leon.attention import Attention, attend, attend_by_products
 from cm3leon.model import Decoder
+from tokenizer.data.tars import Tally
 from tokenizer.image import PictureEncoder
-from tokenizer.tars import Tally
 from train import loop
 from train.config import Precision, PretrainRecipe
-from train.data import Rows
-from train.encode import Work, coded
+from train.data.encode import Work, coded
+from train.data.rows import Rows
 from train.engine import new_engine
 from train.flops import Speed
 from train.rivals import Family, model_of, their_model, their_step

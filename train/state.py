@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenizer import settings
+from tokenizer import config as settings
 from tokenizer.errors import UserError
 from tokenizer.manifest import locked, new_folder, sync, verify, write_file
 from train.world import World

@@ -14,13 +14,13 @@ from PIL import Image
 
 from cm3leon import checkpoint
 from tokenizer.codec import Codec
-from tokenizer.shard_writer import write_shards
-from tokenizer.shards import Shards
-from tokenizer.tars import Sample
+from tokenizer.data.shard_writer import write_shards
+from tokenizer.data.shards import Shards
+from tokenizer.data.tars import Sample
 from tokenizer.text import TextTokenizer
 from tokenizer.vocabulary import Vocabulary
 from train.config import RowsConfig
-from train.data import Rows
+from train.data.rows import Rows
 from train.objective import MaskConfig
 
 PICTURES, CODES, GRID, SIZE = 2000, 9600, 8, 64  # many codes, so that the head matters

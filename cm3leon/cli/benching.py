@@ -27,7 +27,7 @@ from cm3leon.cli.retrieving import (
 )
 
 if TYPE_CHECKING:
-    from eval.speed import Layer, Share
+    from eval.bench.retrieval import Layer, Share
     from train.speed import Against, Encoding, Loading, Times
 
 QUERIES = 1000
@@ -65,7 +65,7 @@ def retrieval(
 ) -> None:
     """Time and memory of retrieval: a large synthetic memory, our layer against bare FAISS and, of
     a memory that is named, one prompt's retrieval against the painting of its picture."""
-    from eval import speed
+    from eval.bench import retrieval as speed
     from retrieval.index import EXACT_UP_TO, faiss, plan
 
     wanted = Wanted(memory=memory, encoder=encoder, count=None)
@@ -131,8 +131,8 @@ def train(
 
     from cm3leon.checkpoint import IMAGE, find
     from cm3leon.pipeline import pick_device
+    from tokenizer.data.shards import Shards
     from tokenizer.image import ImageTokenizer
-    from tokenizer.shards import Shards
     from train import speed
     from train.rivals import transformers
     from train.synthetic import rows_of, write_synthetic
@@ -217,7 +217,7 @@ def _rate(things: int, seconds: "Times") -> str:
 def _share(wanted: Wanted, model: str, device: str, threads: int | None) -> "Share | None":
     """Retrieval beside generation, where a memory was named."""
     from cm3leon.checkpoint import find, read_config
-    from eval.speed import share_of_generation
+    from eval.bench.retrieval import share_of_generation
     from retrieval.memory import Memory
 
     if wanted.memory is None:

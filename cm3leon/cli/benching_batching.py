@@ -27,7 +27,7 @@ def batching(
     import torch
 
     from cm3leon.checkpoint import find
-    from eval import batching
+    from eval.bench import batching
 
     if shape is None:
         leon = options.open_model(find(model, options.say), device, threads, precision)

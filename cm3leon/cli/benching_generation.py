@@ -10,9 +10,9 @@ import typer
 from cm3leon.cli import options, tables
 
 if TYPE_CHECKING:
-    from eval.decoding import Found, Times
-    from eval.shapes import Setting
-    from eval.stages import Command
+    from eval.bench.decode import Found, Times
+    from eval.bench.shapes import Setting
+    from eval.bench.stages import Command
 
 
 Shape = Annotated[
@@ -60,9 +60,10 @@ def generate(
 ) -> None:
     """Speed of generation: the image tokens of a decoder with random weights, against transformers'
     decoder with the same weights; or the pictures of a checkpoint."""
-    from eval import decoding, rivals
-    from eval.shapes import PROMPT, Setting
-    from eval.stages import command
+    from eval.bench import baselines as rivals
+    from eval.bench import decode as decoding
+    from eval.bench.shapes import PROMPT, Setting
+    from eval.bench.stages import command
 
     if cli and model is None:
         raise typer.BadParameter("--cli goes with --model")
@@ -101,7 +102,7 @@ def generate(
 
 def _measured(setting: "Setting") -> "Found":
     """One case, said aloud before it begins."""
-    from eval import decoding
+    from eval.bench import decode as decoding
 
     options.say(f"{_name(setting)}: {setting.times} runs of each, by turns")
     return decoding.measure(setting)

@@ -10,7 +10,7 @@ import typer
 from cm3leon.cli import options, tables
 
 if TYPE_CHECKING:
-    from eval.codebook_speed import Against, Pace, Side
+    from eval.bench.tokenizer import Against, Pace, Side
     from tokenizer.image import ImageTokenizer
 
 SIZE = 256  # pixels a side: the paper's
@@ -48,7 +48,7 @@ def tokenizer(
     """Speed and memory of the codebook: pictures to codes and back, on the CPU."""
     import torch
 
-    from eval import codebook_speed as speed
+    from eval.bench import tokenizer as speed
 
     for name, given in (("--size", size), ("--shape", shape)):
         if model is not None and given is not None:
@@ -79,7 +79,7 @@ def tokenizer(
 
 def _open(model: str | None, shape: str, size: int) -> "ImageTokenizer":
     from cm3leon.checkpoint import IMAGE, find
-    from eval.codebook_speed import fresh
+    from eval.bench.tokenizer import fresh
     from tokenizer.image import ImageTokenizer
 
     if model is None:

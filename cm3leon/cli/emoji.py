@@ -35,6 +35,6 @@ def emoji(
     Fetches about 203 MB, by fixed versions and hashes; a killed run goes on where it stopped. Needs
     the extra cm3leon[emoji].
     """
-    from train.emoji import main
+    from train.emoji.build import main
 
     typer.echo(main(out, packages, npm=npm, debian=debian, jobs=jobs, say=options.say))

@@ -47,7 +47,7 @@ def folders(
 ) -> None:
     """The distance of two folders of pictures, and precision, recall, density and coverage. FID is
     pytorch-fid's: its network, its resizing, pictures of one size."""
-    from eval.apart import check_folders
+    from eval.metrics.distribution import check_folders
     from retrieval.parts import is_worker
     from train.launch import Cluster, launch
 
@@ -63,7 +63,7 @@ def folders(
     with _joined() as first:
         report = _measured(tables.command(context), real, made, weights, by, size, device)
     if first:
-        from eval.runs import index
+        from eval.run import index
 
         report.write(out)
         tell([index([report])], report.table(), as_json)
@@ -98,9 +98,9 @@ def _measured(
     import time
 
     from cm3leon.pipeline import pick_device
-    from eval.apart import of_folders
+    from eval.metrics.distribution import of_folders
     from eval.report import Report
-    from eval.runs import versions
+    from eval.run import versions
 
     begun = time.perf_counter()
     found, hashes = of_folders(

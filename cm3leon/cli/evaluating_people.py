@@ -46,11 +46,11 @@ def people(
     as_json: options.Json = False,
 ) -> None:
     """Paint one picture of every prompt, and tell how many show what the prompt may mean."""
-    from eval.lab import Asked
-    from eval.people import Prompts
-    from eval.people import people as measure
-    from eval.runs import run
-    from eval.source import Place
+    from eval.context import Asked
+    from eval.corpus import Place
+    from eval.metrics.prompt_suite import Prompts
+    from eval.metrics.prompt_suite import people as measure
+    from eval.run import run
 
     chosen = Prompts.read(prompts).half(half)
     check_out(out)

@@ -20,9 +20,9 @@ from cm3leon.cli.retrieving import (
 )
 
 if TYPE_CHECKING:
-    from eval.lab import Asked, Lab
+    from eval.context import Asked, Lab
+    from eval.corpus import Place
     from eval.report import Report
-    from eval.source import Place
 
 NAMES = {
     "perplexity": "Bits of pictures given captions and of captions given pictures.",
@@ -127,9 +127,9 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
         threads: options.Threads = None,
         as_json: options.Json = False,
     ) -> None:
-        from eval.lab import Asked
-        from eval.runs import MEASURES, run
-        from eval.source import Place
+        from eval.context import Asked
+        from eval.corpus import Place
+        from eval.run import MEASURES, run
 
         check_out(out)
         place = Place(data=data, split=split, layout=layout, images=images, annotations=annotations)
@@ -153,7 +153,7 @@ def _command(names: list[str], *, every: bool) -> Callable[..., None]:
 
 def tell_reports(reports: "Sequence[Report]", as_json: bool) -> None:
     """What was measured: a page, or one line of JSON."""
-    from eval.runs import index
+    from eval.run import index
 
     if as_json:
         typer.echo(json.dumps([one.table() for one in reports], ensure_ascii=False))
@@ -173,8 +173,8 @@ def open_lab(
 ) -> "Lab":
     """Cheap things first, the weights last."""
     from cm3leon.checkpoint import find, read_config
-    from eval.lab import Lab
-    from eval.source import open_source
+    from eval.context import Lab
+    from eval.corpus import open_source
     from retrieval.memory import Memory
 
     source = open_source(place)

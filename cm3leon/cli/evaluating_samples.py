@@ -25,8 +25,8 @@ from cm3leon.cli.retrieving import (
 
 if TYPE_CHECKING:
     from cm3leon.sampling import Sampling
+    from eval.corpus import Place
     from eval.samples import Progress
-    from eval.source import Place
 
 BLOCK = 16
 AGAIN = "give the same command again, which goes on where it stopped"
@@ -109,7 +109,7 @@ def samples(
 ) -> None:
     """Paint the first caption of every picture. Killed, it goes on where it stopped when it is
     given again; the records are the same for any number of processes."""
-    from eval.source import Place
+    from eval.corpus import Place
 
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     given |= {"cfg_scale": cfg_scale, "contrastive": contrastive}
@@ -139,7 +139,7 @@ def samples(
 
 def _check(job: Job) -> None:
     """Cheap things, before any process starts."""
-    from eval.source import open_source
+    from eval.corpus import open_source
     from retrieval.memory import read_contents
     from tokenizer.errors import UserError
 
@@ -182,8 +182,8 @@ def _launched(words: list[str], job: Job, processes: int | None) -> bool:
 def _paint(job: Job) -> bool:
     """Do this process's share; whether that was all there was to do."""
     from eval.asking import retrieval_of, wanted_of
+    from eval.corpus import captioned, chosen, open_source
     from eval.samples import run, write_pictures
-    from eval.source import captioned, chosen, open_source
     from retrieval.memory import Memory
 
     rank, world, device = _place(job.device)

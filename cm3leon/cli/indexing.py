@@ -15,8 +15,8 @@ from tokenizer.errors import UserError
 if TYPE_CHECKING:
     from retrieval.embed import Embedder
     from retrieval.memory import Memory
+    from tokenizer.data.shards import Shards
     from tokenizer.image import ImageTokenizer
-    from tokenizer.shards import Shards
 
 
 def _own(folder: Path) -> Path:
@@ -68,8 +68,8 @@ def build(
     cm3leon index build ...
     """
     from retrieval.build import merge, recall_by_kind
-    from tokenizer.shards import Shards
-    from tokenizer.sources import find_sources
+    from tokenizer.data.shards import Shards
+    from tokenizer.data.sources import find_sources
 
     budget = options.bytes_of(memory_budget)
     shards = None if neighbours is None else Shards.open(neighbours)
@@ -142,7 +142,7 @@ def train_encoder(
     minutes: Minutes = math.inf,
 ) -> None:
     """Train the encoder that memories are searched by."""
-    from train.encoder import main
+    from train.retriever.contrastive import main
 
     typer.echo(main(recipe, changes or [], out, resume, options.say, device, minutes))
 
@@ -166,9 +166,9 @@ def _fill(
     from retrieval.build import add_sources, calibrate, create
     from retrieval.memory import TOP, Memory
     from retrieval.parts import crew, fill_together, gather
+    from tokenizer.data.sources import find_sources
+    from tokenizer.data.tars import Tally, read_ids
     from tokenizer.image import ImageTokenizer
-    from tokenizer.sources import find_sources
-    from tokenizer.tars import Tally, read_ids
 
     found = find_sources(names)  # cheap, before weights are read
     left_out = read_ids(exclude) if exclude else frozenset[str]()
@@ -203,9 +203,9 @@ def _write_neighbours(
     out: Path, bank: "Memory", embedder: "Embedder", shards: "Shards", sources: Sequence[str]
 ) -> None:
     from retrieval.neighbours import find_neighbours, write_neighbours
-    from retrieval.retrieve import Rules
-    from tokenizer.sources import read_source
-    from tokenizer.tars import Tally, decode
+    from retrieval.rules import Rules
+    from tokenizer.data.sources import read_source
+    from tokenizer.data.tars import Tally, decode
 
     tally = Tally()
     numbers = {picture["id"]: number for number, picture in enumerate(shards.every_picture())}

@@ -11,8 +11,8 @@ from cm3leon.cli.output import tell
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizer.data.shards import Shards
     from tokenizer.document import Document
-    from tokenizer.shards import Shards
 
 COLUMNS, TOGETHER = 8, 64  # pictures in a row of a sheet, and decoded in one batch
 
@@ -90,8 +90,8 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what token shards hold: the counts, and documents as text, evenly from all of them."""
+    from tokenizer.data.shards import Shards
     from tokenizer.manifest import check_writable
-    from tokenizer.shards import Shards
 
     if (sheet is None) != (tokenizer is None):
         raise UserError("--sheet and --tokenizer go together: it draws the pictures")
@@ -122,9 +122,9 @@ def _document(shards: "Shards", table: dict[str, Any]) -> tuple["Document", list
     """A document as training words it, with its first caption or instruction, and the ids of its
     pictures."""
     from cm3leon import prompts
+    from tokenizer.data.shards import TASKS
     from tokenizer.document import Picture
-    from tokenizer.shards import TASKS
-    from train.forms import FORMS, first
+    from train.data.templates import FORMS, first
 
     task = table["task"]
     names: list[str] = [table[key] for key in TASKS[task][0]]

@@ -23,7 +23,7 @@ from tokenizer.manifest import check_writable, write_file
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cm3leon.precision import Precision
+    from cm3leon.fast.quantize import Precision
     from cm3leon.sampling import Sampling
 
 MADE_BY = "cm3leon"
@@ -72,7 +72,7 @@ class Notes:
     def read(cls, path: Path, task: str) -> "Notes":
         """The notes of a picture that we made for this task. Raises UserError for any other."""
         from cm3leon.sampling import Sampling
-        from tokenizer import settings
+        from tokenizer import config as settings
         from tokenizer.pixels import read_info
 
         table = read_info(path)

@@ -37,7 +37,7 @@ def usual(candidates: int, samples: int, temperature: float) -> int:
 
 
 class Picker:
-    """A score function (`cm3leon.candidates`) that remembers what it said. With one candidate
+    """A score function (`cm3leon.rerank`) that remembers what it said. With one candidate
     there is nothing to pick, and no encoder is opened."""
 
     def __init__(self, candidates: int = 1, mix: bool = False, encoder: str = DEFAULT) -> None:
@@ -66,7 +66,7 @@ class Picker:
 
         Raises UserError where it cannot be done, or makes more than one request may hold.
         """
-        from cm3leon.candidates import SHARE, check
+        from cm3leon.rerank import SHARE, check
 
         check(sampling, self.candidates, self.mix)
         if samples * self.candidates > MOST:
@@ -106,7 +106,7 @@ class Picker:
 
     def table(self, keep: int | None) -> dict[str, Any]:
         """For machines: all scores of each picture's candidates and which was picked, from 1."""
-        from cm3leon.candidates import best
+        from cm3leon.rerank import best
 
         if not self.scores:
             return {}

@@ -107,7 +107,7 @@ def finder(
     from cm3leon.checkpoint import read_config
     from retrieval.embed import document_vectors
     from retrieval.memory import Memory, read_contents
-    from retrieval.retrieve import Rules, select
+    from retrieval.rules import Rules, select
 
     count = COUNT if wanted.count is None else wanted.count
     if wanted.memory is None or count == 0:

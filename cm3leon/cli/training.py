@@ -159,7 +159,7 @@ def train_image(
     dry_run: launching.DryRun = False,
 ) -> None:
     """Train an image tokenizer from pictures, in one process or many."""
-    from train.image_tokenizer import check, main
+    from train.tokenizers.image import check, main
 
     given = changes or []
     worker = ["tokenizer", "train-image", recipe, "--out", out, "--resume", resume]
@@ -190,7 +190,7 @@ def train_text(
     out: Annotated[Path, typer.Option(help="The .model file to write.")],
 ) -> None:
     """Train a text tokenizer from captions, instructions and questions."""
-    from train.text_tokenizer import main
+    from train.tokenizers.text import main
 
     typer.echo(main(recipe, changes or [], out, options.say))
 
@@ -234,7 +234,7 @@ def encode(
     Many processes share the work: python -m torch.distributed.run --nproc-per-node N --module
     cm3leon data encode ...
     """
-    from train.encode import main
+    from train.data.encode import main
 
     typer.echo(
         main(
@@ -266,7 +266,7 @@ def views(
     device: options.Device = "auto",
 ) -> None:
     """See all pictures of token shards anew, for training with documents in front."""
-    from train.views import main
+    from train.data.views import main
 
     typer.echo(
         main(

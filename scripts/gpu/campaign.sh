@@ -112,7 +112,7 @@ val=${VAL:+$(unpacked "$VAL")}
 stage pixels env PYTHONPATH="$PWD:${PYTHONPATH:-}" "$PYTHON" -c '
 import sys
 from pathlib import Path
-from train.corpus import load_pixels
+from train.data.corpus import load_pixels
 
 tar, size, cache = sys.argv[1:]
 load_pixels([Path(tar)], int(size), frozenset(), Path(cache), say=print)' "$tar" "$size" "$RUNS/image"

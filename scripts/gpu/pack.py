@@ -3,7 +3,7 @@
     python3 scripts/gpu/pack.py 'CORPUS/train-*.tar' --out pack.tar.xz --exclude IDS \
       --most photo=1000 --edits CORPUS/edits.jsonl.gz --questions CORPUS/questions.jsonl.gz
 
-Tars of any size -> one tar of small WebP images beside their JSON, which `tokenizer/tars.py`
+Tars of any size -> one tar of small WebP images beside their JSON, which `tokenizer/data/tars.py`
 reads like any other (once unpacked, where it is a .tar.xz), and the edits and questions about them.
 """
 
@@ -19,11 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenizer.data.registry import TONE
+from tokenizer.data.tars import Sample, Tally, decode, find_tars, read_ids, read_samples
 from tokenizer.errors import UserError
 from tokenizer.manifest import check_writable, write_file
-from tokenizer.registry import TONE
-from tokenizer.tars import Sample, Tally, decode, find_tars, read_ids, read_samples
-from train.corpus import read_edits, read_questions
+from train.data.corpus import read_edits, read_questions
 from train.state import Say
 
 MEGABYTE = 1_000_000

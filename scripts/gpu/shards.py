@@ -18,18 +18,18 @@ import numpy as np
 import torch
 
 from cm3leon.pipeline import pick_device
-from tokenizer import settings
+from tokenizer import config as settings
+from tokenizer.data.shard_writer import write_shards
+from tokenizer.data.shards import Shards
+from tokenizer.data.tables import write_about
+from tokenizer.data.tars import Tally
 from tokenizer.image import ImageTokenizer
 from tokenizer.manifest import new_folder
-from tokenizer.shard_writer import write_shards
-from tokenizer.shards import Shards
-from tokenizer.tables import write_about
-from tokenizer.tars import Tally
-from tokenizer.vqgan import VQGAN
+from tokenizer.vqgan.network import VQGAN
 from train import state
-from train.corpus import load_pixels, read_edits, read_questions
-from train.image_tokenizer import ImageTokenizerRecipe
-from train.views import TABLE, View
+from train.data.corpus import load_pixels, read_edits, read_questions
+from train.data.views import TABLE, View
+from train.tokenizers.image import ImageTokenizerRecipe
 
 BATCH = 256
 FAR = 8  # pixels that a thing moves at most, of 128

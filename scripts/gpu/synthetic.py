@@ -13,7 +13,7 @@ import torch
 
 from tokenizer.image import ImageTokenizer
 from tokenizer.text import TextTokenizer
-from tokenizer.vqgan import VQGAN, VQGANConfig
+from tokenizer.vqgan.network import VQGAN, VQGANConfig
 from train.synthetic import write_synthetic
 
 

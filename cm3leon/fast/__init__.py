@@ -1,0 +1,1 @@
+"""Fast paths of decoding, each with the results of the plain path."""

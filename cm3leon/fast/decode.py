@@ -1,0 +1,275 @@
+"""One new id a row with as few operations as will do: what `Decoder.forward` gives, sooner.
+
+The step of a CPU that native does not serve, and what graphs records on a GPU. Waiting for weights
+is most of a step, and on a CPU all else is the price of calling small operations: no modules here,
+matrices transposed once, queries and keys normalised and turned together, sums folded into
+products. `Decoder.forward` is the plain path and a test holds both to the same numbers.
+
+Shapes: R = rows, D = width, N = heads, H = head size, S = slots looked at,
+C = rows of the whole cache, Y = layers, T = C * S, F = width of the
+feed-forward, E = 2 * D, K, M = widths of a matrix.
+"""
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cm3leon.attention import KVCache
+from cm3leon.fast.quantize import MkldnnLinear
+from cm3leon.model import NORM_EPS, Block, Decoder, FeedForward, rotate
+
+Function = Callable[[Tensor], Tensor]
+Step = Callable[..., Tensor]
+Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_RNH, k_RNH, v_RNH -> out
+MANY = 4  # rows from which PyTorch's products of large matrices on a CPU are slower than oneDNN's
+LARGE = 2**21  # numbers of such a matrix
+SPARE = 2**29  # bytes that may be spent on keeping those twice
+RECORDED = 100  # the step from which a recording is played: making one costs about as many gain
+
+
+class Product:
+    """A matrix as it is multiplied with: plain, or a module packed by `precision`."""
+
+    def __init__(self, matrix: nn.Module | Tensor) -> None:
+        weight_MK = matrix.weight if isinstance(matrix, nn.Linear) else matrix
+        self.weight_KM = weight_MK.detach().T if isinstance(weight_MK, Tensor) else None
+        self.forward = cast(Function, matrix)
+        self.packed: nn.Module | None = None
+
+    @property
+    def large(self) -> bool:
+        """Whether it is worth `pack`."""
+        weight_KM = self.weight_KM
+        return (
+            weight_KM is not None
+            and weight_KM.device.type == "cpu"
+            and weight_KM.dtype == torch.float32
+            and weight_KM.numel() >= LARGE
+            and MkldnnLinear.here()
+        )
+
+    def nbytes(self) -> int:
+        """Bytes of the plain matrix."""
+        return 0 if self.weight_KM is None else self.weight_KM.nbytes
+
+    def pack(self) -> nn.Module:
+        """Keep it in the order of oneDNN's kernels too, for MANY rows and more."""
+        assert self.weight_KM is not None
+        self.packed = MkldnnLinear(self.weight_KM.T)
+        return self.packed
+
+    def __call__(self, x_RK: Tensor) -> Tensor:
+        if self.packed is not None and len(x_RK) >= MANY:
+            return self.packed(x_RK)
+        return self.forward(x_RK) if self.weight_KM is None else torch.mm(x_RK, self.weight_KM)
+
+    def onto(self, sum_RM: Tensor, x_RK: Tensor) -> Tensor:
+        """What is added to a sum."""
+        if self.weight_KM is None:
+            return sum_RM + self.forward(x_RK)
+        return torch.addmm(sum_RM, x_RK, self.weight_KM)
+
+
+class Layer:
+    """The parts of one block, taken out of their modules."""
+
+    def __init__(self, block: Block) -> None:
+        attention, mlp = block.attention, block.mlp
+        self.attention_norm, self.mlp_norm = norm_of(block.attention_norm), norm_of(block.mlp_norm)
+        self.qkv, self.out = Product(attention.qkv), Product(attention.out)
+        self.qk_norm = joint_norm(attention.q_norm, attention.k_norm) if attention.qk_norm else None
+        self.down = Product(mlp.down)
+        self.wide = wide_of(mlp)
+        self.gated = mlp.gate is not None or mlp.wide is not None
+        self.squared = mlp.squared
+
+    def inner(self, x_RD: Tensor) -> Tensor:
+        """The hidden part of the feed-forward: what `down` is multiplied with."""
+        if not self.gated:
+            hidden_RF = torch.relu_(self.wide(x_RD))
+            return hidden_RF.square_() if self.squared else hidden_RF
+        gate_RF, up_RF = self.wide(x_RD).chunk(2, dim=1)
+        return F.silu(gate_RF).mul_(up_RF)
+
+
+class FastDecoder:
+    """A decoder's face for one id a row, made of its weights where they are."""
+
+    def __init__(self, model: Decoder) -> None:
+        self.model, self.state = model, model.state()
+        self.layers = [Layer(cast(Block, block)) for block in model.blocks]
+        self.norm = norm_of(model.norm)
+        self.packed = [one for one in model.blocks.modules() if hasattr(one, "packed")]
+        wides = [layer.wide for layer in self.layers]
+        large = [wide for wide in wides if isinstance(wide, Product) and wide.large]
+        self.large = large if sum(map(Product.nbytes, large)) <= SPARE else []
+        self.plays: dict[bool, Step] = {}  # recorded for MANY rows and more, and for fewer
+        self.steps = Counter[bool]()
+
+    @classmethod
+    def of(cls, model: Decoder) -> "FastDecoder":
+        """The one of this model, which keeps it until its weights are replaced."""
+        if not (isinstance(model.fast, cls) and model.fast.state == model.state()):
+            model.fast = cls(model)
+        return model.fast
+
+    def __deepcopy__(self, _: object) -> None:
+        """A copied decoder has other weights, of which its own will be made."""
+
+    def step(self, cache: KVCache, ids_R: Tensor) -> Tensor:
+        """Hidden states after the final norm, hidden_RD, on a CPU; the rows of the cache, which
+        begin with the first and are not empty, grow by one. From RECORDED on a step is played from
+        a recording."""
+        assert cache.rows.start == 0, "the first rows decode"
+        window = cache.open(1)
+        assert window.bias_BLS is not None
+        inputs = (ids_R, window.positions_BL, window.places_T, window.bias_BLS)
+        inputs += (cache.k_YBSNH, cache.v_YBSNH)
+        many = bool(self.large) and len(ids_R) >= MANY
+        if many and not self.steps[many]:
+            self.packed += [wide.pack() for wide in self.large]
+        self.steps[many] += 1
+        if self.steps[many] == RECORDED:
+            self.plays[many] = Recording.of(self.read_rows, self.packed, inputs)
+        hidden_RD = self.plays.get(many, self.read_rows)(*inputs)
+        cache.advance([1] * len(ids_R))
+        return hidden_RD
+
+    def read_rows(
+        self,
+        ids_R: Tensor,
+        positions_R1: Tensor,
+        places_R: Tensor,
+        bias_R1S: Tensor,
+        k_YCSNH: Tensor,
+        v_YCSNH: Tensor,
+    ) -> Tensor:
+        """The step of tensors alone, so that it can be recorded once and played again for any
+        number of rows and slots. Writes into the keys and values of the whole cache."""
+        rows, bias_R11S = ids_R.shape[0], bias_R1S.unsqueeze(1)  # len() would be recorded
+        caches = (k_YCSNH, v_YCSNH)
+        seen = [x[:, :rows, : bias_R1S.shape[2]].transpose(2, 3).unbind() for x in caches]
+        flat = [x.flatten(1, 2).unbind() for x in caches]
+
+        def attend(layer: int, q_RNH: Tensor, k_RNH: Tensor, v_RNH: Tensor) -> Tensor:
+            for flat_YTNH, x_RNH in zip(flat, (k_RNH, v_RNH), strict=True):
+                flat_YTNH[layer].index_copy_(0, places_R, x_RNH)
+            k_RNSH, v_RNSH = (x[layer] for x in seen)
+            q_RN1H = q_RNH.unsqueeze(2)
+            return F.scaled_dot_product_attention(q_RN1H, k_RNSH, v_RNSH, attn_mask=bias_R11S)
+
+        return self.read(ids_R, positions_R1, attend)
+
+    def read(self, ids_R: Tensor, positions_R1: Tensor, attend: Mix) -> Tensor:
+        """Hidden states of one id a row, hidden_RD; `attend` stores keys and values of a layer, and
+        looks at them."""
+        model, rows = self.model, ids_R.shape[0]
+        heads, head_size = model.config.heads, model.config.head_size
+        x_RD = model.embed.weight[ids_R]
+        rotation: tuple[Tensor, Tensor] | None = None
+        if model.position is None:
+            rotation = model.rotation(positions_R1, 1, x_RD)
+        else:
+            x_RD = x_RD + model.position.weight[positions_R1.flatten()]
+        for number, layer in enumerate(self.layers):
+            qkv_R3NH = layer.qkv(layer.attention_norm(x_RD)).view(rows, 3, heads, head_size)
+            qk_R2NH = qkv_R3NH[:, :2]
+            if layer.qk_norm is not None:
+                qk_R2NH = layer.qk_norm(qk_R2NH)
+            if rotation is not None:
+                qk_R2NH = rotate(qk_R2NH, *rotation)
+            out = attend(number, qk_R2NH[:, 0], qk_R2NH[:, 1], qkv_R3NH[:, 2])
+            x_RD = layer.out.onto(x_RD, out.reshape(rows, -1))
+            x_RD = layer.down.onto(x_RD, layer.inner(layer.mlp_norm(x_RD)))
+        return self.norm(x_RD)
+
+
+class Recording(nn.Module):
+    """A step played by TorchScript, which spends far less on calling small operations than Python
+    does. It computes the very same; `packed` are the modules whose weights are no plain tensors."""
+
+    def __init__(self, read: Step, packed: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.read = read
+        self.packed = nn.ModuleList(packed)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.read(*inputs)
+
+    @staticmethod
+    def of(read: Step, packed: Sequence[nn.Module], inputs: tuple[Tensor, ...]) -> Step:
+        """Record a step while it runs. On a CPU only, and as long as PyTorch and Python have it;
+        otherwise the step itself."""
+        if inputs[0].device.type != "cpu" or sys.version_info >= (3, 14):
+            return read
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its age
+            try:
+                recording = torch.jit.trace(Recording(read, packed), inputs, check_trace=False)
+            except (RuntimeError, AttributeError):  # weights that it cannot hold
+                return read
+
+        played = cast(Step, recording)
+
+        def play(*inputs: Tensor) -> Tensor:
+            with torch.jit.optimized_execution(False):  # pyright: ignore[reportPrivateImportUsage]
+                # else made anew for every length
+                return played(*inputs)
+
+        return play
+
+
+def norm_of(module: nn.Module) -> Function:
+    """A norm as one call, or nearly: PyTorch makes an RMS norm of eight small operations, and a
+    layer norm of x and -x side by side, whose mean is nothing, is the same in three."""
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    shape, weight, eps = list(module.normalized_shape), module.weight, module.eps
+    if isinstance(module, nn.LayerNorm):
+        bias, small = module.bias, module.eps
+        return lambda x_RD: torch.layer_norm(x_RD, shape, weight, bias, small, False)
+    (width,) = shape
+    weight_E = None if not module.elementwise_affine else torch.cat((weight, weight))
+    small = NORM_EPS if eps is None else eps
+
+    def both_signs(x_RD: Tensor) -> Tensor:
+        if x_RD.is_cuda:  # where it is one operation
+            return F.rms_norm(x_RD, shape, weight, small)
+        x_RE = torch.cat((x_RD, -x_RD), dim=1)
+        return torch.layer_norm(x_RE, [2 * width], weight_E, None, small, False)[:, :width]
+
+    return both_signs
+
+
+def joint_norm(q_norm: nn.LayerNorm, k_norm: nn.LayerNorm) -> Function:
+    """The norms of queries and keys over x_R2NH, which holds both."""
+    shape, eps = list(q_norm.normalized_shape), q_norm.eps
+    if not q_norm.elementwise_affine:
+        return lambda x_R2NH: torch.layer_norm(x_R2NH, shape, None, None, eps, False)
+    pairs: Sequence[Sequence[Tensor]] = [(n.weight, n.bias) for n in (q_norm, k_norm)]
+    weight_2NH, bias_2NH = (torch.stack(both).unsqueeze(1) for both in zip(*pairs, strict=True))
+
+    def both(x_R2NH: Tensor) -> Tensor:
+        x_R2NH = torch.layer_norm(x_R2NH, shape, None, None, eps, False)
+        return torch.addcmul(bias_2NH, x_R2NH, weight_2NH)
+
+    return both
+
+
+def wide_of(mlp: FeedForward) -> Function:
+    """The matrix into the feed-forward; with a gate, gate and up side by side. They are one product
+    where `precision.prepare` has laid them so."""
+    if mlp.wide is not None:
+        return Product(mlp.wide)
+    if mlp.gate is None:
+        return Product(mlp.up)
+    assert isinstance(mlp.up, nn.Linear)
+    gate_FD, up_FD = mlp.gate.weight.detach(), mlp.up.weight.detach()
+    if gate_FD.data_ptr() + gate_FD.nbytes == up_FD.data_ptr():
+        return Product(gate_FD.as_strided((2 * len(gate_FD), gate_FD.shape[1]), gate_FD.stride()))
+    return lambda x_RD: torch.cat((x_RD @ gate_FD.T, x_RD @ up_FD.T), dim=1)

@@ -1,0 +1,259 @@
+"""What all measures of one run share: the model, the pictures that it is measured on, and what it
+painted of them, made once and only when something asks.
+
+a source's pictures -> items; its edits and questions beside them; captions -> what is painted.
+Below `measures`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from cm3leon.batch import Wish, paint_codes
+from cm3leon.pipeline import CM3Leon
+from cm3leon.sampling import Sampling
+from eval.asking import best_of
+from eval.corpus import EDITS, Asking, Source, captioned, chosen
+from eval.metrics.retrieval import fitting, look_up
+from eval.stats import evenly
+from retrieval.embed import Embedder, closeness, unit
+from retrieval.memory import Memory
+from retrieval.rules import Rules, select
+from tokenizer.document import Document, Picture
+from tokenizer.errors import UserError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is measured on: at most `limit` of a source's captioned pictures, evenly spaced, or of
+    those whose ids a file lists; the same of its edits and questions."""
+
+    ids: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    retrieve: int = 0
+    """Documents in front of a prompt."""
+    candidates: int = 1
+    """Painted for each picture, of which the retriever's encoder keeps the nearest."""
+    samples: Path | None = None
+    """A folder of `eval samples`: what was painted already."""
+    weights: Path | None = None
+    """A folder of judges' weights that do not ship."""
+    cache: Path = Path()
+    """A folder for what can be used again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A real picture, `size` x `size`, and its codes."""
+
+    metadata: Mapping[str, Any]
+    image: Image.Image
+    picture: Picture
+
+    @property
+    def caption(self) -> str:
+        """Its first caption."""
+        return self.metadata["captions"][0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """An edit of the corpus: what is there, what is asked, and what really came of it."""
+
+    source: Item
+    target: Item
+    instruction: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question with its picture."""
+
+    item: Item
+    asking: Asking
+
+
+class Lab:
+    """Opens nothing before it is asked for."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        source: Source,
+        leon: CM3Leon,
+        embedder: Embedder,
+        memory: Memory | None = None,
+        progress: Callable[[str], Progress] | None = None,
+    ) -> None:
+        self.asked, self.source, self.leon = asked, source, leon
+        self.embedder, self.memory = embedder, memory
+        self.progress = progress
+
+    def steps(self, what: str) -> Progress | None:
+        """Where to tell of progress."""
+        return None if self.progress is None else self.progress(what)
+
+    @cached_property
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """The metadata of all pictures to choose from, by id."""
+        return chosen(self.source, self.asked.ids)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """The captioned pictures to measure on. Raises UserError where there is none."""
+        ids = [one["id"] for one in captioned(self.source, self.listed)]
+        return self.find(evenly(range(len(ids)), self.asked.limit), ids)
+
+    def find(self, places: Sequence[int], ids: Sequence[str]) -> list[Item]:
+        """The pictures at these places of some ids, in that order; damaged ones of a corpus are
+        left out."""
+        order = [ids[place] for place in places]
+        read = self.source.read(frozenset(order), self.leon.image_tokenizer.size)
+        found = {
+            metadata["id"]: Item(
+                metadata=metadata, image=image, picture=self.leon.to_picture(image)
+            )
+            for metadata, image in read
+        }
+        return [found[name] for name in order if name in found]
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks are."""
+        return self.leon.model.embed.weight.device
+
+    @cached_property
+    def painted_codes(self) -> list[tuple[int, ...]]:
+        """A picture of the first caption of every item, each with a seed of its own; of those that
+        were painted already the nearest to it."""
+        if self.asked.samples is not None:
+            captions = {item.metadata["id"]: item.caption for item in self.items}
+            return best_of(self.asked.samples, captions, self.leon, self.embedder)
+        return self.paint_codes(self.items, self.leon.sampling.text_to_image, self.asked.retrieve)
+
+    @cached_property
+    def painted(self) -> list[Image.Image]:
+        """`painted_codes` to look at."""
+        return [self.leon.to_image(Picture(codes)) for codes in self.painted_codes]
+
+    @cached_property
+    def rebuilt(self) -> list[Image.Image]:
+        """Every item through the codebook."""
+        return [self.leon.to_image(item.picture) for item in self.items]
+
+    def paint(self, items: Sequence[Item], sampling: Sampling, retrieve: int) -> list[Image.Image]:
+        """`paint_codes` to look at."""
+        painted = self.paint_codes(items, sampling, retrieve)
+        return [self.leon.to_image(Picture(codes)) for codes in painted]
+
+    def paint_codes(
+        self, items: Sequence[Item], sampling: Sampling, retrieve: int
+    ) -> list[tuple[int, ...]]:
+        """The codes of a picture of each item's first caption, behind so many documents."""
+        captions = [item.caption for item in items]
+        return self.paint_words(captions, self.fronts(items, retrieve), sampling)
+
+    def paint_words(
+        self, prompts: Sequence[str], fronts: Sequence[Sequence[Document]], sampling: Sampling
+    ) -> list[tuple[int, ...]]:
+        """The codes of a picture of each prompt behind its documents, the best of as many
+        candidates as are asked for; seeds count on."""
+        count, steps = self.asked.candidates, self.steps("painting")
+        wishes = [
+            Wish(prompt=prompt, seed=self.asked.seed + place * count, retrieved=front)
+            for place, (prompt, front) in enumerate(zip(prompts, fronts, strict=True))
+        ]
+        score = partial(closeness, self.embedder)
+        painted = paint_codes(
+            self.leon, wishes, sampling, progress=steps, candidates=count, score=score
+        )
+        done = dict(painted)
+        return [done[place] for place in range(len(wishes))]
+
+    def fronts(self, items: Sequence[Item], count: int) -> list[list[Document]]:
+        """The documents in front of each item's prompt: those that generation would find, never the
+        item itself, as many as have room."""
+        return [[document for _, document in row] for row in self.named_fronts(items, count)]
+
+    def fronts_by_picture(self, items: Sequence[Item], count: int) -> list[list[Document]]:
+        """The documents that captioning would find for each item's picture, never the item."""
+        if not count or self.memory is None:
+            return [[] for _ in items]
+        rules = Rules(count=count, near=self.memory.contents.near)
+        vectors_QE = self.embedder.pictures([item.image for item in items])
+        found = self.memory.search(unit(vectors_QE), rules.pool)
+        return [
+            [self.memory.document(one.id) for one in select(row, rules, {item.metadata["id"]})]
+            for item, row in zip(items, found, strict=True)
+        ]
+
+    def named_fronts(self, items: Sequence[Item], count: int) -> list[list[tuple[str, Document]]]:
+        """`fronts`, with the documents' ids."""
+        if not count or self.memory is None:
+            return [[] for _ in items]
+        captions = [item.caption for item in items]
+        return self.found(captions, [item.metadata["id"] for item in items], count)
+
+    def found(
+        self, captions: Sequence[str], ids: Sequence[str], count: int
+    ) -> list[list[tuple[str, Document]]]:
+        """What generation would find for each caption, other than the document of this id."""
+        assert self.memory is not None
+        rows: list[list[tuple[str, Document]]] = []
+        found = look_up(self.memory, self.embedder, captions, ids, count)
+        for caption, row in zip(captions, found, strict=True):
+            documents = [self.memory.document(one.id) for one in row]
+            room = len(fitting(self.leon.codec, caption, documents))
+            named = [one.id for one in row]
+            rows.append(list(zip(named[:room], documents[:room], strict=True)))
+        return rows
+
+    def seed_of(self, place: int) -> int:
+        """Of the item at a place: the run's seed counts on."""
+        return self.asked.seed + place
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """The edits whose two pictures are listed. Raises UserError where there is none."""
+        rows = [
+            row
+            for row in self.source.edits()
+            if row["source"] in self.listed and row["target"] in self.listed
+        ]
+        rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
+        if not rows:
+            raise UserError(f"{EDITS} has no edit within {self.source}; name another split")
+        ids = list(dict.fromkeys(row[key] for row in rows for key in ("source", "target")))
+        by_id = {one.metadata["id"]: one for one in self.find(range(len(ids)), ids)}
+        return [
+            Change(
+                source=by_id[row["source"]],
+                target=by_id[row["target"]],
+                instruction=row["instructions"][0],
+                kind=str(row.get("type", "edit")),
+            )
+            for row in rows
+            if row["source"] in by_id and row["target"] in by_id
+        ]
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The questions about listed pictures. Raises UserError where there is none."""
+        rows = [one for one in self.source.questions() if one.picture in self.listed]
+        rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
+        if not rows:
+            raise UserError(f"no question is about a listed picture of {self.source}; name others")
+        ids = list(dict.fromkeys(one.picture for one in rows))
+        by_id = {one.metadata["id"]: one for one in self.find(range(len(ids)), ids)}
+        return [
+            Question(item=by_id[one.picture], asking=one) for one in rows if one.picture in by_id
+        ]

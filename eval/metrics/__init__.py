@@ -1,0 +1,1 @@
+"""Metrics: one file each, from an evaluation context to a result."""

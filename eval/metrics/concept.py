@@ -1,0 +1,129 @@
+"""How often a classifier that had no part in painting names the thing and the style that were asked
+for: of real pictures, of those through the codebook, and of painted ones.
+
+Asked for are the corpus's held-out pairs, a thing in a style that no model saw it in, and as many
+pairs of the train split, drawn once.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from cm3leon.rerank import samplings
+from cm3leon.sampling import Sampling
+from eval.context import Item, Lab
+from eval.corpus import Corpus, corpus_of
+from eval.networks.classifier import Classifier, Named, judge, pairs_of
+from eval.report import SHOWN, Found, Value, mean
+from eval.stats import evenly
+from tokenizer.data.tars import find_tars, read_ids
+from tokenizer.pixels import sheet
+
+HELD_OUT = "heldout-pairs.txt"  # ids of train pictures that no model is trained on
+JUDGE = "concept-judge.safetensors"
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+COLUMNS = 8
+
+
+def concept(lab: Lab) -> Found:
+    """The shares of real and painted pictures that show what they should."""
+    net, held_out, known = prepared(lab)
+    sampling, count = lab.leon.sampling.text_to_image, lab.asked.retrieve
+    painted = lab.paint(held_out, sampling, count)
+    groups = {
+        "real held-out pairs": (held_out, [item.image for item in held_out]),
+        "real held-out pairs, through the codebook": (held_out, rebuilt(lab, held_out)),
+        "painted held-out pairs": (held_out, painted),
+        "real train pairs, through the codebook": (known, rebuilt(lab, known)),
+        "painted train pairs": (known, lab.paint(known, sampling, count)),
+    }
+    values: dict[str, Value] = {}
+    for name, (items, images) in groups.items():
+        values |= shares(name, net.name(images, [wanted(item) for item in items]))
+    rows = list(zip(painted, held_out, strict=True))
+    shown = [rows[place] for place in evenly(range(len(rows)), SHOWN)]
+    cells = [image for made, item in shown for image in (made, item.image)]
+    labels = [text for _, item in shown for text in (item.caption, "")]
+    notes = [
+        f"the classifier knows {len(net.classes.families):,} things and "
+        f"{len(net.classes.styles)} styles; by chance it is right about "
+        f"{1 / len(net.classes.families):.2%} and {1 / len(net.classes.styles):.0%}"
+    ]
+    pictures = {"painted-real": sheet(cells, COLUMNS, labels)}
+    return Found(values=values, notes=notes, pictures=pictures)
+
+
+def sweep(lab: Lab) -> Found:
+    """The held-out pairs painted with other guidance, with CD-K, with a mixed pool's halves, and
+    with documents in front where there is a memory."""
+    net, items, _ = prepared(lab)
+    base = lab.leon.sampling.text_to_image
+    counts = [0] if lab.memory is None else [0, lab.asked.retrieve]
+    values: dict[str, Value] = {}
+
+    def measured(name: str, some: Sequence[Sampling], count: int) -> None:
+        images: list[Image.Image] = []
+        for part, sampling in enumerate(some):  # of a pool each sampling paints its share
+            images += lab.paint(items[part :: len(some)], sampling, count)
+        order = [item for part in range(len(some)) for item in items[part :: len(some)]]
+        values.update(shares(name, net.name(images, [wanted(item) for item in order])))
+
+    for count in counts:
+        for scale in GUIDANCE:
+            name = f"guidance {scale:g}, {count} retrieved"
+            measured(name, [replace(base, cfg_scale=scale)], count)
+        pool = samplings(base, 2, True)
+        measured(f"top-p, {count} retrieved", pool[:1], count)
+        measured(f"CD-K, {count} retrieved", pool[1:], count)
+        measured(f"half of each, {count} retrieved", pool, count)
+    return Found(values=values)
+
+
+def prepared(lab: Lab) -> tuple[Classifier, list[Item], list[Item]]:
+    """The classifier, the held-out pairs to paint, and as many train pairs."""
+    net, folder, excluded = judge_of(lab)
+    train = Lab(
+        replace(lab.asked, ids=None),
+        Corpus.open(folder, "train"),
+        lab.leon,
+        lab.embedder,
+        lab.memory,
+        lab.progress,
+    )
+    listed = train.listed
+    held = [*pairs_of((listed[name] for name in sorted(excluded & listed.keys())), frozenset())]
+    places = evenly(range(len(held)), lab.asked.limit)
+    known = sorted(pairs_of(listed.values(), excluded))
+    drawn = random.Random(0).sample(known, min(len(known), len(places)))
+    return net, train.find(places, held), train.find(range(len(drawn)), drawn)
+
+
+def judge_of(lab: Lab) -> tuple[Classifier, Path, frozenset[str]]:
+    """The classifier, the corpus that it learnt from, and the ids that it did not."""
+    folder = corpus_of(lab.source, "what the judge learns from")
+    excluded = read_ids(folder / HELD_OUT)
+    tars, steps = find_tars(folder, "train-"), lab.steps("training the judge")
+    return judge(tars, excluded, lab.asked.cache / JUDGE, 0, steps), folder, excluded
+
+
+def wanted(item: Item) -> tuple[str, str]:
+    """The family and the style that a picture should show."""
+    return item.metadata["family"], item.metadata["style"]
+
+
+def rebuilt(lab: Lab, items: Sequence[Item]) -> list[Image.Image]:
+    """Pictures through the codebook."""
+    return [lab.leon.to_image(item.picture) for item in items]
+
+
+def shares(name: str, found: Sequence[Named]) -> dict[str, Value]:
+    """How many are right, in each way."""
+    return {
+        f"{name}: family": mean([float(one.family) for one in found]),
+        f"{name}: family among five": mean([float(one.family_among_five) for one in found]),
+        f"{name}: style": mean([float(one.style) for one in found]),
+        f"{name}: both": mean([float(one.both) for one in found]),
+    }

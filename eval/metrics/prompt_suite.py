@@ -1,0 +1,84 @@
+"""Prompts in people's own words: how often what is painted shows something they may mean.
+
+`docs/sheets/people.json` has 150 to develop with (`open`) and 75 that are scored once (`sealed`),
+each with the families that it accepts. Such a file -> one half -> pictures -> the classifier of
+`concept`, and a sheet for people who have not seen the prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from eval.context import Lab
+from eval.metrics.concept import judge_of
+from eval.report import Found, mean
+from tokenizer import config as settings
+from tokenizer.document import Document, Picture
+from tokenizer.pixels import fit, sheet
+
+Half = Literal["open", "sealed"]
+CELL = 128  # side of a picture on a sheet, in pixels
+COLUMNS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What somebody may type, and the families that it may mean."""
+
+    topic: str
+    prompt: str
+    families: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Both halves."""
+
+    open: tuple[Prompt, ...]
+    sealed: tuple[Prompt, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "Prompts":
+        """Raises UserError for a file of another form."""
+        return settings.load(cls, path)
+
+    def half(self, name: Half) -> tuple[Prompt, ...]:
+        return self.open if name == "open" else self.sealed
+
+
+def people(lab: Lab, prompts: Sequence[Prompt]) -> Found:
+    """One picture a prompt, its number the seed, and the share that shows an accepted family."""
+    net, _, _ = judge_of(lab)
+    words, count = [one.prompt for one in prompts], lab.asked.retrieve
+    fronts: list[list[Document]] = [[] for _ in words]
+    if count and lab.memory is not None:
+        found = lab.found(words, [""] * len(words), count)
+        fronts = [[document for _, document in row] for row in found]
+    painted = lab.paint_words(words, fronts, lab.leon.sampling.text_to_image)
+    images = [lab.leon.to_image(Picture(codes)) for codes in painted]
+    seen = [families for families, _ in net.look(images)]
+    right = [best[0] in one.families for best, one in zip(seen, prompts, strict=True)]
+    five = [bool({*best} & {*one.families}) for best, one in zip(seen, prompts, strict=True)]
+    results: list[dict[str, Any]] = [
+        {"number": number, "prompt": one.prompt, "seen": best, "right": hit}
+        for number, (one, best, hit) in enumerate(zip(prompts, seen, right, strict=True))
+    ]
+    return Found(
+        values={
+            "an accepted family": mean([float(one) for one in right]),
+            "an accepted family among five": mean([float(one) for one in five]),
+        },
+        pictures=_sheets(images, prompts),
+        results=results,
+    )
+
+
+def _sheets(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, Image.Image]:
+    """One to be named by who has not seen the prompts, and one that tells them."""
+    cells = [fit(image, CELL) for image in images]
+    numbers = [str(number) for number in range(len(cells))]
+    told = [f"{number} {one.prompt}" for number, one in zip(numbers, prompts, strict=True)]
+    return {"sheet": sheet(cells, COLUMNS, numbers), "sheet-told": sheet(cells, COLUMNS, told)}

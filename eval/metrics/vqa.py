@@ -1,0 +1,127 @@
+"""Is an answer right: what was said against what people answered, as the publishers count it.
+
+Text in, a share from 0 to 1 a question out; `measures` makes figures of them. Three countings:
+
+- VQA v2 and OK-VQA: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py. OK-VQA's
+  people are compared by their field `answer`, which its authors have stemmed; what was said is not
+  stemmed, as in that file (OpenFlamingo stems it with rules of its own, and gets other figures).
+- VizWiz: its authors' vqaEval.py, where what was said is normalised and people's words stay as
+  they were published. "unanswerable" is an answer like any other.
+- One answer a question, as our corpus has: right where both are the same once normalised.
+
+All that is odd in those files is kept, so that figures compare with published ones.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from eval.report import Value, mean
+from eval.stats import by_kind
+
+_COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_COUNTED)}}
+_ARTICLES = {"a", "an", "the"}
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'  # not the apostrophe, not the colon
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+# The official pattern also means to look behind the point, but says `(?!<=\d)`, which is always
+# so: a point goes wherever no digit follows. And its flag, 32, stands where the most points belong.
+_POINT, _MOST_POINTS = re.compile(r"\.(?!\d)"), 32
+
+# Each is also known with any one of its apostrophes left out. The official table has capital forms
+# of "I'm", "I've" and "I'd've" besides; small letters come before it, so nothing finds them.
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+    haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
+    mightn't've must've mustn't needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+    shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+    someone's something'd something'd've something'll that's there'd there'd've there're there's
+    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're
+    what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
+    why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+    you've
+"""
+
+
+def _table() -> dict[str, str]:
+    found = {"somebody'd": "somebodyd"}  # the wrong way round in the official table
+    for word in _CONTRACTED.split():
+        for place, letter in enumerate(word):
+            if letter == "'":
+                found[word[:place] + word[place + 1 :]] = word
+    return found
+
+
+_CONTRACTIONS = _table()
+
+
+def normal(text: str) -> str:
+    """An answer as the official code compares it: marks, number words, articles, contractions."""
+    return _plain_words(_without_marks(_one_line(text)))
+
+
+def vqa(said: str, people: Sequence[str]) -> float:
+    """Accuracy by VQA v2's code: with each of the people left out in turn, a third for every other
+    one who said the same, at most 1; the mean of these.
+
+    Answers are normalised only where people do not all say the same.
+    """
+    said, people = _one_line(said), [_one_line(one) for one in people]
+    if len(set(people)) > 1:
+        said, people = normal(said), [normal(one) for one in people]
+    return _agreement(said, people)
+
+
+def vizwiz(said: str, people: Sequence[str]) -> float:
+    """Accuracy by VizWiz's code: as `vqa`, with what was said normalised and people's answers as
+    they are."""
+    return _agreement(normal(said), people)
+
+
+def same(said: str, people: Sequence[str]) -> float:
+    """1 where what was said is one of the answers, all normalised, else 0."""
+    return float(normal(said) in {normal(one) for one in people})
+
+
+COUNTINGS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
+    "vqa": vqa,
+    "ok-vqa": vqa,
+    "vizwiz": vizwiz,
+    "corpus": same,
+}
+
+
+def accuracies(said: Sequence[str], people: Sequence[Sequence[str]], counting: str) -> list[float]:
+    """The accuracy of each answer, by one of `COUNTINGS`."""
+    of = COUNTINGS[counting]
+    return [of(text, answers) for text, answers in zip(said, people, strict=True)]
+
+
+def answer_values(right: Sequence[float], kinds: Sequence[str]) -> dict[str, Value]:
+    """`accuracies` as figures: their mean for every kind of question, and for all."""
+    places = by_kind(kinds)
+    return {f"accuracy, {kind}": mean([right[i] for i in of]) for kind, of in places.items()}
+
+
+def _agreement(said: str, people: Sequence[str]) -> float:
+    alike = [one == said for one in people]
+    shares = [min(1.0, (sum(alike) - own) / 3) for own in alike]
+    return sum(shares) / len(shares)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _without_marks(text: str) -> str:
+    """A mark goes without a trace where it stands beside a space anywhere in the text, and all do
+    where there is a comma between digits; else a space takes its place."""
+    number, found = _COMMA_IN_NUMBER.search(text) is not None, text
+    for mark in _MARKS:
+        bare = number or f"{mark} " in text or f" {mark}" in text
+        found = found.replace(mark, "" if bare else " ")
+    return _POINT.sub("", found, count=_MOST_POINTS)
+
+
+def _plain_words(text: str) -> str:
+    words = [_NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

@@ -1,0 +1,1 @@
+"""Networks that judge images: Inception, LPIPS, MobileNetV2, a classifier."""

@@ -1,0 +1,1 @@
+"""Images and documents on disk: tars, published data sets, token shards."""

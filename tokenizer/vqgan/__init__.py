@@ -1,0 +1,1 @@
+"""The VQGAN in taming-transformers' key layout, and perceptual features."""

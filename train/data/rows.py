@@ -1,0 +1,346 @@
+"""Which rows stand in which step: documents drawn from token shards, encoded and masked.
+
+After the shards, before the objective's loss. Every draw is a function of (seed, place): the row's
+number decides its form, the place within the form decides the document, and both together seed
+the choice of caption and masks. No reader has a state, so a run resumed anywhere goes on exactly.
+"""
+
+# Shapes: B = rows, L = ids of the longest row
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from cm3leon import prompts
+from tokenizer.codec import Codec, Encoded
+from tokenizer.data.columns import Columns
+from tokenizer.data.shards import Shards
+from tokenizer.document import Document, Picture
+from tokenizer.errors import UserError
+from tokenizer.vocabulary import PAD
+from train.config import RowsConfig
+from train.data.paraphrase import reword
+from train.data.sampler import DECK, Deck, Source
+from train.data.templates import FORMS
+from train.objective import Ids, MaskConfig, Span, mask_row
+
+PACKED = "packed"
+WINDOW = 8  # blocks that are cut from one run of the stream
+STEP = 16  # ids: rows are read in whole steps of it
+
+Swap = NDArray[np.int64]  # of each code the one that it is to be
+
+# The forms of a picture under one of its captions
+CAPTIONED = {"pair": prompts.pair, "described": prompts.described}
+
+
+class Rows:
+    """Training rows by number: form, document, caption, retrieved documents, masks.
+
+    neighbours_PN: for each picture of the shards the numbers of those that may be retrieved for it
+    (`retrieval/neighbours.py`); None retrieves nothing. views_VPN: their codes seen anew (`views`).
+    Raises UserError where the shards lack what `config` asks for.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        codec: Codec,
+        config: RowsConfig,
+        mask: MaskConfig,
+        seed: int,
+        neighbours_PN: NDArray[np.int32] | None = None,
+        views_VPN: NDArray[np.uint16] | None = None,
+    ) -> None:
+        assert codec.context is not None
+        self.shards, self.config, self.mask, self.seed = shards, config, mask, seed
+        self.neighbours_PN, self.views_VPN = neighbours_PN, views_VPN
+        self.codes_PN = shards.codes_PN
+        # without a context: what is too long is cut here, where others refuse it
+        self.codec = Codec(codec.vocabulary, codec.text, codec.picture_codes)
+        self.room = codec.context + 1  # one more: the last id is only predicted
+        as_found = {task: float(n) for task, n in shards.counts.items() if task != "pictures"}
+        forms = config.forms or as_found
+        whole = sum(forms.values())
+        if not whole:
+            raise UserError(f"{shards.folder} holds no documents, only pictures")
+        shares = {k: v / whole * (1 - config.packed) for k, v in forms.items()}
+        self.deck = Deck({**shares, PACKED: config.packed}, (seed, 2))
+        self.stream = Deck(forms, (seed, 3))
+        self.window = lru_cache(1)(self._window)
+        self.columns = Columns.open(shards)
+        wanted = {name for name, share in forms.items() if share > 0}
+        self.sources: dict[str, Source] = {}
+        pairs = self.columns.captioned() if wanted & CAPTIONED.keys() else {}
+        for offset, form in enumerate(CAPTIONED):
+            if form in wanted:
+                self.sources[form] = Source(form, pairs, config.kinds, (seed, 5 + offset))
+        typed = {"edit": config.edits, "question": config.questions}
+        for offset, form in enumerate(FORMS):
+            if form in wanted:
+                found = self.columns.documents(form)
+                self.sources[form] = Source(form, found, typed.get(form, {}), (seed, 7 + offset))
+
+    @property
+    def documents(self) -> int:
+        """How many documents its forms draw from; a picture with captions is one."""
+        counts = {
+            "captioned" if form in CAPTIONED else form: source.count
+            for form, source in self.sources.items()
+        }
+        return sum(counts.values())
+
+    def picture(self, number: int, view: int | None = None, swap: Swap | None = None) -> Picture:
+        codes_PN = self.shards.codes_PN
+        if view is not None:
+            assert self.views_VPN is not None
+            codes_PN = self.views_VPN[view]
+        codes_N = codes_PN[number]
+        return Picture(tuple((codes_N if swap is None else swap[codes_N]).tolist()))
+
+    def swap(self, rng: np.random.Generator) -> Swap | None:
+        """What each code is to stand for in a row of several pictures, in a share `config.swapped`.
+
+        Pictures that are known by heart teach nobody to look at the one before: swapped, nobody
+        knows them, and what is alike in both is all that can be known. Ours.
+        """
+        if not self.config.swapped or rng.random() >= self.config.swapped:
+            return None
+        return rng.permutation(self.shards.codes)
+
+    def encoded(self, form: str, place: int | None, rng: np.random.Generator) -> Encoded:
+        """The document of a form at its place, behind those retrieved for it; `rng` chooses among
+        captions, wordings, neighbours and views."""
+        item = self.sources[form].at(place, rng)
+        if form in FORMS:
+            own, table = self.columns.pictures(item), self.shards.document(item)
+            view, swap = self.moved(rng), self.swap(rng) if len(own) > 1 else None
+            shown = [self.picture(number, view, swap) for number in own]
+            try:
+                document = FORMS[form](table, shown, lambda count: int(rng.integers(count)))
+                return self.codec.encode(document, self.retrieved(own, rng, swap)[0])
+            except UserError:
+                raise
+            except Exception as error:  # texts may be anything in a stranger's JSON
+                raise UserError(
+                    f"{self.shards.folder}: a document of task '{form}' is damaged ({error!r})"
+                ) from error
+        caption, own_words = self.caption(item, rng)
+        swap = self.swap(rng)
+        documents, view = self.retrieved((item,), rng, swap, seen_anew=True)
+        picture = self.picture(item, view, swap if documents else None)
+        document = CAPTIONED[form](caption, picture)
+        encoded = self.codec.encode(document, documents)
+        return Encoded(encoded.ids, ()) if own_words else encoded
+
+    def caption(self, item: int, rng: np.random.Generator) -> tuple[str, bool]:
+        """One of a picture's captions, or people's words for it; and whether it is those."""
+        metadata = self.shards.metadata(item)
+        captions: Sequence[str] = metadata.get("captions", ())
+        if not captions:
+            raise UserError(f"{self.shards.folder} is damaged: picture {item} lost its captions")
+        first = rng.random() < self.config.first_caption
+        caption = captions[0 if first else int(rng.integers(len(captions)))]
+        if self.config.reworded and rng.random() < self.config.reworded:
+            found = reword(metadata, rng)
+            return found or caption, found is not None
+        return caption, False
+
+    def retrieved(
+        self,
+        own: Sequence[int],
+        rng: np.random.Generator,
+        swap: Swap | None = None,
+        *,
+        seen_anew: bool = False,
+    ) -> tuple[list[Document], int | None]:
+        """K neighbours of the first of a document's own pictures, K drawn evenly from 0 to
+        `config.retrieved` (RA-CM3; CM3Leon's K in training is not told but for its 3 of long rows).
+
+        They are worded as a memory words them: the first caption, then the picture. With
+        `seen_anew`, and the number of that view, in a share `config.seen_anew` of the times that
+        there are any; the document itself must then be seen through it too.
+        """
+        if self.neighbours_PN is None:
+            return [], self.moved(rng) if seen_anew else None
+        count = int(rng.integers(self.config.retrieved + 1))
+        known = self.neighbours_PN[own[0]].tolist() if count else []
+        others = rng.permutation([one for one in known if one >= 0 and one not in own])[:count]
+        if len(others) and self.config.unrelated:
+            lot = self.columns.like(own[0])
+            drawn = lot[rng.integers(len(lot), size=len(others))]
+            swapped = (rng.random(len(others)) < self.config.unrelated) & ~np.isin(drawn, own)
+            others = rng.permutation(np.unique(np.where(swapped, drawn, others)))
+        view: int | None = None
+        views = 0 if self.views_VPN is None or not seen_anew else len(self.views_VPN)
+        if views and len(others) and rng.random() < self.config.seen_anew:
+            view = int(rng.integers(views))
+        documents: list[Document] = [
+            prompts.pair(captions[0], self.picture(one, view, swap))
+            if (captions := self.shards.metadata(one).get("captions"))
+            else (self.picture(one, view, swap),)
+            for one in others.astype(int).tolist()
+        ]
+        return documents, view
+
+    def moved(self, rng: np.random.Generator) -> int | None:
+        """The view of a document that none can stand in front of, in a share `config.moved`."""
+        if self.views_VPN is None or self.neighbours_PN is not None or not self.config.moved:
+            return None
+        return int(rng.integers(len(self.views_VPN))) if rng.random() < self.config.moved else None
+
+    @cached_property
+    def window_places(self) -> int:
+        """About how many documents of the stream fill a window."""
+        tried = [len(self.streamed(place, 0, place).ids) for place in range(64)]
+        return max(1, round(WINDOW * self.room * len(tried) / sum(tried)))
+
+    def streamed(self, place: int | None, window: int, number: int) -> Encoded:
+        """The document at a place of the stream; with no place, any. `window` and `number` draw."""
+        rng = np.random.default_rng((self.seed, 10, window, number))
+        form, rank = self.stream.at(int(rng.integers(DECK)) if place is None else place)
+        return self.encoded(form, None if place is None else rank, rng)
+
+    def _window(self, number: int) -> Encoded:
+        """WINDOW blocks of documents one after another. So that no block has to know all before
+        it, a window has places of its own in the stream: a few at its end may not be reached, or a
+        few be drawn beside."""
+        ids: list[int] = []
+        fields: list[Span] = []
+        for step in count():
+            if len(ids) >= WINDOW * self.room:
+                return Encoded(tuple(ids), tuple(fields))
+            own = step < self.window_places
+            place = number * self.window_places + step if own else None
+            found = self.streamed(place, number, step)
+            fields += [(len(ids) + a, len(ids) + b) for a, b in found.fields]
+            ids += found.ids
+        raise AssertionError
+
+    def packed(self, place: int) -> Encoded:
+        """Block number `place` of the stream (facts: metaseq's blocks of context + 1 ids)."""
+        window = self.window(place // WINDOW)
+        start = place % WINDOW * self.room
+        end = start + self.room
+        fields = [(a - start, b - start) for a, b in window.fields if start <= a and b <= end]
+        return Encoded(window.ids[start:end], tuple(fields))
+
+    def at(self, row: int) -> Ids:
+        """Row number `row` of the run, masked: at most context + 1 ids."""
+        rng = np.random.default_rng((self.seed, 4, row))
+        form, place = self.deck.at(row)
+        if form == PACKED:
+            encoded, room = self.packed(place), None
+        else:
+            encoded, room = self.encoded(form, place, rng), self.room
+        return mask_row(
+            encoded.ids[: self.room],
+            [field for field in encoded.fields if field[1] <= self.room],
+            self.codec.vocabulary,
+            self.mask,
+            rng,
+            room=room,
+            grid=self.shards.grid,
+        )
+
+
+class Mixture:
+    """Rows of several sources, each in its share: row -> source -> row of that source."""
+
+    def __init__(self, sources: Mapping[str, Rows], shares: Mapping[str, float], seed: int) -> None:
+        self.sources = sources
+        self.deck = Deck(shares, (seed, 11))
+        self.codes_PN = sources[max(shares, key=lambda name: shares[name])].codes_PN
+
+    def at(self, row: int) -> Ids:
+        name, rank = self.deck.at(row)
+        return self.sources[name].at(rank)
+
+
+def balanced(
+    weights: Mapping[str, float], documents: Mapping[str, int], limits: tuple[float, float]
+) -> dict[str, float]:
+    """Shares by weight, none further from its share of documents than the `limits` times.
+
+    The paper's balancing of tasks (section 4.1: 0.3 and 3; facts 6.1: how it is read here).
+    """
+    found = {name: count / sum(documents.values()) for name, count in documents.items()}
+    least, most = limits
+
+    def shares(factor: float) -> dict[str, float]:
+        return {
+            name: min(max(factor * weight, least * found[name]), most * found[name])
+            for name, weight in weights.items()
+        }
+
+    low, high = 0.0, max(most * found[name] / weight for name, weight in weights.items())
+    for _ in range(100):  # what the limits take from one source is shared by the others' weights
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(shares(middle).values()) < 1 else (low, middle)
+    return shares(high)
+
+
+class Steps(Dataset[list[Ids]]):
+    """The rows of a step by its number; `share` are the places in it that are asked for."""
+
+    def __init__(self, rows: Rows | Mixture, batch: int, share: range) -> None:
+        self.rows, self.batch, self.share = rows, batch, share
+
+    def __getitem__(self, step: int) -> list[Ids]:
+        return [self.rows.at(step * self.batch + place) for place in self.share]
+
+
+def _let_be(_: int) -> None:
+    """To be asked to end is the loop's affair, which ends its helpers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def rows_of_steps(
+    rows: Rows | Mixture, batch: int, share: range, steps: range, workers: int
+) -> Iterator[list[Ids]]:
+    """The rows of each step, in order; `workers` processes make the same ones ahead of time.
+
+    A GPU reads as many rows a second as several CPU cores make: with no process beside the loop it
+    would wait. Processes, not threads: a thread would take the interpreter from the loop.
+    """
+    table = Steps(rows, batch, share)
+    if not workers:
+        return map(table.__getitem__, steps)
+    loader = DataLoader(
+        table,
+        sampler=steps,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_let_be,
+        multiprocessing_context="fork",  # they share what `rows` holds
+    )
+    return iter(loader)
+
+
+def micro_batches(rows: Sequence[Ids], tokens: int) -> Iterator[Ids]:
+    """Rows of like length together, right-padded: ids_BL of at most `tokens` ids, or one row.
+
+    Every row stands in one of them. It may be a quarter longer than the shortest beside it, so
+    little is spent on padding; lengths come in few, for each new one a CPU makes its products anew.
+    """
+    order, start = sorted(rows, key=len), 0
+    while start < len(order):
+        end, most = start + 1, len(order[start]) * 5 // 4
+        width = longest = len(order[-1])
+        for more, row in enumerate(order[start:], 1):
+            wide = min((len(row) - 2) // STEP * STEP + STEP + 1, longest)  # the last is not read
+            if more > 1 and (len(row) > most or more * wide > tokens):
+                break
+            end, width = start + more, wide
+        ids_BL = np.full((end - start, width), PAD, dtype=np.int64)
+        for number, row in enumerate(order[start:end]):
+            ids_BL[number, : len(row)] = row
+        yield ids_BL
+        start = end

@@ -1,0 +1,1 @@
+"""Builds the default corpus from packages of npm and Debian."""

@@ -1,0 +1,194 @@
+"""`cm3leon data emoji`: named packages of npm and Debian -> the corpus of the default models.
+
+On the path: packages (`emoji_packages.py`) -> names (`emoji_names.py`) -> a part for every style
+(`emoji_styles.py`, `emoji_clipart.py`, `emoji_pictures.py`, `emoji_parts.py`) -> tars of captioned
+pictures, `emoji_edits.py`, `emoji_questions.py`, the ids held out -> one folder for `data encode`.
+
+The splits are by family: an emoji stands in the same one in every style, tone and gender. The
+photos of groceries that the default models saw too lie in no registry of packages and are not made
+here.
+"""
+
+import gzip
+import io
+import json
+import random
+import re
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tokenizer.data.tars import Say
+from tokenizer.errors import UserError
+from tokenizer.manifest import check_writable, new_folder
+from train.emoji.clipart import clipart_drawings
+from train.emoji.draw import SIZE, About, Drawing, check_rasteriser
+from train.emoji.edits import make_edits, visible
+from train.emoji.fetch import DEBIAN, NPM, PACKAGES, Package, fetch, read_texts
+from train.emoji.held_out import is_held_out
+from train.emoji.names import Names, read_names
+from train.emoji.parts import Painted, Painter, painter, part_name, read_part, write_part
+from train.emoji.questions import make_questions
+from train.emoji.styles import EMOJI, ICONS, NAMED_BY, drawings
+
+SPLITS = ("train", "val", "test")
+OF_TAR = 4096  # pictures of one tar
+SHUFFLE = 7  # seed of the order within a split
+OURS = re.compile(r"\.?part-[0-9a-f]{16}")  # with the dot: written aside, its writer was killed
+NAMES, CLIPART, SPARES = "emojibase-data", "openclipart-svg", "openclipart-png"
+OPENCLIPART = "openclipart"  # the style
+
+
+def main(
+    out: Path,
+    packages: Path | None = None,
+    *,
+    npm: str = NPM,
+    debian: str = DEBIAN,
+    jobs: int | None = None,
+    say: Say,
+) -> Path:
+    """Write the corpus to the folder `out` and return it.
+
+    packages: where the packages lie or are downloaded to, OUT.packages if not given. npm, debian:
+    addresses of a registry and a mirror. jobs: processes that paint, one a core if not given.
+    What a killed run has finished is not done again. Raises UserError where a package cannot be
+    had, or the result not be written.
+    """
+    check_writable(out)
+    rasteriser = check_rasteriser()
+    packages = packages or out.with_name(f"{out.name}.packages")
+    parts = out.with_name(f"{out.name}.parts")
+    for folder in (packages, parts):
+        _make_room(folder)
+    strange = [path.name for path in parts.iterdir() if not OURS.match(path.name)]
+    if strange:
+        raise UserError(f"{parts} is for parts but holds {strange[0]!r}; name another --out")
+    files = {name: fetch(package, packages, npm, debian, say) for name, package in PACKAGES.items()}
+    with painter(jobs) as paint_all:
+        folders = paint_styles(files, parts, rasteriser, paint_all, say)
+    pictures = [picture for folder in folders for picture in read_part(folder)]
+    with new_folder(out) as aside:
+        counts = write_corpus(aside, pictures)
+    say(", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    for path in list(parts.iterdir()):
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        parts.rmdir()
+    return out
+
+
+def paint_styles(
+    files: Mapping[str, Path], parts: Path, rasteriser: str, paint_all: Painter, say: Say
+) -> list[Path]:
+    """A part for every style, in order; those that are there are let be."""
+    names = names_of(files)
+    every: list[tuple[str, list[str], Iterable[Drawing]]] = [
+        (style.name, [style.package], drawings(style, files[style.package], names))
+        for style in (*EMOJI, *ICONS)
+    ]
+    art = clipart_drawings(files[CLIPART], files[SPARES], names)
+    every.append((OPENCLIPART, [CLIPART, SPARES], art))
+    folders: list[Path] = []
+    for style, packages, found in every:
+        folders.append(parts / part_name(style, [NAMES, *NAMED_BY, *packages], rasteriser))
+        say(f"{style} ...")
+        write_part(folders[-1], found, paint_all, say, once=style == OPENCLIPART)
+    return folders
+
+
+def names_of(files: Mapping[str, Path]) -> Names:
+    """The emoji's names in these packages."""
+    data, messages = read_texts(files[NAMES], ["en/data.json", "en/messages.json"])
+    return read_names(
+        data, messages, [read_texts(files[name], ["chars.json"])[0] for name in NAMED_BY]
+    )
+
+
+def write_corpus(folder: Path, pictures: Sequence[Painted]) -> dict[str, int]:
+    """The files of a corpus, and what is in them."""
+    abouts = [picture.about for picture in pictures]
+    assert len({about["id"] for about in abouts}) == len(abouts)
+    for split in SPLITS:
+        some = [picture for picture in pictures if picture.about["split"] == split]
+        random.Random(SHUFFLE).shuffle(some)
+        for number, start in enumerate(range(0, len(some), OF_TAR)):
+            write_tar(folder / f"{split}-{number:05}.tar", some[start : start + OF_TAR])
+    thumbs = {picture.about["id"]: picture.thumb for picture in pictures}
+    edits = [asdict(edit) for edit in visible(make_edits(abouts), thumbs)]
+    questions = [asdict(question) for question in make_questions(abouts)]
+    write_lines(folder / "edits.jsonl.gz", edits)
+    write_lines(folder / "questions.jsonl.gz", questions)
+    held_out = sorted(about["id"] for about in abouts if is_kept_from_training(about))
+    (folder / "heldout-pairs.txt").write_text("".join(f"{name}\n" for name in held_out), "utf-8")
+    (folder / "NOTICE.md").write_text(notice(abouts), "utf-8")
+    counts = {"pictures": len(abouts), "edits": len(edits), "questions": len(questions)}
+    return {**counts, "ids held out": len(held_out)}
+
+
+def is_kept_from_training(about: About) -> bool:
+    """Whether a train picture is one of the pairs of style and family that are held out."""
+    if about["kind"] != "emoji" or about["split"] != "train":
+        return False
+    return is_held_out(about["style"], about["family"])
+
+
+def write_tar(path: Path, pictures: Iterable[Painted]) -> None:
+    """A WebDataset tar: KEY.webp and KEY.json of every picture; the same bytes from the same."""
+    with tarfile.open(path, "w") as tar:
+        for picture in pictures:
+            told = {
+                k: v for k, v in picture.about.items() if k != "split" and v not in ("", [], None)
+            }
+            text = json.dumps(told, sort_keys=True, ensure_ascii=False)
+            key = re.sub("[^A-Za-z0-9_-]", "_", picture.about["id"])
+            for ending, data in (("webp", picture.webp), ("json", text.encode())):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Gzipped JSON lines; the same bytes from the same rows."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def notice(abouts: Iterable[About]) -> str:
+    """Whom to thank, under which licences; to be shipped beside whatever is trained on this."""
+    counts = Counter(about["source"] for about in abouts)
+    styles = {style.package: style.name for style in (*EMOJI, *ICONS)}
+
+    def row(name: str, package: Package) -> str:
+        style = styles.get(name, "names and keywords" if name == NAMES else OPENCLIPART)
+        count = f"{counts[package.source]}" if package.source in counts else "-"
+        cells = (style, package.source, package.authors, package.licence, count, package.sha256)
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join(
+        [
+            "# Attribution for the picture-text corpus (data, not code)",
+            "",
+            "| style | source | authors | licence | pictures | SHA-256 of the package |",
+            "|---|---|---|---|---|---|",
+            *(row(name, package) for name, package in PACKAGES.items()),
+            "",
+            f"Changes made: drawn as {SIZE}x{SIZE} RGB on white; clip art cropped to what is",
+            "drawn; captions, edits and questions assembled from names and keywords, which are",
+            "Unicode's (CLDR), through emojibase. Each picture's JSON names its source, licence",
+            "and whom to thank. No photos are in this corpus.",
+            "",
+        ]
+    )
+
+
+def _make_room(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot use the folder {folder}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""Training of image tokenizers and text tokenizers."""
