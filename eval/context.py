@@ -17,13 +17,13 @@ from PIL import Image
 from cm3leon.batch import Wish, paint_codes
 from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
-from eval.asking import best_of
 from eval.corpus import EDITS, Asking, Source, captioned, chosen
-from eval.metrics.retrieval import fitting, look_up
+from eval.protocol import best_of
+from eval.retrieved import retrieve_for_prompts
 from eval.stats import evenly
-from retrieval.embed import Embedder, closeness, unit
+from retrieval.embed import Embedder, closeness
 from retrieval.memory import Memory
-from retrieval.rules import Rules, select
+from retrieval.retrieve import Query, retrieve
 from tokenizer.document import Document, Picture
 from tokenizer.errors import UserError
 
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvalOptions:
     """What is measured on: at most `limit` of a source's captioned pictures, evenly spaced, or of
     those whose ids a file lists; the same of its edits and questions."""
 
@@ -82,12 +82,12 @@ class Question:
     asking: Asking
 
 
-class Lab:
+class EvalContext:
     """Opens nothing before it is asked for."""
 
     def __init__(
         self,
-        asked: Asked,
+        asked: EvalOptions,
         source: Source,
         leon: CM3Leon,
         embedder: Embedder,
@@ -188,13 +188,9 @@ class Lab:
         """The documents that captioning would find for each item's picture, never the item."""
         if not count or self.memory is None:
             return [[] for _ in items]
-        rules = Rules(count=count, near=self.memory.contents.near)
-        vectors_QE = self.embedder.pictures([item.image for item in items])
-        found = self.memory.search(unit(vectors_QE), rules.pool)
-        return [
-            [self.memory.document(one.id) for one in select(row, rules, {item.metadata["id"]})]
-            for item, row in zip(items, found, strict=True)
-        ]
+        queries = [Query(image=item.image, own=item.metadata["id"]) for item in items]
+        found = retrieve(queries, self.memory, self.embedder, count)
+        return [[self.memory.document(one.id) for one in row] for row in found]
 
     def named_fronts(self, items: Sequence[Item], count: int) -> list[list[tuple[str, Document]]]:
         """`fronts`, with the documents' ids."""
@@ -208,14 +204,9 @@ class Lab:
     ) -> list[list[tuple[str, Document]]]:
         """What generation would find for each caption, other than the document of this id."""
         assert self.memory is not None
-        rows: list[list[tuple[str, Document]]] = []
-        found = look_up(self.memory, self.embedder, captions, ids, count)
-        for caption, row in zip(captions, found, strict=True):
-            documents = [self.memory.document(one.id) for one in row]
-            room = len(fitting(self.leon.codec, caption, documents))
-            named = [one.id for one in row]
-            rows.append(list(zip(named[:room], documents[:room], strict=True)))
-        return rows
+        return retrieve_for_prompts(
+            self.memory, self.embedder, self.leon.codec, captions, ids, count
+        )
 
     def seed_of(self, place: int) -> int:
         """Of the item at a place: the run's seed counts on."""

@@ -1,7 +1,7 @@
-"""Where what is measured on lies: a split of a corpus, or a published set.
+"""The data that is measured on: a split of a corpus, or a published data set.
 
-a command's words -> `open_source`, which says what is missing -> metadata of all pictures by id,
-pixels of some, the questions and the edits about them. Below `lab` and `asking`.
+`open_source` -> metadata of all images by id, pixels of some, the questions and the edits about
+them.
 """
 
 import gzip
@@ -15,8 +15,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from eval.published import Answered, Captioned, read_captions, read_questions, read_vizwiz
-from eval.sets import list_pictures, read_images
-from tokenizer.data.tars import Tally, find_tars, read_ids
+from tokenizer.data.tars import Tally, decode, find_tars, read_ids, read_samples
 from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash
 from tokenizer.pixels import fit, open_image
@@ -256,3 +255,20 @@ def captioned(source: Source, listed: Mapping[str, Metadata]) -> list[Metadata]:
     if not found:
         raise UserError(f"no picture of {source} has a caption; name captioned ones")
     return found
+
+
+def list_pictures(tars: Sequence[Path]) -> list[dict[str, Any]]:
+    """The metadata of all pictures, in order. Raises UserError where there is none."""
+    found = [sample.metadata for sample in read_samples(tars, Tally())]
+    if not found:
+        raise UserError(f"there is no picture with its text in {len(tars)} tars")
+    return found
+
+
+def read_images(
+    tars: Sequence[Path], ids: Set[str], tally: Tally, size: int | None = None
+) -> Iterator[tuple[dict[str, Any], Image.Image]]:
+    """Metadata and picture, `size` x `size` or (None) of its own size, of those with these ids;
+    damaged ones are noted in `tally` and left out."""
+    wanted = (sample for sample in read_samples(tars, tally) if sample.metadata["id"] in ids)
+    return decode(wanted, tally, size)

@@ -37,7 +37,7 @@ class Value:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class MetricResult:
     """What a measure found."""
 
     values: Mapping[str, Value]

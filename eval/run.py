@@ -1,7 +1,7 @@
-"""From a name to a report: `cm3leon eval NAME`, and `all` of them.
+"""Run metrics by name and write their reports: `cm3leon eval METRIC...`.
 
-A lab is opened once; every measure that can be made with what is there is made, and the others say
-what they lack.
+A context is opened once; every metric that can be computed with what is there is, and the others
+say what they lack.
 """
 
 import hashlib
@@ -18,49 +18,55 @@ import torch
 
 from cm3leon import __version__
 from cm3leon.fast import native
-from eval.context import Lab
-from eval.metrics import concept as concept_score
-from eval.metrics import copies, recall
-from eval.metrics import distribution as apart
-from eval.metrics import images as painted
-from eval.metrics import language as spoken
-from eval.metrics import perplexity as measures
-from eval.report import FILE, Found, Report, text_of
+from eval.context import EvalContext
+from eval.metrics import (
+    caption,
+    concept,
+    copying,
+    fid,
+    images,
+    perplexity,
+    recall,
+    reconstruction,
+    retrieval,
+    vqa,
+)
+from eval.report import FILE, MetricResult, Report, text_of
 from eval.samples import read_settings
 from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash, write_file
 
-Measure = Callable[[Lab], Found]
-MEASURES: dict[str, Measure] = {
-    "perplexity": measures.perplexity,
-    "reconstruction": measures.reconstruction,
-    "retrieval": measures.retrieval,
+Metric = Callable[[EvalContext], MetricResult]
+METRICS: dict[str, Metric] = {
+    "perplexity": perplexity.perplexity,
+    "reconstruction": reconstruction.reconstruction,
+    "retrieval": retrieval.retrieval,
     "recall": recall.recall,
-    "caption": spoken.caption,
-    "vqa": spoken.vqa,
-    "embedder-score": painted.embedder_score,
-    "clip-score": painted.clip_score,
-    "concept": concept_score.concept,
-    "concept-sweep": concept_score.sweep,
-    "fid": apart.fid,
-    "kid": apart.kernel_distance,
-    "mobilenet-distance": apart.mobilenet_distance,
-    "copying": copies.audit,
-    "edit": painted.edit,
-    "infill": painted.infill,
+    "caption": caption.caption,
+    "vqa": vqa.vqa,
+    "embedder-score": images.embedder_score,
+    "clip-score": images.clip_score,
+    "concept": concept.concept,
+    "concept-sweep": concept.sweep,
+    "fid": fid.fid,
+    "kid": fid.kernel_distance,
+    "mobilenet-distance": fid.mobilenet_distance,
+    "copying": copying.audit,
+    "edit": images.edit,
+    "infill": images.infill,
 }
 INDEX = "README.md"
 
 
 def run(
-    lab: Lab, wanted: Mapping[str, Measure], command: str, out: Path, *, every: bool
+    context: EvalContext, wanted: Mapping[str, Metric], command: str, out: Path, *, every: bool
 ) -> list[Report]:
     """Make the reports of these names, and a page that lists all that lie there. With `every` those
     that lack something are skipped; otherwise that is a UserError."""
-    made_by = circumstances(lab, command)
+    made_by = circumstances(context, command)
     reports: list[Report] = []
-    for name, measure in wanted.items():
-        report = measured(lab, name, measure, made_by, every)
+    for name, metric in wanted.items():
+        report = measured(context, name, metric, made_by, every)
         report.write(out)
         reports.append(report)
         write_file(out / INDEX, index(written(out)).encode())
@@ -77,12 +83,12 @@ def written(out: Path) -> list[Report]:
 
 
 def measured(
-    lab: Lab, name: str, measure: Measure, made_by: Mapping[str, Any], every: bool
+    context: EvalContext, name: str, metric: Metric, made_by: Mapping[str, Any], every: bool
 ) -> Report:
     """One report."""
     begun = time.perf_counter()
     try:
-        found = measure(lab)
+        found = metric(context)
     except UserError as error:
         if not every:
             raise
@@ -98,13 +104,13 @@ def measured(
     )
 
 
-def circumstances(lab: Lab, command: str) -> dict[str, Any]:
+def circumstances(context: EvalContext, command: str) -> dict[str, Any]:
     """All that decides a figure."""
-    asked, leon = lab.asked, lab.leon
+    asked, leon = context.asked, context.leon
     return {
         "command": command,
         "seed": asked.seed,
-        "data": lab.source.hashes(),
+        "data": context.source.hashes(),
         "ids": None if asked.ids is None else file_hash(asked.ids),
         "limit": asked.limit,
         "model": leon.hash,
@@ -113,8 +119,8 @@ def circumstances(lab: Lab, command: str) -> dict[str, Any]:
         "samples": asked.samples and read_settings(asked.samples),
         "retrieve": asked.retrieve,
         "candidates": asked.candidates,
-        "memory": lab.memory and _hash(repr(lab.memory.contents)),
-        "encoder": lab.embedder.id,
+        "memory": context.memory and _hash(repr(context.memory.contents)),
+        "encoder": context.embedder.id,
         "device": str(leon.model.embed.weight.device),
         "decode step": "compiled" if native.library() else "PyTorch's",
         "versions": versions(),

@@ -2,13 +2,18 @@
 
 Offline, before anything is retrieved. A source's documents come in segments of a bounded number, so
 what is held at once is bounded, and a build that was killed goes on with the documents that are
-not there yet when the same command is given again. `retrieval/parts.py` does it in many processes.
+not there yet when the same command is given again. Many processes share the work
+(`fill_together`): process r of N takes every N-th source from the r-th on. A source's documents
+become a part, a memory by itself in a folder inside the memory's; gathered in the order of the
+sources they are what one process would have made.
 """
 
 # Shapes: D = documents, B = batch, 3 = red, green, blue, H, W = pixels, L = codes, E = vector
 
+import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,11 +25,12 @@ from torch import Tensor
 
 from retrieval.embed import Embedder, document_vectors
 from retrieval.index import Vectors, plan
-from retrieval.memory import Contents, Memory
+from retrieval.memory import TOP, Contents, Memory
 from retrieval.rules import Rules, threshold
 from retrieval.segment import Codebook, Row, odd_id
 from tokenizer.data.sources import read_source
 from tokenizer.data.tars import Sample, Tally, decode
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
 from tokenizer.pixels import fit, to_image, to_pixels
@@ -36,6 +42,7 @@ PROBED = 2000  # documents whose nearest other one is looked up for the threshol
 ASKED = 500  # documents whose words and pictures are searched by for the recall
 
 Say = Callable[[str], None]
+Fill = Callable[[Memory, Sequence[str], Memory | None], Memory]
 Pictures = Iterator[tuple[dict[str, Any], Image.Image]]  # with their metadata
 
 
@@ -220,3 +227,40 @@ def groups(found: Pictures) -> Iterator[list[tuple[dict[str, Any], Image.Image]]
             group, held = [], 0
     if group:
         yield group
+
+
+def fill_together(
+    memory: Memory, sources: Sequence[str], dist: DistributedContext, fill: Fill, tally: Tally
+) -> Memory:
+    """The memory with the documents of all sources; where there are several processes, the first
+    has it and the others the memory that was there.
+
+    `fill(memory, sources, beside)` is the memory with what neither it nor `beside` holds of some
+    sources.
+    """
+    if dist.size == 1:
+        return fill(memory, sources, None)
+    for number in range(dist.rank, len(sources), dist.size):
+        contents = replace(memory.contents, segments=())
+        part = Memory.create(memory.folder / f"part-{number:06d}", contents)
+        fill(part, [sources[number]], memory)
+    dist.wait()
+    return gather(memory, tally) if dist.rank == 0 else memory
+
+
+def gather(memory: Memory, tally: Tally) -> Memory:
+    """The memory with the documents of its parts, which are no more. Of two with one id the first
+    comes; the other is noted in `tally`."""
+    for top in sorted(memory.folder.glob(f"part-*/{TOP}")):
+        for segment in Memory.open(top.parent).segments:
+            names = [picture["id"] for picture in segment.shards.every_picture()]
+            new = [row for row, name in enumerate(names) if memory.find(name) is None]
+            for row in sorted({*range(len(names))} - {*new}):
+                tally.skip(names[row], f"a picture of an earlier source has its id {names[row]!r}")
+            if new:
+                rows = (segment.document(row) for row in new)
+                memory = memory.add(rows, segment.index.vectors_DE[new])
+        top.unlink()  # gathered, whatever becomes of the rest
+    for part in memory.folder.glob("part-*"):
+        shutil.rmtree(part, ignore_errors=True)
+    return memory

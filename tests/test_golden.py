@@ -171,14 +171,14 @@ def trained(
     folder = tmp_path_factory.mktemp("golden-runs")
     for name, text in (("i", IMAGE), ("t", TEXT), ("d", DECODER), ("e", ENCODER)):
         (folder / f"{name}.yaml").write_text(text.format(corpus=corpus, folder=folder))
-    run("tokenizer", "train-image", folder / "i.yaml", "--out", folder / "image")
-    run("tokenizer", "train-text", folder / "t.yaml", "--out", folder / "tokenizer.model")
+    run("train", folder / "i.yaml", "--out", folder / "image")
+    run("train", folder / "t.yaml", "--out", folder / "tokenizer.model")
     extra = [w for n in ("edits", "questions") for w in (f"--{n}", corpus / f"{n}.jsonl.gz")]
     tokenizer = folder / "image" / "image_tokenizer"
     shards = ("--tokenizer", tokenizer, "--out", folder / "shards")
     run("data", "encode", corpus / "train-0.tar", *extra, *shards, "--device", "cpu")
     write_features(folder / "features.safetensors")
-    run("index", "train-encoder", folder / "e.yaml", "--out", folder / "encoder")
+    run("train", folder / "e.yaml", "--out", folder / "encoder")
     run("pretrain", folder / "d.yaml", "--out", folder / "decoder", "--device", "cpu")
     tune = ("steps=4", "mask.noise=0", "--init", folder / "decoder" / "model", "--device", "cpu")
     run("tune", folder / "d.yaml", *tune, "--out", folder / "tuned")

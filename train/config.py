@@ -211,21 +211,40 @@ class TextTokenizerRecipe:
     wordnet: str | None = None  # a folder of WordNet, for synonyms of the labels
 
 
+JOBS = ("pretrain", "image-tokenizer", "text-tokenizer", "encoder")
+
+
 def shipped() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     folder = Path(str(resources.files("train"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read(cls: type[T], recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """A recipe by shipped name or by path, with `a.b=c` overrides on top, as a plain table.
-
-    Raises UserError for a recipe that is not there or is for another job.
-    """
+def path_of(recipe: str) -> Path:
+    """Return the file of a recipe by shipped name or by path. Raises UserError where it is not
+    there."""
     known = shipped()
     path = known.get(recipe, Path(recipe))
     if recipe not in known and not path.is_file():
         raise UserError(f"no recipe '{recipe}': neither a file nor one of {', '.join(known)}")
+    return path
+
+
+def job_of(recipe: str) -> str:
+    """Return what a recipe trains: its `job`. Raises UserError for one that is not known."""
+    path = path_of(recipe)
+    job = settings.read(path).get("job")
+    if job not in JOBS:
+        raise UserError(f"{path}: its job is '{job}'; wanted one of {', '.join(JOBS)}")
+    return str(job)
+
+
+def read(cls: type[T], recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a recipe with `a.b=c` overrides on top, as a plain table.
+
+    Raises UserError for a recipe that is not there or is for another job.
+    """
+    path = path_of(recipe)
     table: dict[str, Any] = settings.override(settings.read(path), overrides)
     wanted = cls.__dataclass_fields__["job"].default  # type: ignore[attr-defined]
     if table.get("job") != wanted:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from cm3leon.model import Decoder
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import Vocabulary
 from train import state
@@ -32,7 +33,6 @@ from train.loss import head_loss
 from train.objective import Loss
 from train.optimizer import new_optimizer
 from train.precision import autocast, in_bf16
-from train.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -99,7 +99,11 @@ class Engine(Protocol):
 
 
 def new_engine(
-    model: Decoder, vocabulary: Vocabulary, recipe: PretrainRecipe, device: torch.device, we: World
+    model: Decoder,
+    vocabulary: Vocabulary,
+    recipe: PretrainRecipe,
+    device: torch.device,
+    dist: DistributedContext,
 ) -> Engine:
     """The engine that a recipe asks for; the model is on its device already.
 
@@ -107,20 +111,20 @@ def new_engine(
     """
     net = LossOf(model, vocabulary, recipe)
     kind = TorchEngine if recipe.engine.zero == 0 else ZeroEngine
-    return kind(net, recipe, device, we)
+    return kind(net, recipe, device, dist)
 
 
 class TorchEngine:
     """Plain PyTorch: alone, or with a copy in each process and gradients summed between them."""
 
     def __init__(
-        self, net: LossOf, recipe: PretrainRecipe, device: torch.device, we: World
+        self, net: LossOf, recipe: PretrainRecipe, device: torch.device, dist: DistributedContext
     ) -> None:
-        self.net, self.recipe, self.device, self.we = net, recipe, device, we
+        self.net, self.recipe, self.device, self.dist = net, recipe, device, dist
         bf16 = in_bf16(recipe.precision, device)
-        self.optimizer = new_optimizer(net.model, recipe.optimizer, we, bf16=bf16)
+        self.optimizer = new_optimizer(net.model, recipe.optimizer, dist, bf16=bf16)
         self.wrapped: nn.Module = net
-        if we.size > 1:
+        if dist.size > 1:
             self.wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True)
 
     def loss(self, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor, last: bool) -> Loss:
@@ -131,7 +135,7 @@ class TorchEngine:
             return Loss(*self.wrapped(*batch))
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self.we.size).backward()  # what processes sum is divided by their number
+        (loss * self.dist.size).backward()  # what processes sum is divided by their number
 
     def step(self, rate: float) -> float:
         for group in self.optimizer.param_groups:
@@ -150,19 +154,19 @@ class TorchEngine:
         state.unpack(table, self.net.model, self.optimizer)
 
     def whole(self) -> Decoder | None:
-        return self.net.model if self.we.first else None
+        return self.net.model if self.dist.first else None
 
 
 class ZeroEngine:
     """DeepSpeed's ZeRO. In bf16 it holds bf16 weights for the products beside its fp32 ones."""
 
     def __init__(
-        self, net: LossOf, recipe: PretrainRecipe, device: torch.device, we: World
+        self, net: LossOf, recipe: PretrainRecipe, device: torch.device, dist: DistributedContext
     ) -> None:
         deepspeed = _deepspeed(device)
         if not distributed.is_initialized():
             _be_a_group(device)
-        self.net, self.recipe, self.device, self.we = net, recipe, device, we
+        self.net, self.recipe, self.device, self.dist = net, recipe, device, dist
         exact: dict[str, Tensor] = {}
         if in_bf16(recipe.precision, device):  # DeepSpeed would make its fp32 weights of bf16 ones
             named = net.model.named_parameters()
@@ -172,7 +176,7 @@ class ZeroEngine:
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=net,
                 optimizer=new_optimizer(net.model, recipe.optimizer),
-                config=deepspeed_settings(recipe, device, we.size),
+                config=deepspeed_settings(recipe, device, dist.size),
             )
         self.utils = deepspeed.utils
         if exact:
@@ -184,7 +188,7 @@ class ZeroEngine:
         return Loss(*self.engine(*batch))
 
     def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss * self.we.size, scale_wrt_gas=False)
+        self.engine.backward(loss * self.dist.size, scale_wrt_gas=False)
 
     def step(self, rate: float) -> float:
         for group in self.optimizer.param_groups:
@@ -214,7 +218,7 @@ class ZeroEngine:
 
     def whole(self) -> Decoder | None:
         with torch.device("meta"):
-            copy = Decoder(self.net.model.config) if self.we.first else None
+            copy = Decoder(self.net.model.config) if self.dist.first else None
         if copy:
             copy.to_empty(device="cpu")
         names = dict(copy.named_parameters()) if copy else {}
@@ -255,8 +259,8 @@ class ZeroEngine:
                 self.utils.safe_set_full_optimizer_state(weight, value.to(self.device), moment)
             return
         part = weight.ds_tensor.numel()  # type: ignore[attr-defined]
-        padded = nn.functional.pad(value.flatten(), (0, part * self.we.size - value.numel()))
-        mine = padded[self.we.rank * part :][:part].to(self.device)
+        padded = nn.functional.pad(value.flatten(), (0, part * self.dist.size - value.numel()))
+        mine = padded[self.dist.rank * part :][:part].to(self.device)
         if moment is None:
             self.utils.safe_set_local_fp32_param(weight, mine)
         else:
@@ -272,7 +276,7 @@ class ZeroEngine:
         for number, flat in enumerate(self.optimizer.single_partition_of_fp32_groups):
             parts = self.optimizer.parallel_partitioned_bit16_groups[number]
             for rank, part in enumerate(parts):
-                whole = torch.empty_like(flat) if rank != self.we.rank else flat.detach().clone()
+                whole = torch.empty_like(flat) if rank != self.dist.rank else flat.detach().clone()
                 distributed.broadcast(whole, rank)
                 part.data.copy_(whole)
 

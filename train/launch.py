@@ -1,52 +1,45 @@
-"""From one typed command to all processes of a run, on this machine or on many.
+"""Start the processes of one command, on this machine or on several.
 
-cli.pretrain -> here -> `torch.distributed.run` -> the same command in each process, as a worker.
-On each machine the command is itself the agent that `python -m torch.distributed.run` would be;
-with a hostfile it first starts itself on every host by ssh. DeepSpeed is the engine alone.
+cli -> here -> the same command in each process, as a worker. The processes are supervised by
+`torch.distributed.elastic.multiprocessing`, on which torchrun stands; its rendezvous is left out:
+the workers of one machine meet in a file, those of several at the first machine's address.
+`torch.distributed.run` starts the same workers, where a cluster has it or restarts are wanted.
 """
 
 import logging
-import math
 import os
-import re
 import shlex
 import shutil
 import signal
 import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from retrieval.parts import is_worker
+from tokenizer.distributed import STORE, Say, is_worker, on_stop
 from tokenizer.errors import UserError
 from tokenizer.manifest import locked
-from train.board import VARIABLE, Board, Failure
-from train.state import LOCK, Say
-from train.world import on_stop
+from tokenizer.run_control import VARIABLE, Failure, RunControl
 
-AGENT = "torch.distributed.run"
+LOCK = ".lock"
 PORT = 29500
-FOLLOW = "CM3LEON_FOLLOW"  # set where `hosts` started this command by ssh
-LOST_AFTER = 15.0  # seconds
-AGAIN = "go on with --resume latest"  # what to do when a process was killed
-NOT_OURS = "SIGQUIT"  # signals that torch's agent may handle; the others are for us
+RESUME = "go on with --resume latest"  # what to do when a process was killed
+NOT_OURS = "SIGQUIT"  # signals that torch may handle in this process; the others are for us
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # of one machine's processes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Where the processes of a run are to be."""
+    """Where the processes of a run are to be; the command is typed on each of its machines."""
 
     processes: int | None = None  # on each machine; None is one for each GPU, or one
     nodes: int = 1
     node_rank: int = 0
     master_addr: str | None = None  # the first machine
     master_port: int | None = None
-    hostfile: Path | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -58,8 +51,6 @@ class Cluster:
             )
         if self.nodes > 1 and self.master_addr is None:
             raise UserError(f"with {self.nodes} nodes, give the first one's name as master-addr")
-        if self.hostfile is not None and self.nodes > 1:
-            raise UserError("give either a hostfile or nodes: the file says how many there are")
 
     @property
     def each(self) -> int:
@@ -70,110 +61,65 @@ class Cluster:
 
         return max(1, torch.cuda.device_count())
 
-    def all_processes(self) -> int:
-        """Processes on all machines, those of a hostfile too."""
-        if self.hostfile is None:
-            return self.size
-        from train.hosts import places_of, read_hosts
-
-        return places_of(self, read_hosts(self.hostfile))[0].size
-
     @property
     def size(self) -> int:
         """All processes."""
         return self.each * self.nodes
 
 
-def found(cluster: Cluster) -> Cluster | None:
-    """The cluster with what SLURM or a hostfile tells; None where this process is to do the work
-    itself: a worker, or alone."""
-    if is_worker():
-        if cluster.processes or cluster.nodes > 1 or cluster.hostfile:
-            raise UserError(
-                "this process is one of many already (RANK and WORLD_SIZE say so): leave out "
-                "--processes, --nodes and --hostfile, or unset those variables"
-            )
-        return None
-    if cluster.hostfile is None and cluster.nodes == 1:
-        cluster = of_slurm(cluster)
-    if cluster.hostfile is not None or cluster.nodes > 1 or cluster.dry_run:
-        return cluster
-    return cluster if cluster.each > 1 else None
-
-
-def of_slurm(cluster: Cluster) -> Cluster:
-    """What SLURM's variables say of a job that `srun` runs once on each of several machines."""
-    told = os.environ
-    if not told.get("SLURM_STEP_ID", "").isdigit():  # not in a step: nobody started the others
-        return cluster
-    try:
-        nodes, tasks = int(told["SLURM_STEP_NUM_NODES"]), int(told["SLURM_STEP_NUM_TASKS"])
-        rank, job = int(told["SLURM_NODEID"]), int(told["SLURM_JOB_ID"])
-        first = first_host(told["SLURM_STEP_NODELIST"])
-    except (KeyError, ValueError) as error:
+def needs_launch(cluster: Cluster) -> bool:
+    """Return whether processes are to be started; False where this one does the work: a worker,
+    or alone."""
+    if not is_worker():
+        return cluster.nodes > 1 or cluster.dry_run or cluster.each > 1
+    if VARIABLE not in os.environ and (cluster.processes or cluster.nodes > 1):
         raise UserError(
-            f"SLURM's variables do not say where this is ({error}); give --nodes, --node-rank and "
-            "--master-addr"
-        ) from error
-    if nodes == 1:
-        return cluster
-    if tasks != nodes:
-        raise UserError("under SLURM run one task a node (--ntasks-per-node=1): it starts the rest")
-    port = cluster.master_port or 20000 + job % 10000
-    return replace(cluster, nodes=nodes, node_rank=rank, master_addr=first, master_port=port)
+            "this process is one of many already (RANK and WORLD_SIZE say so): leave out "
+            "--processes and --nodes, or unset those variables"
+        )
+    return False
 
 
-def first_host(nodes: str) -> str:
-    """`node[003-007,9],other` -> `node003`."""
-    name = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)(?:,|$)", nodes)
-    if name is None:
-        raise ValueError(f"the list of nodes is {nodes!r}")
-    return "".join(part or "" for part in name.groups())
-
-
-def agent_arguments(cluster: Cluster, worker: Sequence[str]) -> list[str]:
-    """What `python -m torch.distributed.run` takes on this machine for a worker's command line."""
-    where = ["--nproc-per-node", str(cluster.each)]
+def environments(cluster: Cluster, store: Path) -> list[dict[str, str]]:
+    """Return the variables of each process on this machine, as torchrun names them."""
+    first = cluster.node_rank * cluster.each
+    shared = {"WORLD_SIZE": str(cluster.size), "LOCAL_WORLD_SIZE": str(cluster.each)}
+    shared |= {"PYTHONSAFEPATH": "1"}
     if cluster.nodes > 1:
-        where += ["--nnodes", str(cluster.nodes), "--node-rank", str(cluster.node_rank)]
-    if cluster.nodes > 1 or cluster.master_port is not None:
-        where += ["--master-addr", cluster.master_addr or "127.0.0.1"]
-        where += ["--master-port", str(cluster.master_port or PORT)]
-    return [*where, "--module", "cm3leon", *worker]
+        shared |= {"MASTER_ADDR": cluster.master_addr or ""}
+        shared |= {"MASTER_PORT": str(cluster.master_port or PORT)}
+    else:
+        shared |= {**LOOPBACK, STORE: str(store)}
+    return [
+        {**shared, "RANK": str(first + rank), "LOCAL_RANK": str(rank)}
+        for rank in range(cluster.each)
+    ]
 
 
-def launch(worker: Sequence[str], out: Path, cluster: Cluster, say: Say, again: str = AGAIN) -> int:
-    """Start all processes of `cm3leon WORKER...` and wait for them; the exit status.
+def launch(
+    worker: Sequence[str], out: Path, cluster: Cluster, say: Say, again: str = RESUME
+) -> int:
+    """Start all processes of `cm3leon WORKER...` on this machine and wait; return the exit status.
 
-    `out` is the run's folder; `again` says how to go on with it. SIGTERM to this process asks all
-    of them to save and end. Raises UserError: the first process's reason, where one fails.
+    out: the run's folder; beside it `.NAME.launch` holds stop requests and failure reports. again:
+    how to go on with the run. SIGTERM to this process asks all of them to save and end. Raises
+    UserError with the first reason where a process fails.
     """
-    if cluster.hostfile is not None:
-        from train.hosts import launch_on_hosts
-
-        return launch_on_hosts(worker, out, cluster, say)
-    arguments = agent_arguments(cluster, worker)
+    folder = out.absolute().with_name(f".{out.name}.launch")
+    words = ["-m", "cm3leon", *worker]
     if cluster.dry_run:
-        print(f"PYTHONSAFEPATH=1 {shlex.join([sys.executable, '-m', AGENT, *arguments])}")
+        for variables in environments(cluster, folder / "store"):
+            told = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+            print(f"{told} {shlex.join([sys.executable, *words])}")
         return 0
     check_port(cluster)
-    followed = FOLLOW in os.environ
-    with the_board(out, head=cluster.node_rank == 0 and not followed) as board:
-        if followed:
-            threading.Thread(target=end_with_input, daemon=True).start()
-        return run_agent(arguments, cluster, board, again)
-
-
-def end_with_input() -> None:
-    """End as if interrupted when whoever started this by ssh is gone: then the input ends."""
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGINT)
+    with run_control(folder, out, first=cluster.node_rank == 0) as control:
+        return run_processes(words, cluster, control, again)
 
 
 def check_port(cluster: Cluster) -> None:
-    """The first machine must be able to listen where the others will call."""
-    if cluster.node_rank or (cluster.nodes == 1 and cluster.master_port is None):
+    """Raise UserError where the first machine cannot listen where the others will call."""
+    if cluster.node_rank or cluster.nodes == 1:
         return
     port = cluster.master_port or PORT
     with socket.socket() as tried:
@@ -188,133 +134,78 @@ def check_port(cluster: Cluster) -> None:
 
 
 @contextmanager
-def the_board(out: Path, head: bool) -> Generator[Board]:
-    """The folder of notes of a launch; the first machine's is new, and gone when it ends."""
-    board = Board(out.absolute().with_name(f".{out.name}.launch"))
+def run_control(folder: Path, out: Path, first: bool) -> Generator[RunControl]:
+    """Make the folder of a launch, new on the first machine and removed when it ends; a signal to
+    end becomes a stop request."""
+    control = RunControl(folder)
     try:
-        board.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {board.folder}: {error.strerror}") from error
-    if not head:
-        with asking_to_stop(board):
-            yield board
-        return
-    busy = f"another launch works on the run in {out}; wait for it, or name a new folder"
-    with locked(board.folder / LOCK, busy):
-        board.clear()
-        try:
-            with asking_to_stop(board):
-                yield board
-        finally:
-            shutil.rmtree(board.folder, ignore_errors=True)
-
-
-@contextmanager
-def asking_to_stop(board: Board) -> Generator[None]:
-    """A signal that asks this process to end becomes a note to all."""
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
-            board.ask_to_stop()
+            control.request_stop()
 
-    with on_stop(on_signal):
-        yield
+    if not first:
+        with on_stop(on_signal):
+            yield control
+        return
+    busy = f"another launch works on the run in {out}; wait for it, or name a new folder"
+    with locked(folder / LOCK, busy):
+        control.clear()
+        try:
+            with on_stop(on_signal):
+                yield control
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_agent(arguments: Sequence[str], cluster: Cluster, board: Board, again: str) -> int:
-    """Be the agent of this machine until its processes end."""
-    from torch.distributed import run as agent
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+def run_processes(words: Sequence[str], cluster: Cluster, control: RunControl, again: str) -> int:
+    """Run this machine's processes until all have ended, or one has failed."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    logging.disable(logging.CRITICAL)  # the agent's words; we say what matters ourselves
+    logging.disable(logging.CRITICAL)  # torch's words; the reports say what matters
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // cluster.each)))
-    os.environ |= {
-        "PYTHONSAFEPATH": "1",
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": NOT_OURS,
-        VARIABLE: str(board.folder),
-    }
-    given = agent.parse_args(list(arguments))
-    given.signals_to_handle = NOT_OURS  # newer releases set the variable from this
-
-    def lost() -> None:  # the agent waits for another machine's, which may be gone for good
-        if notes := board.failures():
-            print(f"error: {why(notes, {}, cluster.size, again)}", file=sys.stderr, flush=True)
-            os._exit(1)
-
-    deaths = Deaths(lost)
+    os.environ |= {VARIABLE: str(control.folder), "TORCHELASTIC_SIGNALS_TO_HANDLE": NOT_OURS}
+    variables = environments(cluster, control.folder / "store")
+    context = start_processes(
+        name="cm3leon",
+        entrypoint=sys.executable,
+        args=dict(enumerate([tuple(words)] * cluster.each)),
+        envs=dict(enumerate(variables)),
+        logs_specs=DefaultLogsSpecs(),
+    )
     try:
-        agent.run(given)
-    except ChildFailedError as error:
-        first, failed = min(error.failures.items(), key=lambda one: deaths.when(one[1].pid))
-        killed = {first: -failed.exitcode} if failed.exitcode < 0 else {}
-        notes = board.failures()
-        if cluster.node_rank and not notes and not killed:
-            raise UserError(
-                "the run has ended on another machine; the first one says why"
-            ) from error
-        raise why(notes, killed, cluster.size, again) from error
-    except RuntimeError as error:  # the other machines did not come, or went
-        raise UserError(f"the machines did not come together: {error}") from error
-    return 0
+        result = context.wait(period=0.05)
+    except BaseException:  # interrupted: nothing is left running
+        context.close(signal.SIGTERM)
+        raise
+    assert result is not None
+    if not result.is_failed():
+        return 0
+    first = cluster.node_rank * cluster.each
+    rank, one = min(result.failures.items(), key=lambda item: (item[1].timestamp, item[0]))
+    by_signal = one.exitcode < 0 and -one.exitcode != signal.SIGTERM
+    killed = {first + rank: -one.exitcode} if by_signal else {}
+    raise reason(control.failures(), killed, cluster.size, again)
 
 
-class Deaths:
-    """When this machine's processes were seen to be gone: the agent kills all when one has ended,
-    and tells only that they are dead."""
-
-    def __init__(self, lost: Callable[[], None] = lambda: None) -> None:
-        self.seen: dict[int, float] = {}
-        self.lost = lost  # called when all have been gone for a while and the agent has not noticed
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def when(self, pid: int) -> float:
-        """The time of a process's end, by the clock of this one; never, where it was not seen."""
-        return self.seen.get(pid, math.inf)
-
-    def _watch(self) -> None:
-        known: set[int] = set()
-        while True:
-            alive = {pid for pid in children() if not is_dead(pid)}
-            for pid in known - alive:
-                self.seen.setdefault(pid, time.monotonic())
-            known |= alive
-            if known and not alive and time.monotonic() - max(self.seen.values()) > LOST_AFTER:
-                self.lost()
-            time.sleep(0.05)
-
-
-def children() -> set[int]:
-    """The processes that this one started."""
-    found: set[int] = set()
-    for path in Path("/proc/self/task").glob("*/children"):
-        with suppress(OSError):
-            found |= {int(word) for word in path.read_text().split()}
-    return found
-
-
-def is_dead(pid: int) -> bool:
-    """Whether a process has ended, though nobody may have asked for its status yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return True
-
-
-def why(
-    notes: Sequence[Failure], killed: dict[int, int], size: int, again: str = AGAIN
+def reason(
+    failures: Sequence[Failure], killed: dict[int, int], size: int, again: str = RESUME
 ) -> UserError:
-    """One line for all that failed: what a user can mend, then a process that was killed, then the
-    first crash, whose traceback is shown above it."""
-    if notes and notes[0].kind == "error":
-        name = f"process {notes[0].rank}: " if size > 1 else ""
-        return UserError(f"{name}{notes[0].told}")
+    """Return one line for all that failed: what a user can mend, then a process that was killed,
+    then the first crash, whose traceback is printed above it."""
+    if failures and failures[0].kind == "error":
+        name = f"process {failures[0].rank}: " if size > 1 else ""
+        return UserError(f"{name}{failures[0].text}")
     if killed:
         rank, number = min(killed.items())
-        reason = "; memory may have run out" if number == signal.SIGKILL else ""
-        return UserError(f"process {rank} of {size} was killed by signal {number}{reason}; {again}")
-    if notes:
-        print(notes[0].told, file=sys.stderr)
-        last = notes[0].told.strip().splitlines()[-1]
-        return UserError(f"process {notes[0].rank} of {size} failed: {last}")
+        cause = "; memory may have run out" if number == signal.SIGKILL else ""
+        return UserError(f"process {rank} of {size} was killed by signal {number}{cause}; {again}")
+    if failures:
+        print(failures[0].text, file=sys.stderr)
+        last = failures[0].text.strip().splitlines()[-1]
+        return UserError(f"process {failures[0].rank} of {size} failed: {last}")
     return UserError(f"a process ended without a word; look above, then {again}")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cm3leon.model import Decoder
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAD, Vocabulary
 from train import state
@@ -30,7 +31,6 @@ from train.flops import Speed
 from train.metrics import Report
 from train.objective import KINDS, Ids, targets_and_weights
 from train.state import Say
-from train.world import World
 
 REMEMBERED = 100  # losses that a spike is measured against
 FEW = 10  # of them at least
@@ -57,7 +57,7 @@ class Job:
     folder: Path
     speed: Speed
     say: Say
-    we: World = field(default_factory=World)
+    dist: DistributedContext = field(default_factory=DistributedContext)
     cached: CachedRows | None = None  # rows on the device, in the place of `rows`
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
@@ -66,21 +66,21 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
     """Train from step `start` to the recipe's last, until the clock (`time.monotonic`) is past
     `deadline`, or until somebody asks to stop; returns how many steps are done, the state saved.
     Every line here happens at every step, in all processes."""
-    recipe, we = job.recipe, job.we
+    recipe, dist = job.recipe, job.dist
     done, skipped = start, 0
     ahead = micros_of_steps(job, range(start, recipe.steps))
     curves = recipe.tensorboard
     with Report(
-        job.folder, start=start, steps=recipe.steps, on=we.first, tensorboard=curves
+        job.folder, start=start, steps=recipe.steps, on=dist.first, tensorboard=curves
     ) as report:
         while done < recipe.steps:
-            we.note(done, "making rows")
+            dist.note(done, "making rows")
             began = time.monotonic()
             micros = next(ahead)
             ready = time.monotonic()
-            late = job.we.must_stop() or time.monotonic() >= deadline
-            whole, passes, tokens, halt = agree(we, micros, late)
-            we.note(done, "computing")
+            late = job.dist.must_stop() or time.monotonic() >= deadline
+            whole, passes, tokens, halt = agree(dist, micros, late)
+            dist.note(done, "computing")
             figures = train_step(
                 job, micros, whole, passes, recipe.schedule.rate(done, recipe.steps)
             )
@@ -95,7 +95,7 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
             look = done % recipe.validate_every == 0 or last
             draw = done % recipe.sample_every == 0 or last
             if look or draw:
-                we.note(done, "looking at held-out pictures")
+                dist.note(done, "looking at held-out pictures")
                 model = job.engine.whole()
                 if look and model:
                     figures |= job.watch.validate(model)
@@ -103,7 +103,7 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
                     job.watch.draw(model, job.folder / f"sample-{done:08d}.png")
             report.step(done, **figures)
             if done % recipe.save_every == 0 or last or halt:
-                we.note(done, "saving")
+                dist.note(done, "saving")
                 save(job, done)
             if halt:
                 break
@@ -120,7 +120,7 @@ def save(job: Job, done: int) -> None:
         keep=recipe.keep,
         keep_every=recipe.keep_every,
         told={"losses": list(job.losses), "rows": done * recipe.batch},
-        we=job.we,
+        dist=job.dist,
     )
 
 
@@ -132,7 +132,7 @@ def micros_of_steps(job: Job, steps: range) -> Iterator[list[Micro]]:
     if job.cached is not None:
         yield from (list(job.cached.micros(step)) for step in steps)
         return
-    recipe, share = job.recipe, job.we.share(job.recipe.batch)
+    recipe, share = job.recipe, job.dist.share(job.recipe.batch)
     ahead = rows_of_steps(job.rows, recipe.batch, share, steps, recipe.workers)
     for step, rows in zip(steps, ahead, strict=True):
         yield list(micros_of(job, rows, step))
@@ -155,7 +155,7 @@ def read_of(job: Job, rows: Sequence[Ids], step: int) -> Sequence[Ids]:
     most = level(recipe.mask, step, recipe.steps)
     if not most:
         return rows
-    first = step * recipe.batch + job.we.rank * len(rows)
+    first = step * recipe.batch + job.dist.rank * len(rows)
     rngs = (np.random.default_rng((recipe.seed, 12, first + k)) for k in range(len(rows)))
     return [
         read_with_noise(row, job.vocabulary, most, job.rows.codes_PN, rng)
@@ -163,12 +163,14 @@ def read_of(job: Job, rows: Sequence[Ids], step: int) -> Sequence[Ids]:
     ]
 
 
-def agree(we: World, micros: Sequence[Micro], late: bool) -> tuple[float, int, int, bool]:
+def agree(
+    dist: DistributedContext, micros: Sequence[Micro], late: bool
+) -> tuple[float, int, int, bool]:
     """Over all processes: the weight of the step, the most micro-batches that one has, the ids that
     are read, and whether this step is to be the last for now."""
     weight = float(sum(weights.sum().double() for _, _, weights in micros))
     tokens = sum(int((ids != PAD).sum()) for ids, _, _ in micros)
-    table = we.table([weight, len(micros), tokens, late])
+    table = dist.table([weight, len(micros), tokens, late])
     weight, _, tokens, late = table.sum(0).tolist()
     return weight, int(table[:, 1].max()), int(tokens), late > 0
 
@@ -189,7 +191,7 @@ def train_step(
         loss = job.engine.loss(*batch, last)
         found = found + torch.cat([loss.total.detach()[None], loss.kinds_K2.flatten()]).double()
         if last:  # judged before the weights can move
-            sums = job.we.table(found.tolist()).sum(0)
+            sums = job.dist.table(found.tolist()).sum(0)
             mean = float(sums[0]) / whole
             spike = is_spike(mean, job)
         job.engine.backward(loss.total * (math.nan if spike else 1 / whole))

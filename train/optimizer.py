@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from cm3leon.model import Decoder
+from tokenizer.distributed import DistributedContext
 from train.config import OptimizerConfig
-from train.world import World
 
-ALONE = World()
+ALONE = DistributedContext()
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic's coefficients of Muon's authors
 ITERATIONS = 5
 
 
 def new_optimizer(
-    model: Decoder, config: OptimizerConfig, we: World = ALONE, *, bf16: bool = False
+    model: Decoder, config: OptimizerConfig, dist: DistributedContext = ALONE, *, bf16: bool = False
 ) -> torch.optim.Optimizer:
     """The recipe's optimiser; the decoder has matrices only, so every weight decays.
 
@@ -24,7 +24,7 @@ def new_optimizer(
     slower than fp32.
     """
     if config.matrices == "muon":
-        return MuonAndAdamW(model, config, we, torch.bfloat16 if bf16 else torch.float32)
+        return MuonAndAdamW(model, config, dist, torch.bfloat16 if bf16 else torch.float32)
     return adamw(list(model.parameters()), config)
 
 
@@ -49,12 +49,12 @@ class Muon(torch.optim.Optimizer):
         self,
         weights: list[torch.nn.Parameter],
         config: OptimizerConfig,
-        we: World,
+        dist: DistributedContext,
         dtype: torch.dtype,
     ) -> None:
         defaults = {"lr": 0.0, "momentum": config.betas[1], "weight_decay": config.weight_decay}
         super().__init__(weights, defaults)
-        self.we, self.dtype = we, dtype
+        self.dist, self.dtype = dist, dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
 
     def _updates(self, ahead: list[Tensor]) -> list[Tensor]:
         """Each made orthogonal, by one process for all."""
-        size, rank = self.we.size, self.we.rank
+        size, rank = self.dist.size, self.dist.rank
         updates = [
             orthogonal(one, self.dtype) if number % size == rank else torch.zeros_like(one)
             for number, one in enumerate(ahead)
@@ -108,13 +108,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, model: Decoder, config: OptimizerConfig, we: World, dtype: torch.dtype
+        self, model: Decoder, config: OptimizerConfig, dist: DistributedContext, dtype: torch.dtype
     ) -> None:
         named = list(model.named_parameters())
         inside = [w for name, w in named if name.startswith("blocks.") and w.ndim == 2]
         known = {id(weight) for weight in inside}
         beside = [w for _, w in named if id(w) not in known]  # embeddings, and norms that learn
-        self.parts = (Muon(inside, config, we, dtype), adamw(beside, config))
+        self.parts = (Muon(inside, config, dist, dtype), adamw(beside, config))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         for part in self.parts:
             part.state = self.state

@@ -19,6 +19,7 @@ from cm3leon.pipeline import CM3Leon, pick_device
 from retrieval.neighbours import read_neighbours
 from tokenizer.codec import Codec
 from tokenizer.data.shards import Shards
+from tokenizer.distributed import DistributedContext, distributed_context, quiet
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
 from tokenizer.text import TextTokenizer
@@ -34,7 +35,6 @@ from train.metrics import check_tensorboard
 from train.precision import in_bf16
 from train.state import Say
 from train.validation import Watch
-from train.world import World, quiet, world
 
 SOURCE_SEEDS = 1_000_003  # between the seeds of two sources
 FREE = (  # settings that may differ when a run is resumed: they change no number, or only its bits
@@ -63,9 +63,9 @@ def main(
     """
     deadline = time.monotonic() + 60 * minutes
     named = config.load_pretrain(recipe, overrides, init)
-    with world(named.hung_after) as we:
-        made = train(named, out, resume, init, say if we.first else quiet, device, deadline, we)
-    return made if we.first else None
+    with distributed_context(named.hung_after) as dist:
+        made = train(named, out, resume, init, say if dist.first else quiet, device, deadline, dist)
+    return made if dist.first else None
 
 
 def check(recipe: str, overrides: Sequence[str], init: str | None, size: int) -> None:
@@ -84,15 +84,15 @@ def train(
     say: Say,
     device: str,
     deadline: float,
-    we: World,
+    dist: DistributedContext,
 ) -> Path:
     """`main` in one of the processes `we`."""
-    place = we.device(pick_device(device))
+    place = dist.device(pick_device(device))
     image_tokenizer = ImageTokenizer.load(Path(named.image_tokenizer))
     text_tokenizer = TextTokenizer.load(Path(named.text_tokenizer))
     vocabulary = Vocabulary(image_codes=image_tokenizer.codes, text_pieces=text_tokenizer.pieces)
     wanted = config.with_vocabulary(named, vocabulary.size)
-    config.check_batch(wanted.batch, we.size)
+    config.check_batch(wanted.batch, dist.size)
     check_tensorboard(wanted.tensorboard)
     codec = Codec(vocabulary, text_tokenizer, image_tokenizer.picture_codes, wanted.model.context)
     rows = open_rows(wanted, codec, image_tokenizer)
@@ -102,9 +102,9 @@ def train(
         start_from(model, init, codec, image_tokenizer, say)
     model.to(place).attend = attention_of(wanted, place)
     watch = Watch(wanted, codec, image_tokenizer)
-    with state.open_run(out, wanted, resume, FREE, we):
-        engine = new_engine(model, vocabulary, wanted, place, we)
-        cached = CachedRows(rows, wanted, vocabulary, place, we) if wanted.cached_rows else None
+    with state.open_run(out, wanted, resume, FREE, dist):
+        engine = new_engine(model, vocabulary, wanted, place, dist)
+        cached = CachedRows(rows, wanted, vocabulary, place, dist) if wanted.cached_rows else None
         job = loop.Job(
             recipe=wanted,
             engine=engine,
@@ -112,25 +112,25 @@ def train(
             vocabulary=vocabulary,
             watch=watch,
             folder=out,
-            speed=Speed(model=wanted.model, device=place, devices=we.size),
+            speed=Speed(model=wanted.model, device=place, devices=dist.size),
             say=say,
-            we=we,
+            dist=dist,
             cached=cached,
         )
         kind = "bf16" if in_bf16(wanted.precision, place) else "fp32"
-        on = f"{place} in {kind}" if we.size == 1 else f"{we.size} x {place.type} in {kind}"
+        on = f"{place} in {kind}" if dist.size == 1 else f"{dist.size} x {place.type} in {kind}"
         say(f"{parameters(wanted.model) / 1e6:.1f}M parameters on {on}")
         start = go_on(job, resume, new=init is not None)
         done = loop.run(job, start, deadline)
         if done < wanted.steps:
             say(f"stopped after step {done} of {wanted.steps}; go on with --resume latest")
             return out
-        we.note(done, "exporting")
+        dist.note(done, "exporting")
         folder = out / "model"
         if whole := engine.whole():
             whole.to("cpu")
             checkpoint.save(folder, whole, codec, image_tokenizer, stored="fp16", replace=True)
-        we.wait()
+        dist.wait()
         return folder
 
 
@@ -146,7 +146,7 @@ def go_on(job: loop.Job, resume: str, *, new: bool) -> int:
 
     The weights of a `new` start from another model are saved, so that resuming does not need it.
     """
-    found = state.find(job.folder, resume, job.say, job.we)
+    found = state.find(job.folder, resume, job.say, job.dist)
     if found is None:
         if new:
             loop.save(job, 0)

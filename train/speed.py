@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from cm3leon.attention import Attention, attend, attend_by_products
 from cm3leon.model import Decoder
 from tokenizer.data.tars import Tally
+from tokenizer.distributed import DistributedContext
 from tokenizer.image import PictureEncoder
 from train import loop
 from train.config import Precision, PretrainRecipe
@@ -33,7 +34,6 @@ from train.flops import Speed
 from train.rivals import Family, model_of, their_model, their_step
 from train.schedule import Schedule
 from train.synthetic import pictures
-from train.world import World
 
 Action = Callable[[], object]
 
@@ -180,7 +180,7 @@ def our_job(recipe: PretrainRecipe, rows: Rows, setting: Setting, attention: Att
     vocabulary = rows.codec.vocabulary
     return loop.Job(
         recipe=recipe,
-        engine=new_engine(model, vocabulary, recipe, setting.device, World()),
+        engine=new_engine(model, vocabulary, recipe, setting.device, DistributedContext()),
         rows=rows,
         vocabulary=vocabulary,
         watch=Blind(),
@@ -192,7 +192,7 @@ def our_job(recipe: PretrainRecipe, rows: Rows, setting: Setting, attention: Att
 
 def our_step(job: loop.Job, micros: Sequence[loop.Micro]) -> Action:
     """A training step as the loop makes it."""
-    whole, passes, _, _ = loop.agree(job.we, micros, late=False)
+    whole, passes, _, _ = loop.agree(job.dist, micros, late=False)
     return lambda: loop.train_step(job, micros, whole, passes, RATE)
 
 
@@ -269,7 +269,7 @@ def loading(rows: Rows, step: Times, setting: Setting) -> Loading:
         made = [rows.at(number * count + place) for place in range(count)]
         micros = list(loop.micros_of(job, made))
         seconds.append(time.perf_counter() - begun)
-        tokens.append(loop.agree(job.we, micros, late=False)[2])
+        tokens.append(loop.agree(job.dist, micros, late=False)[2])
     return Loading(
         rows="packed blocks" if packed else "one document a row",
         tokens=round(sum(tokens) / len(tokens)),

@@ -19,21 +19,25 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenizer import config as settings
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.manifest import locked, new_folder, sync, verify, write_file
-from train.world import World
 
 PREFIX = "state-"
 RECIPE = "recipe.yaml"  # resolved, beside the states
 LOCK = ".lock"
 NOTED = 100  # tensors between two notes to the other processes
-ALONE = World()
+ALONE = DistributedContext()
 Say = Callable[[str], None]
 
 
 @contextmanager
 def open_run(
-    run: Path, recipe: object, resume: str, free: Collection[str] = (), we: World = ALONE
+    run: Path,
+    recipe: object,
+    resume: str,
+    free: Collection[str] = (),
+    dist: DistributedContext = ALONE,
 ) -> Generator[None]:
     """Make a run's folder with its resolved recipe, or check that the one there is this very run;
     hold it until the block ends.
@@ -42,8 +46,8 @@ def open_run(
     UserError when there is a run already and it is not to be resumed, when another recipe began
     it, or when another process works on it.
     """
-    if not we.first:  # the first process looks, and ends the others where it finds a fault
-        we.wait()
+    if not dist.first:  # the first process looks, and ends the others where it finds a fault
+        dist.wait()
         if not (run / RECIPE).exists():
             raise UserError(f"the folder {run} must be one that all machines see; name another")
         yield
@@ -68,7 +72,7 @@ def open_run(
             shutil.rmtree(torn, ignore_errors=True)
         if fresh:
             write_file(kept, settings.dump(recipe).encode())
-        we.wait()
+        dist.wait()
         yield
 
 
@@ -101,7 +105,7 @@ def save(
     keep: int = 2,
     keep_every: int | None = None,
     told: Mapping[str, Any] | None = None,
-    we: World = ALONE,
+    dist: DistributedContext = ALONE,
 ) -> Path:
     """Write the state after `step` steps, then drop old ones: the newest `keep` stay, and those of
     every `keep_every`-th step.
@@ -111,29 +115,29 @@ def save(
     """
     folder = run / f"{PREFIX}{step:08d}"
     aside = run / f".{folder.name}.new"
-    name = f"share-{we.rank:05d}-of-{we.size:05d}.safetensors"
-    mine = _share(tensors, step, we)
+    name = f"share-{dist.rank:05d}-of-{dist.size:05d}.safetensors"
+    mine = _share(tensors, step, dist)
     try:
-        if not we.first:
-            we.wait()
+        if not dist.first:
+            dist.wait()
             _write_share(aside / name, mine)
-            we.wait()
-            we.wait()
+            dist.wait()
+            dist.wait()
             return folder
         hashes: dict[str, str] = {}
         shutil.rmtree(folder, ignore_errors=True)  # only a damaged one, passed over, can be there
         with new_folder(folder, aside=aside, hashes=hashes) as aside:
-            we.wait()
+            dist.wait()
             _write_share(aside / name, mine)
             (aside / "state.json").write_text(
                 json.dumps({"format": 1, "step": step, "told": told or {}}) + "\n"
             )
-            we.wait()
+            dist.wait()
             for note in aside.glob("*.sha256"):
                 hashes[note.stem] = note.read_text()
                 note.unlink()
-            if len(hashes) < we.size:
-                raise OSError(f"only {len(hashes)} of {we.size} shares are to be seen")
+            if len(hashes) < dist.size:
+                raise OSError(f"only {len(hashes)} of {dist.size} shares are to be seen")
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot save the state of step {step} in {run}: {error}; mend that, then go on from "
@@ -144,20 +148,22 @@ def save(
     for old in older[:-keep]:
         if keep_every is None or step_of(old) % keep_every:
             shutil.rmtree(old)
-    we.wait()
+    dist.wait()
     return folder
 
 
-def _share(tensors: Iterable[tuple[str, Tensor]], step: int, we: World) -> dict[str, Tensor]:
+def _share(
+    tensors: Iterable[tuple[str, Tensor]], step: int, dist: DistributedContext
+) -> dict[str, Tensor]:
     """What this process writes: each tensor goes to whoever has least so far."""
-    loads = [0] * we.size
+    loads = [0] * dist.size
     mine: dict[str, Tensor] = {}
     for number, (name, tensor) in enumerate(tensors):
         if number % NOTED == 0:
-            we.note(step, f"gathering tensor {number}")
+            dist.note(step, f"gathering tensor {number}")
         writer = loads.index(min(loads))
         loads[writer] += tensor.nbytes
-        if writer == we.rank:
+        if writer == dist.rank:
             mine[name] = tensor.detach().cpu().contiguous()
     return mine
 
@@ -185,10 +191,10 @@ class State(Mapping[str, Tensor]):
     step: int
     told: dict[str, Any]
     places: dict[str, Path] = field(repr=False)
-    we: World = field(default=ALONE, repr=False)
+    dist: DistributedContext = field(default=ALONE, repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
-        self.we.note(self.step, f"reading {name}")
+        self.dist.note(self.step, f"reading {name}")
         with safe_open(self.places[name], "pt") as file:
             return file.get_tensor(name)
 
@@ -199,7 +205,7 @@ class State(Mapping[str, Tensor]):
         return len(self.places)
 
 
-def read(folder: Path, we: World = ALONE) -> State:
+def read(folder: Path, dist: DistributedContext = ALONE) -> State:
     """A state; whether it is whole is `verify`'s to say."""
     about = json.loads((folder / "state.json").read_text())
     places: dict[str, Path] = {}
@@ -207,24 +213,24 @@ def read(folder: Path, we: World = ALONE) -> State:
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)
     return State(
-        folder=folder, step=about["step"], told=about.get("told", {}), places=places, we=we
+        folder=folder, step=about["step"], told=about.get("told", {}), places=places, dist=dist
     )
 
 
-def find(run: Path, resume: str, say: Say, we: World = ALONE) -> State | None:
+def find(run: Path, resume: str, say: Say, dist: DistributedContext = ALONE) -> State | None:
     """The state to go on from: the newest whole one, or that of a step; None where a run has none.
 
     Damaged ones are named and passed over. Raises UserError when there are only damaged ones, or
     not the one that was asked for.
     """
     step = -1
-    if we.first:
+    if dist.first:
         found = (
             _newest(run, say) if resume in ("none", "latest") else _of_step(run, int(resume), say)
         )
         step = -1 if found is None else step_of(found)
-    step = int(we.table([step])[0, 0])
-    return None if step < 0 else read(run / f"{PREFIX}{step:08d}", we)
+    step = int(dist.table([step])[0, 0])
+    return None if step < 0 else read(run / f"{PREFIX}{step:08d}", dist)
 
 
 def _newest(run: Path, say: Say) -> Path | None:

@@ -1,6 +1,6 @@
-"""The roof: one file a group of commands, one short function a command.
+"""The command line: one file a group of commands, one short function a command.
 
-It may import everything, but only inside a command, so that `--help` is there at once. Results go
+It may import everything, but only inside a command, so that `--help` loads no torch. Results go
 to stdout, everything else to stderr; status 0 is done, 1 a user's mistake, 2 wrong usage, 130
 interrupted.
 """
@@ -12,27 +12,18 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from cm3leon.cli import (
-    benching,
-    evaluating,
-    indexing,
-    inspect,
-    painting,
-    planning,
-    reading,
-    training,
-)
+from cm3leon.cli import bench, caption, data, eval, generate, index, info, plan, train  # noqa: A004
 from tokenizer.errors import UserError
-from train.board import told
+from tokenizer.run_control import report_failure
 
 app = typer.Typer(
     name="cm3leon",
-    help="CM3Leon: one transformer that paints, edits and describes pictures.",
+    help="CM3Leon: one transformer that generates, edits and describes images.",
     add_completion=False,
     rich_markup_mode=None,  # loading rich would triple the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (painting, reading, inspect, planning, training, indexing, evaluating, benching):
+for group in (generate, caption, info, data, train, plan, index, eval, bench):
     group.add_to(app)
 
 
@@ -51,16 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Exception:
-        if not told("crash", traceback.format_exc()):
+        if not report_failure("crash", traceback.format_exc()):
             raise
-        return 70  # what went wrong is shown by whoever launched this process
+        return 70  # the launcher prints what went wrong
     if status == 130:
         print("interrupted", file=sys.stderr)
     return status or 0
 
 
 def _failed(reason: str, status: int) -> int:
-    if told("error", " ".join(reason.split())):
+    if report_failure("error", " ".join(reason.split())):
         return status
     print(f"error: {' '.join(reason.split())}", file=sys.stderr)
     return status

@@ -1,8 +1,16 @@
-"""The options that several commands share, and what becomes of them."""
+"""Options shared by several commands, and how they are resolved.
+
+A command takes groups of options as dataclasses; `command` gives it each of their fields as an
+option of its own.
+"""
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -16,76 +24,160 @@ if TYPE_CHECKING:
 MOST = 64  # samples of one request
 LAST_SEED = 2**32 - 1
 
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto (a GPU if there is one).")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all cores).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 Model = Annotated[
     str, typer.Option(metavar="MODEL", help="A checkpoint folder, 'default' or 'hf:owner/name'.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not given.")]
-_SEED = typer.Option(min=0, max=LAST_SEED, help="Another number, another result.")
-_COUNT = typer.Option("-n", min=1, max=MOST, help="How many samples.")
-Seed = Annotated[int, _SEED]
-OtherSeed = Annotated[int | None, _SEED]  # where a picture's notes may say it
-Count = Annotated[int, _COUNT]
-OtherCount = Annotated[int | None, _COUNT]
-Out = Annotated[Path, typer.Option(help="The PNG to write; with -n, the contact sheet's name.")]
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")]
-_PRECISION = typer.Option(
-    help="Of the weights: auto is bf16 on a GPU and fp32 on a CPU; int8 and int4 are quicker and "
-    "less exact."
-)
-_Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
-Precision = Annotated[_Precision, _PRECISION]
-OtherPrecision = Annotated[_Precision | None, _PRECISION]
-Temperature = Annotated[
-    float | None, typer.Option(help="Boldness of the draws; 0 takes the likeliest.")
+Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Random seed.")]
+OtherSeed = Annotated[int | None, typer.Option(min=0, max=LAST_SEED, help="Random seed.")]
+Count = Annotated[int, typer.Option("-n", min=1, max=MOST, help="Number of samples.")]
+OtherCount = Annotated[int | None, typer.Option("-n", min=1, max=MOST, help="Number of samples.")]
+Out = Annotated[Path, typer.Option(help="PNG file to write; with -n, the contact sheet.")]
+Budget = Annotated[str | None, typer.Option(help="Memory for the index, as 500MB or 2GB.")]
+Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")]
+Recipe = Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Settings to change.")
 ]
-TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest only.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest that hold this share.")]
-Budget = Annotated[str | None, typer.Option(help="Bytes of the index in memory, as 500MB or 2GB.")]
-PictureFile = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")]
+IdList = Annotated[Path | None, typer.Option(help="File with one image id a line.")]
 Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCES",
-        help="Tars, a glob of them, a folder of tars, or of pictures with .txt or .json beside "
+        help="Tars, a glob of them, a folder of tars, or of images with .txt or .json beside "
         "them; urls of tars, or 'pipe:COMMAND' that writes one; {000..099} is a range.",
     ),
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which weights to load, and where to run them."""
+
+    model: Model = "default"
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Of the weights (default auto: bf16 on a GPU, fp32 on a CPU)."),
+    ] = None
+    device: Device = "auto"
+    threads: Threads = None
+
+    def open(self, folder: Path, precision: Precision | None = None) -> "CM3Leon":
+        """Load the model of a folder: the slow part, after all cheap checks."""
+        return open_model(folder, self.device, self.threads, self.precision or precision or "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are drawn; None leaves the model's default."""
+
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature (0 = greedy).")
+    ] = None
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Nucleus sampling: keep the smallest set with this probability mass."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedSamplingOptions(SamplingOptions):
+    """How the tokens of an image are drawn from a prompt."""
+
+    cfg_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale (1 = off).")
+    ] = None
+    contrastive: Annotated[
+        bool | None, typer.Option("--contrastive", help="Contrastive decoding (CD-K), no guidance.")
+    ] = None
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose parameters that are dataclasses of options are their fields.
+
+    typer sees each field as an option; the function gets the dataclass. Fields keep their order,
+    at the place of the parameter.
+    """
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for one in inspect.signature(function, eval_str=True).parameters.values():
+        if not dataclasses.is_dataclass(one.annotation):
+            parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[one.name] = one.annotation
+        hints = get_type_hints(one.annotation, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=(
+                    inspect.Parameter.empty
+                    if field.default is dataclasses.MISSING
+                    else field.default
+                ),
+                annotation=hints[field.name],
+            )
+            for field in dataclasses.fields(one.annotation)
+        ]
+
+    @functools.wraps(function)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            fields = {field.name: given.pop(field.name) for field in dataclasses.fields(group)}
+            given[name] = group(**fields)
+        function(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def add(app: typer.Typer, *functions: Callable[..., None]) -> None:
+    """Add functions to an app as commands of their names."""
+    for function in functions:
+        app.command(function.__name__.rstrip("_").replace("_", "-"))(command(function))
+
+
 def say(line: str) -> None:
-    """A line for the user beside the result."""
+    """Print a line for the user on stderr."""
     typer.echo(line, err=True)
 
 
-def open_picture(path: Path) -> "Image.Image":
-    """A picture file as upright RGB; what had to be left out of it is said aloud."""
+def open_image(path: Path) -> "Image.Image":
+    """Open an image file as upright RGB; warn of what had to be left out."""
     from tokenizer.pixels import open_image
 
     return open_image(path, say)
 
 
-def with_changes(base: "Sampling", **given: float | int | bool | None) -> "Sampling":
-    """A sampling with the options that were given; None leaves the default."""
+def with_changes(base: "Sampling", options: SamplingOptions) -> "Sampling":
+    """Return a sampling with the options that were given."""
+    given = dataclasses.asdict(options)
     return dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None})
 
 
 def sampling_of(
-    model: str, task: "Task", **given: float | int | bool | None
+    model: str, task: "Task", options: SamplingOptions, **more: Any
 ) -> tuple[Path, "Sampling"]:
-    """Where a model lies, and its sampling for a task with the options given: checked before any
-    weights are read."""
+    """Return the folder of a model, and its sampling for a task with the options given: checked
+    before any weights are read."""
     from cm3leon.checkpoint import find, read_sampling
 
     folder = find(model, say)
     known = read_sampling(folder)
     if task in known.untrained:
         say(f"{model} was not trained for {task}: expect nothing of the result (cm3leon info)")
-    return folder, with_changes(getattr(known, task), **given)
+    sampling = with_changes(getattr(known, task), options)
+    given = {name: value for name, value in more.items() if value is not None}
+    return folder, dataclasses.replace(sampling, **given)
 
 
-def habits_of(folder: Path) -> "TaskSampling":
-    """What a model does when the user does not say; reads no weights."""
+def defaults_of(folder: Path) -> "TaskSampling":
+    """Return a model's defaults; reads no weights."""
     from cm3leon.checkpoint import read_sampling
 
     return read_sampling(folder)
@@ -94,7 +186,7 @@ def habits_of(folder: Path) -> "TaskSampling":
 def open_model(
     folder: Path, device: str, threads: int | None, precision: Precision = "auto"
 ) -> "CM3Leon":
-    """Read the weights: the dear part, after all cheap checks."""
+    """Load a model."""
     import torch
 
     from cm3leon.pipeline import CM3Leon
@@ -105,7 +197,7 @@ def open_model(
 
 
 def bytes_of(text: str | None) -> int | None:
-    """`500MB` -> 500,000,000."""
+    """Parse a size: `500MB` -> 500,000,000."""
     if text is None:
         return None
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

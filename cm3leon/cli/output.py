@@ -1,14 +1,15 @@
-"""Where results go: pictures with notes on how they were made, lines on stdout, progress on stderr.
+"""Results of commands: images with metadata, lines and tables on stdout, progress on stderr.
 
-A picture's notes are PNG text: task, prompt, seed, samples, number, settings (JSON) and the hash of
-the model; `info` shows them and `generate --like` does the same again.
+An image's metadata is PNG text: task, prompt, seed, samples, number, settings (JSON) and the hash
+of the model; `info` shows it and `generate --like` repeats the image.
 """
 
 import json
 import math
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import typer
 
 from cm3leon import __version__
-from cm3leon.cli.options import LAST_SEED, MOST
+from cm3leon.cli.options import LAST_SEED, MOST, say
 from tokenizer.errors import UserError
 from tokenizer.manifest import check_writable, write_file
 
@@ -30,13 +31,13 @@ MADE_BY = "cm3leon"
 
 
 def signature(task: str, model: str) -> dict[str, str]:
-    """Notes that every picture carries: who made it, for which task, with which model."""
+    """ImageMetadata that every picture carries: who made it, for which task, with which model."""
     return {"software": f"{MADE_BY} {__version__}", "task": task, "model": model}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Notes:
-    """How a picture was made. `number` counts from 1; None is the contact sheet of all samples."""
+class ImageMetadata:
+    """How an image was made. `number` counts from 1; None is the contact sheet of all samples."""
 
     task: str
     prompt: str
@@ -46,13 +47,13 @@ class Notes:
     settings: "Sampling"
     model: str
     retrieved: str = ""  # JSON of the documents that stood in front of the prompt
-    candidates: int = 1  # painted for each sample, which is the best of them
+    candidates: int = 1  # generated for each sample, which is the best of them
     mix: bool = False  # half of the candidates by CD-K
-    encoder: str = ""  # id of what picked
+    encoder: str = ""  # id of the encoder that ranked them
     precision: "Precision" = "fp32"  # of the decoder's weights
 
     def table(self) -> dict[str, str]:
-        """The notes as PNG text."""
+        """Return the metadata as PNG text."""
         numbered = {} if self.number is None else {"number": str(self.number)}
         picked = {"candidates": str(self.candidates), "mix": json.dumps(self.mix)}
         picked |= {"encoder": self.encoder}
@@ -69,20 +70,20 @@ class Notes:
         }
 
     @classmethod
-    def read(cls, path: Path, task: str) -> "Notes":
-        """The notes of a picture that we made for this task. Raises UserError for any other."""
+    def read(cls, path: Path, task: str) -> "ImageMetadata":
+        """Read the metadata of an image of this task. Raises UserError for any other image."""
         from cm3leon.sampling import Sampling
         from tokenizer import config as settings
         from tokenizer.pixels import read_info
 
         table = read_info(path)
         if not table.get("software", "").startswith(MADE_BY):
-            raise UserError(f"{path}: has no notes of cm3leon on how it was made")
+            raise UserError(f"{path}: has no metadata of cm3leon on how it was made")
         if table.get("task") != task:
             raise UserError(f"{path}: was made by {table.get('task')!r}, not by {task!r}")
         try:
             number = table.get("number")
-            notes = cls(
+            found = cls(
                 task=task,
                 prompt=table["prompt"],
                 seed=int(table["seed"]),
@@ -97,19 +98,19 @@ class Notes:
                 precision=cast("Precision", table.get("precision", "fp32")),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}: its notes are damaged ({error})") from error
-        if notes.precision not in ("fp32", "bf16", "int8", "int4"):
-            raise UserError(f"{path}: its notes speak of a precision {notes.precision!r}")
-        fits = notes.candidates >= 1 and notes.samples * notes.candidates <= MOST
+            raise UserError(f"{path}: its metadata is damaged ({error})") from error
+        if found.precision not in ("fp32", "bf16", "int8", "int4"):
+            raise UserError(f"{path}: its metadata has a precision {found.precision!r}")
+        fits = found.candidates >= 1 and found.samples * found.candidates <= MOST
         if not (
-            0 <= notes.seed <= LAST_SEED and 1 <= (notes.number or 1) <= notes.samples and fits
+            0 <= found.seed <= LAST_SEED and 1 <= (found.number or 1) <= found.samples and fits
         ):
-            raise UserError(f"{path}: its notes have a seed or a number out of range")
-        return notes
+            raise UserError(f"{path}: its metadata has a seed or a number out of range")
+        return found
 
 
 def paths_for(out: Path, samples: int) -> list[Path]:
-    """fox.png for one sample; fox-1.png, fox-2.png ... for several, beside the sheet fox.png."""
+    """Return fox.png for one sample; fox-1.png, fox-2.png ... for several, beside their sheet."""
     if samples == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(1, samples + 1)]
@@ -123,36 +124,36 @@ def check_out(out: Path, samples: int) -> None:
         check_writable(path)
 
 
-def write_pictures(
-    out: Path, pictures: Sequence["Image.Image"], tables: Sequence[Mapping[str, str]]
+def write_images(
+    out: Path, images: Sequence["Image.Image"], tables: Sequence[Mapping[str, str]]
 ) -> list[Path]:
-    """Write all pictures with their notes, and of several the contact sheet last (its notes are
+    """Write all images with their metadata, and of several the contact sheet last (its metadata is
     the last of `tables`); return the paths in that order."""
-    paths = paths_for(out, len(pictures))
-    if len(pictures) > 1:
-        pictures = [*pictures, sheet_of(pictures)]
+    paths = paths_for(out, len(images))
+    if len(images) > 1:
+        images = [*images, sheet_of(images)]
         paths = [*paths, out]
-    for path, picture, table in zip(paths, pictures, tables, strict=True):
-        write_picture(path, picture, table)
+    for path, image, table in zip(paths, images, tables, strict=True):
+        write_image(path, image, table)
     return paths
 
 
-def write_picture(path: Path, picture: "Image.Image", table: Mapping[str, str]) -> None:
-    """Write one picture with its notes."""
+def write_image(path: Path, image: "Image.Image", table: Mapping[str, str]) -> None:
+    """Write one picture with its found."""
     from tokenizer.pixels import encode_png
 
-    write_file(path, encode_png(picture, table))
+    write_file(path, encode_png(image, table))
 
 
-def sheet_of(pictures: Sequence["Image.Image"]) -> "Image.Image":
-    """The contact sheet, about as many pictures wide as high."""
+def sheet_of(images: Sequence["Image.Image"]) -> "Image.Image":
+    """Return the contact sheet, about as many images wide as high."""
     from tokenizer.pixels import sheet
 
-    return sheet(pictures, math.ceil(math.sqrt(len(pictures))))
+    return sheet(images, math.ceil(math.sqrt(len(images))))
 
 
-def tell(lines: Sequence[object], table: Mapping[str, Any], as_json: bool) -> None:
-    """The result on stdout: plain lines, or one line of JSON."""
+def print_result(lines: Sequence[object], table: Mapping[str, Any], as_json: bool) -> None:
+    """Print the result on stdout: plain lines, or one line of JSON."""
     if as_json:
         typer.echo(json.dumps(table, ensure_ascii=False))
         return
@@ -161,8 +162,8 @@ def tell(lines: Sequence[object], table: Mapping[str, Any], as_json: bool) -> No
 
 
 class Progress:
-    """Tokens so far, their speed and the time left: a line that renews itself on a terminal, one
-    line at the end elsewhere."""
+    """Progress of generation: tokens so far, speed and time left in a line that is rewritten on a
+    terminal; one line at the end elsewhere."""
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
@@ -199,3 +200,54 @@ class Progress:
     def speed(self) -> float:
         """Tokens of all samples a second."""
         return self.done * self.samples / max(self.seconds, 1e-9)
+
+
+def print_table(
+    context: typer.Context,
+    about: Mapping[str, str],
+    table: Mapping[str, Mapping[str, str]],
+    result: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Print the command, what was measured with what (`about`), and a Markdown table of rows."""
+    about = {"command": command_line(context), **about}
+    columns = ["", *next(iter(table.values()))]
+    rows = [
+        columns,
+        ["---"] * len(columns),
+        *([name, *row.values()] for name, row in table.items()),
+    ]
+    lines = [f"{name}: {value}" for name, value in about.items()]
+    lines += ["", *(_line(row) for row in rows)]
+    print_result(lines, {**about, **result}, as_json)
+
+
+def progress_lines(what: str) -> Callable[[int, int], None]:
+    """Return a function that prints progress on stderr: a line a tenth, with the time left."""
+    begun, told = time.perf_counter(), 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if 10 * done // total > told:
+            told = 10 * done // total
+            left = (time.perf_counter() - begun) * (total - done) / done
+            say(f"{what}: {done:,} of {total:,}, {left:.0f} s left")
+
+    return progress
+
+
+def _line(row: Sequence[str]) -> str:
+    return f"| {' | '.join(row)} |"
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command as it was given, without options that have their default."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if value is None or value is False or value in ((), parameter.default):
+            continue  # but 0 is something to say
+        option = parameter.opts[0] if parameter.param_type_name == "option" else None
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [text for text in (option, None if one is True else str(one)) if text]
+    return shlex.join(words)

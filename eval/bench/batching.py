@@ -32,7 +32,7 @@ Ids = list[list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class BatchingResult:
     """What was measured."""
 
     requests: int
@@ -51,7 +51,9 @@ class Found:
         return self.alone.median / self.together.median
 
 
-def measure(model: Decoder, requests: Sequence[Request], in_flight: int, times: int) -> Found:
+def measure(
+    model: Decoder, requests: Sequence[Request], in_flight: int, times: int
+) -> BatchingResult:
     """Time requests through one engine, by turns with one by one."""
     results: dict[str, list[Ids]] = {}
 
@@ -62,7 +64,7 @@ def measure(model: Decoder, requests: Sequence[Request], in_flight: int, times: 
         results["alone"] = [generate_batch(model, [request])[0] for request in requests]
 
     took = by_turns([together, alone], times, model.embed.weight.device)
-    return Found(
+    return BatchingResult(
         requests=len(requests),
         in_flight=in_flight,
         tokens=sum(len(ids) for rows in results["alone"] for ids in rows),

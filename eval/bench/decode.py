@@ -83,7 +83,7 @@ class Floor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class DecodingResult:
     """What was measured of one setting."""
 
     setting: Setting
@@ -116,7 +116,7 @@ class Found:
         )
 
 
-def measure(setting: Setting) -> Found:
+def measure(setting: Setting) -> DecodingResult:
     """Everything there is to say of one setting."""
     job = job_of(setting)
     device = job.model.embed.weight.device
@@ -136,7 +136,7 @@ def measure(setting: Setting) -> Found:
     if leon is not None:
         actions.append(partial(leon.text_to_image, PROMPT, setting.n))
     times = by_turns(actions, setting.times, device)
-    return Found(
+    return DecodingResult(
         setting=setting,
         tokens=job.tokens,
         ours=Side(
@@ -220,7 +220,7 @@ def parameters(net: nn.Module) -> int:
     return sum(weight.numel() for weight in net.parameters())
 
 
-def as_json(found: Found) -> dict[str, Any]:
+def as_json(found: DecodingResult) -> dict[str, Any]:
     """The figures, with those that follow from them."""
     table = asdict(found)
     for name, side in (("ours", found.ours), ("theirs", found.theirs)):

@@ -22,11 +22,11 @@ from typing import ParamSpec, Self, TypeVar
 import numpy as np
 
 from cm3leon.pipeline import CM3Leon
-from eval.metrics.retrieval import look_up
 from retrieval import index
 from retrieval.embed import Embedder, unit
 from retrieval.index import AGAIN, Index, Plan, Vectors, search_exactly
 from retrieval.memory import Contents, Memory
+from retrieval.retrieve import Query, retrieve
 from retrieval.rules import Rules
 from retrieval.segment import Codebook, Row
 from tokenizer.document import Document
@@ -117,14 +117,14 @@ def share_of_generation(
 ) -> Share:
     """Retrieve `count` documents for a prompt and paint it with them, `times` times by turns."""
 
-    def retrieve() -> list[Document]:
-        (found,) = look_up(memory, embedder, [prompt], [""], count)
+    def find() -> list[Document]:
+        (found,) = retrieve([Query(text=prompt)], memory, embedder, count)
         return [memory.document(one.id) for one in found]
 
-    examples = retrieve()  # the first warms the caches
+    examples = find()  # the first warms the caches
     retrieval, generation = list[float](), list[float]()
     for seed in range(times):
-        retrieval.append(_seconds(retrieve))
+        retrieval.append(_seconds(find))
         painting = partial(model.text_to_image, prompt, seed=seed, retrieved=examples)
         generation.append(_seconds(painting))
     return Share(

@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eval.metrics.caption_sums import LONGEST, bleu, meteor, meteor_counts
 from eval.report import Value, mean, resampled
 from tokenizer.errors import UserError
 
+Counts = NDArray[np.float64]
+
+LONGEST = 4  # n-grams of BLEU
+# Of METEOR 1.5 for English: what its jar counts with, to the last bit (Denkowski and Lavie 2014)
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+WEIGHTS_M = np.array((1.0, 0.6, 0.8, 0.6))  # the same word, stem, synonym, paraphrase
 BLEU = tuple(f"BLEU-{longest}" for longest in range(1, LONGEST + 1))
 MEANS = ("ROUGE-L", "CIDEr", "SPICE")  # these of all pictures are the means of each picture's
 # What pycocoevalcap would fetch when it first computes SPICE.
@@ -45,7 +51,7 @@ class CaptionScores:
     each: Mapping[str, tuple[float, ...]]
     """Of each picture, in the order of `ids`."""
     sums: Mapping[str, Sequence[tuple[float, ...]]]
-    """What BLEU and METEOR add up, of each picture; `caption_sums` has the scores of the sums."""
+    """What BLEU and METEOR add up, of each picture; `bleu` and `meteor` score the sums."""
     notes: tuple[str, ...] = ()
 
 
@@ -245,3 +251,41 @@ def _quiet() -> Generator[None]:
         for number, copy in kept:
             os.dup2(copy, number)
             os.close(copy)
+
+
+def bleu(sums_C: Counts, longest: int) -> float:
+    """BLEU of n-grams up to `longest`. Of captions: their tokens, the tokens of the nearest
+    references; of each length up to LONGEST the n-grams, then those of them that are right.
+
+    The small numbers are pycocoevalcap's.
+    """
+    said, wanted = sums_C[:2]
+    grams, right = np.split(sums_C[2:], 2)
+    shares = (right + 1e-15) / (grams + 1e-9)
+    short = (said + 1e-15) / (wanted + 1e-9)
+    whole = shares[:longest].prod() ** (1 / longest)
+    return float(whole * np.exp(min(0.0, 1 - 1 / short)))
+
+
+def meteor_counts(line: str) -> tuple[float, ...]:
+    """What METEOR tells of one caption, ready to be added up. One that is its reference word for
+    word counts as no chunk, as in METEOR's own sums."""
+    *counts, chunks, said, wanted = map(float, line.split())
+    whole = chunks == 1 and [said, wanted] == counts[:2]
+    return (*counts, 0.0 if whole else chunks, said, wanted)
+
+
+def meteor(sums_C: Counts) -> float:
+    """METEOR. Of captions and of the references nearest to them: their tokens, the function words
+    among these; of each way to match, the other words that match of each side, then the function
+    words; the chunks of words in the same order, and the words of each side that match.
+    """
+    lengths, matched, (chunks, *words) = np.split(sums_C, (4, 20))
+    weights = np.array((DELTA, 1 - DELTA))  # of a word, of a function word
+    found = WEIGHTS_M @ (weights @ matched.reshape(4, 2, 2))
+    if not found.all():
+        return 0.0
+    precision, recall = found / (weights @ (lengths[:2] - lengths[2:], lengths[2:]))
+    agreed = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
+    broken = 2 * chunks / sum(words)
+    return float(agreed * (1 - GAMMA * broken**BETA))

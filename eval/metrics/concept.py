@@ -14,10 +14,10 @@ from PIL import Image
 
 from cm3leon.rerank import samplings
 from cm3leon.sampling import Sampling
-from eval.context import Item, Lab
+from eval.context import EvalContext, Item
 from eval.corpus import Corpus, corpus_of
 from eval.networks.classifier import Classifier, Named, judge, pairs_of
-from eval.report import SHOWN, Found, Value, mean
+from eval.report import SHOWN, MetricResult, Value, mean
 from eval.stats import evenly
 from tokenizer.data.tars import find_tars, read_ids
 from tokenizer.pixels import sheet
@@ -28,17 +28,17 @@ GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 COLUMNS = 8
 
 
-def concept(lab: Lab) -> Found:
+def concept(context: EvalContext) -> MetricResult:
     """The shares of real and painted pictures that show what they should."""
-    net, held_out, known = prepared(lab)
-    sampling, count = lab.leon.sampling.text_to_image, lab.asked.retrieve
-    painted = lab.paint(held_out, sampling, count)
+    net, held_out, known = prepared(context)
+    sampling, count = context.leon.sampling.text_to_image, context.asked.retrieve
+    painted = context.paint(held_out, sampling, count)
     groups = {
         "real held-out pairs": (held_out, [item.image for item in held_out]),
-        "real held-out pairs, through the codebook": (held_out, rebuilt(lab, held_out)),
+        "real held-out pairs, through the codebook": (held_out, rebuilt(context, held_out)),
         "painted held-out pairs": (held_out, painted),
-        "real train pairs, through the codebook": (known, rebuilt(lab, known)),
-        "painted train pairs": (known, lab.paint(known, sampling, count)),
+        "real train pairs, through the codebook": (known, rebuilt(context, known)),
+        "painted train pairs": (known, context.paint(known, sampling, count)),
     }
     values: dict[str, Value] = {}
     for name, (items, images) in groups.items():
@@ -53,21 +53,21 @@ def concept(lab: Lab) -> Found:
         f"{1 / len(net.classes.families):.2%} and {1 / len(net.classes.styles):.0%}"
     ]
     pictures = {"painted-real": sheet(cells, COLUMNS, labels)}
-    return Found(values=values, notes=notes, pictures=pictures)
+    return MetricResult(values=values, notes=notes, pictures=pictures)
 
 
-def sweep(lab: Lab) -> Found:
+def sweep(context: EvalContext) -> MetricResult:
     """The held-out pairs painted with other guidance, with CD-K, with a mixed pool's halves, and
     with documents in front where there is a memory."""
-    net, items, _ = prepared(lab)
-    base = lab.leon.sampling.text_to_image
-    counts = [0] if lab.memory is None else [0, lab.asked.retrieve]
+    net, items, _ = prepared(context)
+    base = context.leon.sampling.text_to_image
+    counts = [0] if context.memory is None else [0, context.asked.retrieve]
     values: dict[str, Value] = {}
 
     def measured(name: str, some: Sequence[Sampling], count: int) -> None:
         images: list[Image.Image] = []
         for part, sampling in enumerate(some):  # of a pool each sampling paints its share
-            images += lab.paint(items[part :: len(some)], sampling, count)
+            images += context.paint(items[part :: len(some)], sampling, count)
         order = [item for part in range(len(some)) for item in items[part :: len(some)]]
         values.update(shares(name, net.name(images, [wanted(item) for item in order])))
 
@@ -79,34 +79,34 @@ def sweep(lab: Lab) -> Found:
         measured(f"top-p, {count} retrieved", pool[:1], count)
         measured(f"CD-K, {count} retrieved", pool[1:], count)
         measured(f"half of each, {count} retrieved", pool, count)
-    return Found(values=values)
+    return MetricResult(values=values)
 
 
-def prepared(lab: Lab) -> tuple[Classifier, list[Item], list[Item]]:
+def prepared(context: EvalContext) -> tuple[Classifier, list[Item], list[Item]]:
     """The classifier, the held-out pairs to paint, and as many train pairs."""
-    net, folder, excluded = judge_of(lab)
-    train = Lab(
-        replace(lab.asked, ids=None),
+    net, folder, excluded = judge_of(context)
+    train = EvalContext(
+        replace(context.asked, ids=None),
         Corpus.open(folder, "train"),
-        lab.leon,
-        lab.embedder,
-        lab.memory,
-        lab.progress,
+        context.leon,
+        context.embedder,
+        context.memory,
+        context.progress,
     )
     listed = train.listed
     held = [*pairs_of((listed[name] for name in sorted(excluded & listed.keys())), frozenset())]
-    places = evenly(range(len(held)), lab.asked.limit)
+    places = evenly(range(len(held)), context.asked.limit)
     known = sorted(pairs_of(listed.values(), excluded))
     drawn = random.Random(0).sample(known, min(len(known), len(places)))
     return net, train.find(places, held), train.find(range(len(drawn)), drawn)
 
 
-def judge_of(lab: Lab) -> tuple[Classifier, Path, frozenset[str]]:
+def judge_of(context: EvalContext) -> tuple[Classifier, Path, frozenset[str]]:
     """The classifier, the corpus that it learnt from, and the ids that it did not."""
-    folder = corpus_of(lab.source, "what the judge learns from")
+    folder = corpus_of(context.source, "what the judge learns from")
     excluded = read_ids(folder / HELD_OUT)
-    tars, steps = find_tars(folder, "train-"), lab.steps("training the judge")
-    return judge(tars, excluded, lab.asked.cache / JUDGE, 0, steps), folder, excluded
+    tars, steps = find_tars(folder, "train-"), context.steps("training the judge")
+    return judge(tars, excluded, context.asked.cache / JUDGE, 0, steps), folder, excluded
 
 
 def wanted(item: Item) -> tuple[str, str]:
@@ -114,9 +114,9 @@ def wanted(item: Item) -> tuple[str, str]:
     return item.metadata["family"], item.metadata["style"]
 
 
-def rebuilt(lab: Lab, items: Sequence[Item]) -> list[Image.Image]:
+def rebuilt(context: EvalContext, items: Sequence[Item]) -> list[Image.Image]:
     """Pictures through the codebook."""
-    return [lab.leon.to_image(item.picture) for item in items]
+    return [context.leon.to_image(item.picture) for item in items]
 
 
 def shares(name: str, found: Sequence[Named]) -> dict[str, Value]:

@@ -1,6 +1,6 @@
 """The measures of what the model paints, a picture at a time: scores, edits, infillings.
 
-A `Lab` in, what was `Found` out. What is painted has the model's own sampling, and seeds that count
+What is painted has the model's own sampling, and seeds that count
 from the run's. How painted pictures lie as a set is for `apart`.
 """
 
@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image
 
-from eval.context import Change, Item, Lab
-from eval.metrics.bits import written_edit
-from eval.metrics.perplexity import bits_of
+from eval.context import Change, EvalContext, Item
+from eval.metrics.perplexity import bits_of, written_edit
 from eval.metrics.reconstruction import psnr
-from eval.report import Found, Value, mean, sheet_of
+from eval.report import MetricResult, Value, mean, sheet_of
 from eval.stats import by_kind
 from retrieval.embed import ClipEmbedder, unit
 from tokenizer.errors import UserError
@@ -20,38 +19,38 @@ from tokenizer.errors import UserError
 PART = 4  # a hole begins after a PART-th of the side, and ends as far from the end
 
 
-def edit(lab: Lab) -> Found:
+def edit(context: EvalContext) -> MetricResult:
     """How near an edit comes to its real target, beside doing nothing and beside the target through
     the codebook; by PSNR and by the cosine of the retriever's encoder."""
-    steps = lab.steps("edits")
+    steps = context.steps("edits")
     made: list[Image.Image] = []
-    for place, change in enumerate(lab.changes):
-        seed = lab.seed_of(place)
-        made += lab.leon.edit(change.source.image, change.instruction, seed=seed)
+    for place, change in enumerate(context.changes):
+        seed = context.seed_of(place)
+        made += context.leon.edit(change.source.image, change.instruction, seed=seed)
         if steps is not None:
-            steps(len(made), len(lab.changes))
+            steps(len(made), len(context.changes))
     sides = {
         "the edit": made,
-        "doing nothing": [lab.leon.to_image(one.source.picture) for one in lab.changes],
+        "doing nothing": [context.leon.to_image(one.source.picture) for one in context.changes],
         "the target's reconstruction": [
-            lab.leon.to_image(one.target.picture) for one in lab.changes
+            context.leon.to_image(one.target.picture) for one in context.changes
         ],
     }
-    targets = [one.target for one in lab.changes]
-    values = _nearness(lab, targets, sides, gain=("the edit", "doing nothing"))
+    targets = [one.target for one in context.changes]
+    values = _nearness(context, targets, sides, gain=("the edit", "doing nothing"))
     rows = [
         (change.source.image, image, change.target.image)
-        for change, image in zip(lab.changes, made, strict=True)
+        for change, image in zip(context.changes, made, strict=True)
     ]
-    values |= _edit_bits(lab, lab.changes)
-    return Found(values=values, pictures={"source-edit-target": sheet_of(rows)})
+    values |= _edit_bits(context, context.changes)
+    return MetricResult(values=values, pictures={"source-edit-target": sheet_of(rows)})
 
 
-def _edit_bits(lab: Lab, changes: Sequence[Change]) -> dict[str, Value]:
+def _edit_bits(context: EvalContext, changes: Sequence[Change]) -> dict[str, Value]:
     """Bits of the real picture after each type of edit, behind its own source and behind that of
     the next edit of the type: they say whether the source is read at all."""
     values: dict[str, Value] = {}
-    codec = lab.leon.codec
+    codec = context.leon.codec
     for kind, places in by_kind([one.kind for one in changes]).items():
         some = [changes[place] for place in places]
         for name, sources in (("its own", some), ("another", [*some[1:], some[0]])):
@@ -59,71 +58,72 @@ def _edit_bits(lab: Lab, changes: Sequence[Change]) -> dict[str, Value]:
                 written_edit(codec, one.instruction, other.source.picture, one.target.picture)
                 for one, other in zip(some, sources, strict=True)
             ]
-            bits = bits_of(lab, written, f"edits, {kind}")
+            bits = bits_of(context, written, f"edits, {kind}")
             sizes = [float(codec.picture_codes)] * len(bits)
             values[f"bits a code behind {name} source, {kind}"] = mean(bits, sizes)
     return values
 
 
-def infill(lab: Lab) -> Found:
+def infill(context: EvalContext) -> MetricResult:
     """How near a picture whose middle was painted anew comes to the real one, beside leaving the
     middle grey and beside the real one through the codebook."""
-    steps, size = lab.steps("infillings"), lab.leon.image_tokenizer.size
+    steps, size = context.steps("infillings"), context.leon.image_tokenizer.size
     box = (size // PART, size // PART, size - size // PART, size - size // PART)
     made, grey, rebuilt = list[Image.Image](), list[Image.Image](), list[Image.Image]()
-    for place, item in enumerate(lab.items):
-        seed = lab.seed_of(place)
-        made += lab.leon.infill(item.image, box, item.caption, seed=seed)
-        for images, patch in ((grey, None), (rebuilt, lab.leon.to_image(item.picture))):
+    for place, item in enumerate(context.items):
+        seed = context.seed_of(place)
+        made += context.leon.infill(item.image, box, item.caption, seed=seed)
+        for images, patch in ((grey, None), (rebuilt, context.leon.to_image(item.picture))):
             image = item.image.copy()
             image.paste((128, 128, 128) if patch is None else patch.crop(box), box)
             images.append(image)
         if steps is not None:
-            steps(len(made), len(lab.items))
+            steps(len(made), len(context.items))
     sides = {"the infilling": made, "grey": grey, "the real middle's reconstruction": rebuilt}
-    values = _nearness(lab, lab.items, sides, gain=("the infilling", "grey"))
+    values = _nearness(context, context.items, sides, gain=("the infilling", "grey"))
     rows = [
-        (blank, image, item.image) for blank, image, item in zip(grey, made, lab.items, strict=True)
+        (blank, image, item.image)
+        for blank, image, item in zip(grey, made, context.items, strict=True)
     ]
-    return Found(values=values, pictures={"hole-infilling-real": sheet_of(rows)})
+    return MetricResult(values=values, pictures={"hole-infilling-real": sheet_of(rows)})
 
 
-def clip_score(lab: Lab) -> Found:
+def clip_score(context: EvalContext) -> MetricResult:
     """`embedder_score` by a CLIP, times 100 and never below 0 (Hessel et al. 2021,
     arXiv:2104.08718, without their factor 2.5). Raises UserError for any other encoder."""
-    if not isinstance(lab.embedder, ClipEmbedder):
+    if not isinstance(context.embedder, ClipEmbedder):
         raise UserError(
-            f"the encoder {lab.embedder.id} is no CLIP; name a CLIP's folder with --encoder, or "
-            "measure embedder-score"
+            f"the encoder {context.embedder.id} is no CLIP; name a CLIP's folder with --encoder, "
+            "or measure embedder-score"
         )
-    return _score(lab, lambda cosine: 100 * max(cosine, 0.0))
+    return _score(context, lambda cosine: 100 * max(cosine, 0.0))
 
 
-def embedder_score(lab: Lab) -> Found:
+def embedder_score(context: EvalContext) -> MetricResult:
     """The cosine of a caption with what was painted of it, beside the real picture's, also through
     the codebook, and that of a picture painted of another caption."""
-    return _score(lab, float)
+    return _score(context, float)
 
 
-def _score(lab: Lab, of: Callable[[float], float]) -> Found:
-    texts_DE = lab.embedder.texts([item.caption for item in lab.items])
-    other = [*lab.painted[1:], lab.painted[0]]
+def _score(context: EvalContext, of: Callable[[float], float]) -> MetricResult:
+    texts_DE = context.embedder.texts([item.caption for item in context.items])
+    other = [*context.painted[1:], context.painted[0]]
     sides = {
-        "painted": lab.painted,
-        "real": [item.image for item in lab.items],
-        "real, through the codebook": lab.rebuilt,
+        "painted": context.painted,
+        "real": [item.image for item in context.items],
+        "real, through the codebook": context.rebuilt,
         "painted of another caption": other,
     }
     values = {
-        name: mean(list(map(of, (texts_DE * lab.embedder.pictures(images)).sum(1).tolist())))
+        name: mean(list(map(of, (texts_DE * context.embedder.pictures(images)).sum(1).tolist())))
         for name, images in sides.items()
     }
-    rows = list(zip(lab.painted, sides["real"], strict=True))
-    return Found(values=values, pictures={"painted-real": sheet_of(rows)})
+    rows = list(zip(context.painted, sides["real"], strict=True))
+    return MetricResult(values=values, pictures={"painted-real": sheet_of(rows)})
 
 
 def _nearness(
-    lab: Lab,
+    context: EvalContext,
     targets: Sequence[Item],
     sides: Mapping[str, Sequence[Image.Image]],
     gain: tuple[str, str],
@@ -131,12 +131,12 @@ def _nearness(
     """PSNR and cosine of each side with the targets; of two sides also what one gains on the
     other."""
     real = [target.image for target in targets]
-    real_DE = unit(lab.embedder.pictures(real))
+    real_DE = unit(context.embedder.pictures(real))
     found: dict[tuple[str, str], list[float]] = {}
     for name, images in sides.items():
         pairs = zip(images, real, strict=True)
         found["PSNR in dB", name] = [psnr(image, target) for image, target in pairs]
-        vectors_DE = unit(lab.embedder.pictures(images))
+        vectors_DE = unit(context.embedder.pictures(images))
         found["cosine", name] = (vectors_DE * real_DE).sum(1).tolist()
     values = {f"{name}: {measure}": mean(each) for (measure, name), each in found.items()}
     for measure in ("PSNR in dB", "cosine"):

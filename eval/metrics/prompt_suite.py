@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from eval.context import Lab
+from eval.context import EvalContext
 from eval.metrics.concept import judge_of
-from eval.report import Found, mean
+from eval.report import MetricResult, mean
 from tokenizer import config as settings
 from tokenizer.document import Document, Picture
 from tokenizer.pixels import fit, sheet
@@ -49,16 +49,16 @@ class Prompts:
         return self.open if name == "open" else self.sealed
 
 
-def people(lab: Lab, prompts: Sequence[Prompt]) -> Found:
+def people(context: EvalContext, prompts: Sequence[Prompt]) -> MetricResult:
     """One picture a prompt, its number the seed, and the share that shows an accepted family."""
-    net, _, _ = judge_of(lab)
-    words, count = [one.prompt for one in prompts], lab.asked.retrieve
+    net, _, _ = judge_of(context)
+    words, count = [one.prompt for one in prompts], context.asked.retrieve
     fronts: list[list[Document]] = [[] for _ in words]
-    if count and lab.memory is not None:
-        found = lab.found(words, [""] * len(words), count)
+    if count and context.memory is not None:
+        found = context.found(words, [""] * len(words), count)
         fronts = [[document for _, document in row] for row in found]
-    painted = lab.paint_words(words, fronts, lab.leon.sampling.text_to_image)
-    images = [lab.leon.to_image(Picture(codes)) for codes in painted]
+    painted = context.paint_words(words, fronts, context.leon.sampling.text_to_image)
+    images = [context.leon.to_image(Picture(codes)) for codes in painted]
     seen = [families for families, _ in net.look(images)]
     right = [best[0] in one.families for best, one in zip(seen, prompts, strict=True)]
     five = [bool({*best} & {*one.families}) for best, one in zip(seen, prompts, strict=True)]
@@ -66,7 +66,7 @@ def people(lab: Lab, prompts: Sequence[Prompt]) -> Found:
         {"number": number, "prompt": one.prompt, "seen": best, "right": hit}
         for number, (one, best, hit) in enumerate(zip(prompts, seen, right, strict=True))
     ]
-    return Found(
+    return MetricResult(
         values={
             "an accepted family": mean([float(one) for one in right]),
             "an accepted family among five": mean([float(one) for one in five]),

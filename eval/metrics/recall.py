@@ -12,9 +12,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.context import Lab
+from eval.context import EvalContext
 from eval.corpus import captioned
-from eval.report import Found, Value, mean
+from eval.report import MetricResult, Value, mean
 from eval.stats import by_kind, evenly, kind_of
 from retrieval.embed import Embedder
 from retrieval.index import Vectors
@@ -26,16 +26,16 @@ QUERIES = 256  # compared with everything at once
 Ranks = NDArray[np.int64]
 
 
-def recall(lab: Lab) -> Found:
+def recall(context: EvalContext) -> MetricResult:
     """Return the shares of queries with a hit among the first 1, 5 and 10, by kind of image.
 
     Every image's first caption and every image is a query; all kinds together are what it could
     find. From a caption, any image that carries it is right. From an image, the candidates are the
     different first captions, and any that the image carries is right.
     """
-    ids = [one["id"] for one in captioned(lab.source, lab.listed)]
-    ids = [ids[place] for place in evenly(range(len(ids)), lab.asked.limit)]
-    kinds, captions, texts_DE, images_DE = embed(lab, lab.embedder, ids)
+    ids = [one["id"] for one in captioned(context.source, context.listed)]
+    ids = [ids[place] for place in evenly(range(len(ids)), context.asked.limit)]
+    kinds, captions, texts_DE, images_DE = embed(context, context.embedder, ids)
     to_image, to_caption = ranks_of(captions, texts_DE, images_DE)
     values: dict[str, Value] = {}
     for kind, places in by_kind(kinds).items():
@@ -43,15 +43,15 @@ def recall(lab: Lab) -> Found:
             for at in AT:
                 hits = (ranks_D[places] < at).astype(float).tolist()
                 values[f"{name} @{at}, {kind}"] = mean(hits)
-    return Found(values=values)
+    return MetricResult(values=values)
 
 
 def embed(
-    lab: Lab, embedder: Embedder, ids: Sequence[str]
+    context: EvalContext, embedder: Embedder, ids: Sequence[str]
 ) -> tuple[list[str], list[tuple[str, ...]], Vectors, Vectors]:
     """Return the kinds and captions of these images, and the vectors [D, E] of the first captions
     and of the images; images are read and forgotten a group at a time."""
-    read, steps = lab.source.read(frozenset(ids), None), lab.steps("embedding")
+    read, steps = context.source.read(frozenset(ids), None), context.steps("embedding")
     kinds: list[str] = []
     captions: list[tuple[str, ...]] = []
     texts, images = list[Vectors](), list[Vectors]()

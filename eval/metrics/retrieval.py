@@ -1,32 +1,54 @@
-"""What documents in front of a prompt are worth: the bits of a picture with them and without.
-
-token shards -> a picture's first caption -> documents found by these words alone, as generation
-finds them -> codec -> `cm3leon.likelihood`. As many documents drawn by lot tell how much of a gain
-comes from what was found, and how much from any pictures in front.
-"""
+"""Retrieval: bits of images behind retrieved documents, behind random ones, and behind none."""
 
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 
-from cm3leon import prompts
+from eval.context import EvalContext
+from eval.metrics.perplexity import picturebits_of
+from eval.report import MetricResult, mean
+from eval.retrieved import fitting
 from eval.stats import kind_of
-from retrieval.embed import Embedder, document_vectors
 from retrieval.memory import Memory
-from retrieval.rules import Candidate, Rules, select
-from tokenizer.codec import Codec
-from tokenizer.document import Document
+from tokenizer.errors import UserError
 
 
-def look_up(
-    memory: Memory, embedder: Embedder, captions: Sequence[str], ids: Sequence[str], count: int
-) -> list[list[Candidate]]:
-    """For each caption the documents that generation would put in front of it, never the one in
-    `ids` whose caption it is."""
-    rules = Rules(count=count, near=memory.contents.near, least=memory.contents.least)
-    queries_QE = document_vectors(embedder, captions, [None] * len(captions))
-    found = memory.search(queries_QE, rules.pool)
-    return [select(candidates, rules, {own}) for candidates, own in zip(found, ids, strict=True)]
+def retrieval(context: EvalContext) -> MetricResult:
+    """What documents in front of a prompt are worth: bits of a picture behind those found by its
+    caption, behind as many drawn by lot from the memory, and behind none."""
+    count, memory = context.asked.retrieve, context.memory
+    if not count or memory is None:
+        raise UserError("there is no memory to retrieve from; name one with --memory")
+    fronts = context.fronts(context.items, count)
+    by_lot = lots(memory)
+    others = [
+        fitting(
+            context.leon.codec,
+            item.caption,
+            [
+                memory.document(name)
+                for name in draw(
+                    by_lot.get(kind_of(item.metadata), []), item.metadata["id"], len(front)
+                )
+            ],
+        )
+        for item, front in zip(context.items, fronts, strict=True)
+    ]
+    bits = {
+        f"{count} retrieved": picturebits_of(context, fronts),
+        f"{count} random": picturebits_of(context, others),
+        "none": picturebits_of(context, [[] for _ in context.items]),
+    }
+    codes = [float(context.leon.codec.picture_codes)] * len(context.items)
+    values = {f"bits an image token, {name}": mean(each, codes) for name, each in bits.items()}
+    for one, other in combinations(bits, 2):
+        less = [a - b for a, b in zip(bits[one], bits[other], strict=True)]
+        values[f"{one} less {other}"] = mean(less, codes)
+    short = sum(len(front) < count for front in fronts)
+    return MetricResult(
+        values=values, notes=[f"{short:,} prompts had fewer than {count} documents"]
+    )
 
 
 def lots(memory: Memory) -> dict[str, list[str]]:
@@ -42,16 +64,3 @@ def draw(lot: Sequence[str], own: str, count: int) -> list[str]:
     """`count` different ids of a lot, never `own`, which is the seed; all others if too few."""
     drawn = random.Random(own).sample(lot, min(len(lot), count + 1))
     return [one for one in drawn if one != own][:count]
-
-
-def fitting(codec: Codec, caption: str, documents: Sequence[Document]) -> list[Document]:
-    """The first documents for which the prompt and its picture have room; generation would refuse
-    the others, an evaluation goes on without them."""
-    endless = Codec(codec.vocabulary, codec.text, codec.picture_codes)
-    prompt, _ = prompts.paint(caption)
-    kept = list(documents)
-    while kept and codec.context is not None:
-        if len(endless.open(prompt, kept)) + codec.picture_codes <= codec.context:
-            break
-        kept.pop()
-    return kept

@@ -1,6 +1,6 @@
-"""Is an answer right: what was said against what people answered, as the publishers count it.
+"""VQA accuracy: the model's answers against people's, as the publishers of each set count it.
 
-Text in, a share from 0 to 1 a question out; `measures` makes figures of them. Three countings:
+Three countings:
 
 - VQA v2 and OK-VQA: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py. OK-VQA's
   people are compared by their field `answer`, which its authors have stemmed; what was said is not
@@ -15,8 +15,11 @@ All that is odd in those files is kept, so that figures compare with published o
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from eval.report import Value, mean
-from eval.stats import by_kind
+from eval.context import EvalContext
+from eval.metrics.caption import plain_id
+from eval.report import SHOWN, MetricResult, Value, mean
+from eval.stats import by_kind, evenly
+from tokenizer.pixels import sheet
 
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_COUNTED)}}
@@ -59,7 +62,7 @@ def normal(text: str) -> str:
     return _plain_words(_without_marks(_one_line(text)))
 
 
-def vqa(said: str, people: Sequence[str]) -> float:
+def vqa_v2(said: str, people: Sequence[str]) -> float:
     """Accuracy by VQA v2's code: with each of the people left out in turn, a third for every other
     one who said the same, at most 1; the mean of these.
 
@@ -72,7 +75,7 @@ def vqa(said: str, people: Sequence[str]) -> float:
 
 
 def vizwiz(said: str, people: Sequence[str]) -> float:
-    """Accuracy by VizWiz's code: as `vqa`, with what was said normalised and people's answers as
+    """Accuracy by VizWiz's code: as `vqa_v2`, with what was said normalised and people's answers as
     they are."""
     return _agreement(normal(said), people)
 
@@ -83,8 +86,8 @@ def same(said: str, people: Sequence[str]) -> float:
 
 
 COUNTINGS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
-    "vqa": vqa,
-    "ok-vqa": vqa,
+    "vqa": vqa_v2,
+    "ok-vqa": vqa_v2,
     "vizwiz": vizwiz,
     "corpus": same,
 }
@@ -125,3 +128,29 @@ def _without_marks(text: str) -> str:
 def _plain_words(text: str) -> str:
     words = [_NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def vqa(context: EvalContext) -> MetricResult:
+    """Answers to questions, right as their publishers count it; to the corpus's own where they are
+    the same once normalised as VQA's are."""
+    steps = context.steps("answers")
+    said: list[str] = []
+    for place, one in enumerate(context.questions):
+        said += context.leon.answer(
+            one.item.image, one.asking.question, seed=context.seed_of(place)
+        )
+        if steps is not None:
+            steps(len(said), len(context.questions))
+    asked = [one.asking for one in context.questions]
+    right = accuracies(said, [one.answers for one in asked], context.source.counting)
+    chosen = evenly(range(len(said)), SHOWN)
+    labels = [f"{asked[i].question} {said[i]} | {asked[i].answers[0]}" for i in chosen]
+    shown = sheet([context.questions[i].item.image for i in chosen], 6, labels)
+    key = "image" if context.source.counting == "vizwiz" else "question_id"
+    return MetricResult(
+        values=answer_values(right, [one.kind for one in asked]),
+        pictures={"question-said-and-wanted": shown},
+        results=[
+            {key: plain_id(one.id), "answer": text} for one, text in zip(asked, said, strict=True)
+        ],
+    )

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.sets import list_pictures, read_images
+from eval.corpus import list_pictures, read_images
 from tokenizer.data.tars import Tally
 from tokenizer.errors import UserError
 from tokenizer.manifest import write_file

@@ -22,12 +22,20 @@ from PIL import Image
 
 from cm3leon.pipeline import CM3Leon
 from retrieval import build, index
-from retrieval.build import add_sources, calibrate, create, merge, recall_by_kind
+from retrieval.build import (
+    add_sources,
+    calibrate,
+    create,
+    fill_together,
+    gather,
+    merge,
+    recall_by_kind,
+)
 from retrieval.encoder import SmallEmbedder
 from retrieval.index import Plan
 from retrieval.memory import Memory, verify_memory
-from retrieval.parts import Crew, fill_together, gather
 from tokenizer.data.tars import Tally
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
 
@@ -199,14 +207,16 @@ def test_parts_make_what_one_process_makes(
         )
 
     # The second of two comes first, then the first gathers what both have made.
-    fill_together(memory, sources, Crew(rank=1, size=2), fill, tally)
+    fill_together(memory, sources, DistributedContext(rank=1, size=2), fill, tally)
     assert [path.name for path in memory.folder.glob("part-*")] == ["part-000001"]
-    memory = fill_together(memory, sources, Crew(rank=0, size=2), fill, tally)
+    memory = fill_together(memory, sources, DistributedContext(rank=0, size=2), fill, tally)
     assert_same(memory, whole)
     assert {why for _, why in tally.skipped} == {why for _, why in alone.skipped}
     assert not list(memory.folder.glob("part-*"))
     # What a killed build left behind is gathered, and not made again.
-    fill_together(memory.remove(["dog", "cow"]), sources, Crew(rank=1, size=2), fill, Tally())
+    fill_together(
+        memory.remove(["dog", "cow"]), sources, DistributedContext(rank=1, size=2), fill, Tally()
+    )
     memory = gather(Memory.open(memory.folder), Tally())
     assert {metadata["id"] for metadata, _, _ in told(memory)} >= {"cow"}
     assert memory.find("dog") is None

@@ -10,12 +10,12 @@ import torch
 
 from cm3leon.model import Decoder
 from cm3leon.pipeline import CM3Leon
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import Vocabulary
 from train import config, state
 from train.config import PretrainRecipe
 from train.engine import TorchEngine, deepspeed_settings, new_engine
-from train.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def make(recipe: Callable[..., PretrainRecipe], tiny: CM3Leon) -> Make:
         draw = torch.Generator().manual_seed(0)
         for weight in model.parameters():
             weight.data.normal_(std=0.05, generator=draw)
-        engine = new_engine(model, vocabulary_of(tiny), wanted, CPU, World())
+        engine = new_engine(model, vocabulary_of(tiny), wanted, CPU, DistributedContext())
         assert isinstance(engine, TorchEngine)
         return engine
 
@@ -148,7 +148,7 @@ def test_deepspeed_that_is_not_there_is_said(
     with pytest.raises(
         UserError, match=r"needs DeepSpeed; install it with .* or set engine.zero=0"
     ):
-        new_engine(Decoder(wanted.model), vocabulary_of(tiny), wanted, CPU, World())
+        new_engine(Decoder(wanted.model), vocabulary_of(tiny), wanted, CPU, DistributedContext())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from cm3leon.pipeline import CM3Leon
 from tokenizer.errors import UserError
-from train.board import Board, Failure
+from tokenizer.run_control import Board, Failure
 from train.hosts import Host, read_hosts
 from train.launch import (
     Cluster,

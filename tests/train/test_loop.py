@@ -16,6 +16,7 @@ from cm3leon.model import Decoder
 from cm3leon.pipeline import CM3Leon
 from tokenizer.codec import Codec
 from tokenizer.data.shards import Shards
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import Vocabulary
 from train import config, state
@@ -26,7 +27,6 @@ from train.loop import Job, agree, micros_of, run, train_step
 from train.metrics import read
 from train.objective import Ids
 from train.precision import autocast, in_bf16
-from train.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def make(lesson: Path, tiny: CM3Leon, tmp_path: Path) -> Make:
         assert recipe.shards is not None
         return Job(
             recipe=recipe,
-            engine=new_engine(model, vocabulary, recipe, CPU, World()),
+            engine=new_engine(model, vocabulary, recipe, CPU, DistributedContext()),
             rows=Rows(Shards.open(recipe.shards), codec, recipe.rows, recipe.mask, recipe.seed),
             vocabulary=vocabulary,
             watch=Notes(),
@@ -92,7 +92,7 @@ def step(job: Job, rows: Sequence[Ids], rate: float) -> dict[str, float]:
     used.clear()
     job.engine.optimizer.register_step_pre_hook(lambda *_: used.extend(gradients(job)))
     micros = list(micros_of(job, rows))
-    whole, passes, _, _ = agree(job.we, micros, late=False)
+    whole, passes, _, _ = agree(job.dist, micros, late=False)
     return train_step(job, micros, whole, passes, rate)
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from tokenizer.distributed import DistributedContext
 from train.config import OptimizerConfig
 from train.optimizer import Muon, orthogonal
-from train.world import World
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -15,7 +15,7 @@ def test_muon_moves_weights_as_pytorchs_does(dtype: torch.dtype) -> None:
     starts = [torch.randn(shape, generator=draw) for shape in shapes]
     ours, theirs = ([torch.nn.Parameter(one.clone()) for one in starts] for _ in range(2))
     config = OptimizerConfig(matrices="muon")
-    mine = Muon(ours, config, World(), dtype)
+    mine = Muon(ours, config, DistributedContext(), dtype)
     other = torch.optim.Muon(
         theirs, lr=0.0, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )

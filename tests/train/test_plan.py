@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cm3leon.attention import attend
 from cm3leon.model import Decoder, ModelConfig, sized
+from tokenizer.distributed import DistributedContext, distributed_context
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAPER, Vocabulary
 from train import plan
@@ -31,7 +32,6 @@ from train.flops import flops_per_token, parameters
 from train.loss import CHUNK
 from train.plan import Hardware, Memory, plan_of
 from train.schedule import Schedule
-from train.world import World, world
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = Vocabulary(image_codes=2048, text_pieces=1430)
@@ -89,7 +89,7 @@ def measured(recipe: PretrainRecipe) -> tuple[Memory, dict[str, int]]:
     """Bytes of the parts and of the peak in a second step, of two micro-batches."""
     model = Decoder(recipe.model)
     assert model.attend is attend
-    engine = new_engine(model, VOCABULARY, recipe, torch.device("cpu"), World())
+    engine = new_engine(model, VOCABULARY, recipe, torch.device("cpu"), DistributedContext())
     assert isinstance(engine, TorchEngine)
     shape = (AT_ONCE, recipe.model.context)
     ids_BL = torch.randint(5, recipe.model.vocabulary, shape)
@@ -143,11 +143,11 @@ def standing() -> int:
 def worker(stage: int, precision: str) -> None:
     """One of two processes under ZeRO: what was planned over what is there, as a line of JSON."""
     warnings.simplefilter("ignore")  # deprecated tensors among all objects
-    with world(600) as we:
+    with distributed_context(600) as dist:
         torch.set_num_threads(1)
         way = EngineConfig(zero=stage)
         recipe = recipe_of(PLAIN, engine=way, precision=precision, batch=4 * AT_ONCE)
-        engine = new_engine(Decoder(recipe.model), VOCABULARY, recipe, torch.device("cpu"), we)
+        engine = new_engine(Decoder(recipe.model), VOCABULARY, recipe, torch.device("cpu"), dist)
         shape = (AT_ONCE, recipe.model.context)
         ids_BL, weights_BL = torch.randint(5, recipe.model.vocabulary, shape), torch.ones(shape)
 
@@ -170,9 +170,9 @@ def worker(stage: int, precision: str) -> None:
             "loss": expected.loss / max(first, second),
         }
         engine.step(1e-4)
-        if we.first:
+        if dist.first:
             print(json.dumps(found), flush=True)
-        we.wait()
+        dist.wait()
 
 
 @pytest.mark.slow
@@ -270,7 +270,9 @@ def test_offload_moves_what_it_can_to_the_host() -> None:
 
 def test_muon_has_one_moment_and_no_stages() -> None:
     recipe = recipe_of(PLAIN, optimizer=OptimizerConfig(matrices="muon"))
-    engine = new_engine(Decoder(recipe.model), VOCABULARY, recipe, torch.device("cpu"), World())
+    engine = new_engine(
+        Decoder(recipe.model), VOCABULARY, recipe, torch.device("cpu"), DistributedContext()
+    )
     assert isinstance(engine, TorchEngine)
     ids_BL = torch.randint(5, 99, (1, 8))
     engine.backward(engine.loss(ids_BL, ids_BL, torch.ones(1, 8), True).total)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenizer.distributed import DistributedContext
 from tokenizer.vocabulary import PAD, Vocabulary
 from train.config import PretrainRecipe
 from train.data.noise import level
 from train.data.rows import STEP, Mixture, Rows, rows_of_steps
 from train.objective import targets_and_weights
-from train.world import World
 
 CHUNK = 64  # rows that a process makes at a time
 
@@ -37,10 +37,10 @@ class CachedRows:
         recipe: PretrainRecipe,
         vocabulary: Vocabulary,
         device: torch.device,
-        we: World,
+        dist: DistributedContext,
     ) -> None:
         self.recipe, self.vocabulary, self.device = recipe, vocabulary, device
-        self.share = we.share(recipe.batch)
+        self.share = dist.share(recipe.batch)
         steps = range(-(-recipe.cached_rows // CHUNK))
         made = rows_of_steps(rows, CHUNK, range(CHUNK), steps, recipe.workers)
         kept = [row for some in made for row in some][: recipe.cached_rows]

@@ -28,13 +28,13 @@ from typing import Any
 import torch
 
 from cm3leon.pipeline import pick_device
-from retrieval.parts import Crew, crew
 from tokenizer.data.entries import Slice, documents_of, samples_of
 from tokenizer.data.layouts import find_slices
 from tokenizer.data.shard_writer import write_shards
 from tokenizer.data.shards import Shards
 from tokenizer.data.sources import COMMAND, URLS, find_sources, read_source
 from tokenizer.data.tars import Sample, Tally, decode, read_ids
+from tokenizer.distributed import DistributedContext, distributed_context
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
 from tokenizer.manifest import MANIFEST, check_writable, new_folder, verify
@@ -84,7 +84,7 @@ def encode(
     out: Path,
     *,
     documents: Path | None = None,
-    we: Crew = Crew(),  # noqa: B008
+    dist: DistributedContext = DistributedContext(),  # noqa: B008
     most_bad: float = MOST_BAD,
     text_tokenizer_hash: str | None = None,
     replace: bool = False,
@@ -106,14 +106,14 @@ def encode(
         check_writable(out)
     parts = _make_room(out.with_name(f"{out.name}.parts"), sources)
     folders = [parts / work.key(source) for source in sources]
-    for source, folder in list(zip(sources, folders, strict=True))[we.rank :: we.size]:
+    for source, folder in list(zip(sources, folders, strict=True))[dist.rank :: dist.size]:
         if not (folder / MANIFEST).is_file():
             _write_part(folder, source, work)
         tally = _read_tally(folder)
         say(f"{source}: {tally.pictures:,} pictures encoded")
         _check_share(str(source), tally, most_bad, say)
-    we.wait()
-    if we.rank:
+    dist.wait()
+    if dist.rank:
         return {}
     tally = Tally()
     for folder in folders:
@@ -313,7 +313,7 @@ def main(
         raise UserError("--images goes with --as, which tells what layout the sources have")
     found = find_slices(layout, sources, images) if layout else find_sources(sources)
     text_hash = TextTokenizer.load(text_tokenizer).hash if text_tokenizer else None
-    with crew() as we:
+    with distributed_context() as dist:
         place = pick_device(device)
         work = Work(
             image_tokenizer=ImageTokenizer.load(image_tokenizer).to(place),
@@ -328,10 +328,10 @@ def main(
             work,
             out,
             documents=documents,
-            we=we,
+            dist=dist,
             most_bad=most_bad,
             text_tokenizer_hash=text_hash,
-            say=we.said(say),
+            say=dist.named(say),
         )
     if counts:
         say(", ".join(f"{count:,} {name}" for name, count in counts.items()))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train.world import World
+from tokenizer.distributed import DistributedContext
 
 SMALLEST = 24  # pixels a side: below it nothing is left for the last convolution
 
@@ -41,10 +41,10 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def adaptive_weight(seen: Tensor, fooled: Tensor, last: Tensor, we: World) -> Tensor:
+def adaptive_weight(seen: Tensor, fooled: Tensor, last: Tensor, dist: DistributedContext) -> Tensor:
     """How much the adversarial loss may weigh: its gradient at the last layer made as long as the
     reconstruction's, at most 1e4 times (taming, equation 7); of the batch of all processes."""
     (g_seen,) = torch.autograd.grad(seen, last, retain_graph=True)
     (g_fooled,) = torch.autograd.grad(fooled, last, retain_graph=True)
-    we.mean_((g_seen, g_fooled))
+    dist.mean_((g_seen, g_fooled))
     return (g_seen.norm() / (g_fooled.norm() + 1e-4)).clamp(0, 1e4).detach()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from cm3leon.pipeline import pick_device
 from tokenizer.data.tars import find_tars, read_ids
+from tokenizer.distributed import DistributedContext, distributed_context, quiet
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
 from tokenizer.pixels import sheet, to_bytes, to_image
@@ -40,7 +41,6 @@ from train.tokenizers.discriminator import (
     adaptive_weight,
     discriminator_loss,
 )
-from train.world import World, quiet, world
 
 CPU = torch.device("cpu")
 HELD = 4 << 30  # bytes of pixels that a GPU keeps, rather than wait for each batch
@@ -107,11 +107,11 @@ class Batches:
         kinds: list[str],
         recipe: ImageTokenizerRecipe,
         device: torch.device = CPU,
-        we: World = ALONE,
+        dist: DistributedContext = ALONE,
     ) -> None:
         if not kinds:
             raise UserError("there are no pictures to train on")
-        self.recipe, self.device, self.share_of = recipe, device, we.share(recipe.batch)
+        self.recipe, self.device, self.share_of = recipe, device, dist.share(recipe.batch)
         held = device.type != "cpu" and pixels.nbytes <= HELD
         self.pixels = torch.from_numpy(np.array(pixels)).to(device) if held else pixels
         numbers = np.arange(len(kinds))
@@ -167,10 +167,14 @@ class Job:
     """Networks, optimisers and codebook of one run; `step` is one step of it."""
 
     def __init__(
-        self, recipe: ImageTokenizerRecipe, batches: Batches, say: Say, we: World = ALONE
+        self,
+        recipe: ImageTokenizerRecipe,
+        batches: Batches,
+        say: Say,
+        dist: DistributedContext = ALONE,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.batches, self.we = recipe, batches, we
+        self.recipe, self.batches, self.dist = recipe, batches, dist
         device = batches.device
         self.net = VQGAN(recipe.model)
         self.fixed = recipe.codes_of is not None
@@ -216,18 +220,18 @@ class Job:
         if judge:
             fooled = -judge(y_B3HW).mean()
             last = self.net.decoder.conv_out.weight
-            weight = adaptive_weight(seen, fooled, last, self.we)
+            weight = adaptive_weight(seen, fooled, last, self.dist)
             loss = loss + self.recipe.loss.adversarial * weight * fooled
         self.optimizer.zero_grad()
         loss.backward()
-        self.we.mean_(weight.grad for weight in self.net.parameters() if weight.requires_grad)
+        self.dist.mean_(weight.grad for weight in self.net.parameters() if weight.requires_grad)
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
-        z_BEHW, codes_BL = (self.we.gathered(one) for one in (z_BEHW.detach(), out.codes_BL))
+        z_BEHW, codes_BL = (self.dist.gathered(one) for one in (z_BEHW.detach(), out.codes_BL))
         reseeded = self.codebook.update(z_BEHW, codes_BL, step)
         error_B = (to_bytes(x_B3HW) - to_bytes(y_B3HW)).square().mean((1, 2, 3))
         judged = self.judge_step(judge, x_B3HW, y_B3HW.detach()) if judge else 0.0
-        means = self.we.table([loss.item(), psnr(error_B).mean().item(), judged]).mean(0).tolist()
+        means = self.dist.table([loss.item(), psnr(error_B).mean().item(), judged]).mean(0).tolist()
         figures = {
             "loss": means[0],
             "psnr": means[1],
@@ -244,7 +248,7 @@ class Job:
         loss = discriminator_loss(judge(real_B3HW), judge(fake_B3HW))
         self.judge_optimizer.zero_grad()
         loss.backward()
-        self.we.mean_(weight.grad for weight in judge.parameters())
+        self.dist.mean_(weight.grad for weight in judge.parameters())
         self.judge_optimizer.step()
         return loss.item()
 
@@ -272,23 +276,23 @@ def main(
     """
     deadline = time.monotonic() + 60 * minutes
     wanted = config.load(ImageTokenizerRecipe, recipe, overrides)
-    with world(wanted.hung_after) as we:
-        say = say if we.first else quiet
-        place = we.device(pick_device(device))
-        config.check_batch(wanted.batch, we.size)
+    with distributed_context(wanted.hung_after) as dist:
+        say = say if dist.first else quiet
+        place = dist.device(pick_device(device))
+        config.check_batch(wanted.batch, dist.size)
         tars = find_tars(wanted.data, "train-")
         exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
-        with state.open_run(out, wanted, resume, FREE, we):
-            if we.first:  # who makes the cache; the others find it
-                with we.at_work(0, "reading pictures"):
+        with state.open_run(out, wanted, resume, FREE, dist):
+            if dist.first:  # who makes the cache; the others find it
+                with dist.at_work(0, "reading pictures"):
                     load_pixels(tars, wanted.model.size, exclude, out, say=say)
-            we.wait()
+            dist.wait()
             metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
             kinds = [str(picture.get("kind", "picture")) for picture in metadata]
-            batches = Batches(pixels, kinds, wanted, place, we)
-            trained = run(wanted, batches, out, say, deadline, resume, we)
-            if trained is None or not we.first:
-                return out if we.first else None
+            batches = Batches(pixels, kinds, wanted, place, dist)
+            trained = run(wanted, batches, out, say, deadline, resume, dist)
+            if trained is None or not dist.first:
+                return out if dist.first else None
             folder = out / "image_tokenizer"
             trained.to("cpu").save(folder, half=True, replace=True)
             return folder
@@ -306,29 +310,29 @@ def run(
     say: Say,
     deadline: float = math.inf,
     resume: str = "latest",
-    we: World = ALONE,
+    dist: DistributedContext = ALONE,
 ) -> ImageTokenizer | None:
     """Train from a state in `folder` (or from the start) to the end of the recipe.
 
     None where the clock (`time.monotonic`) passed `deadline` before, or somebody asked to stop; the
     state is then saved.
     """
-    job = Job(recipe, batches, say, we)
+    job = Job(recipe, batches, say, dist)
     start = 0
-    if found := state.find(folder, resume, say, we):
+    if found := state.find(folder, resume, say, dist):
         start = found.step
         job.restore(found)
         say(f"resumed at step {start}")
-    with Report(folder, start=start, steps=recipe.steps, on=we.first) as report:
+    with Report(folder, start=start, steps=recipe.steps, on=dist.first) as report:
         for step in range(start, recipe.steps):
-            we.note(step, "computing")
+            dist.note(step, "computing")
             figures = job.step(step)
             report.step(step + 1, **figures)
-            if (step + 1) % recipe.sample_every == 0 and we.first:
+            if (step + 1) % recipe.sample_every == 0 and dist.first:
                 save_samples(job, folder / f"sample-{step + 1:08d}.png")
-            late = bool(we.table([we.must_stop() or time.monotonic() >= deadline]).any())
+            late = bool(dist.table([dist.must_stop() or time.monotonic() >= deadline]).any())
             if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps or late:
-                we.note(step + 1, "saving")
+                dist.note(step + 1, "saving")
                 save(job, folder, step + 1)
             if late and step + 1 < recipe.steps:
                 say(f"stopped after step {step + 1} of {recipe.steps}; go on with --resume latest")
@@ -340,7 +344,7 @@ def save(job: Job, folder: Path, done: int) -> None:
     """The state after `done` steps, by all processes together."""
     keep, keep_every = job.recipe.keep, job.recipe.keep_every
     tensors = job.tensors().items()
-    state.save(folder, done, tensors, keep=keep, keep_every=keep_every, we=job.we)
+    state.save(folder, done, tensors, keep=keep, keep_every=keep_every, dist=job.dist)
 
 
 @torch.no_grad()

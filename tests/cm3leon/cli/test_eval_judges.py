@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cm3leon.__main__ import main
 from cm3leon.cli.output import signature
-from eval.metrics.distribution import WAYS
+from eval.metrics.fid import WAYS
 from eval.networks.inception import FidInception
 from eval.networks.lpips import Lpips
 from tokenizer.pixels import encode_png, to_image
@@ -78,7 +78,7 @@ def test_distances_name_their_network_and_both_references(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("eval.metrics.distribution.FEWEST", 2)
+    monkeypatch.setattr("eval.metrics.fid.FEWEST", 2)
     out = tmp_path / "report"
     assert main(asked(name, data, tiny_folder, out, "--weights", str(judges))) == 0
     called = {"fid": "FID", "kid": "KID"}.get(name, "mobilenet distance")
@@ -97,7 +97,7 @@ def test_reconstruction_has_all_that_is_at_hand(
     assert main(asked("reconstruction", data, tiny_folder, bare)) == 0
     one = read(bare / "reconstruction")
     assert [note.split(":")[0] for note in one["notes"]] == ["no LPIPS", "no rFID"]
-    monkeypatch.setattr("eval.metrics.distribution.FEWEST", 2)
+    monkeypatch.setattr("eval.metrics.fid.FEWEST", 2)
     assert main(asked("reconstruction", data, tiny_folder, whole, "--weights", str(judges))) == 0
     other = read(whole / "reconstruction")
     assert other["notes"] == []
@@ -125,8 +125,8 @@ def test_copies_are_found(
     values = read(out / "copying")["values"]
     assert values["the same of a real held-out picture"]["value"] == pytest.approx(1, abs=1e-5)
     assert values["exactly the codes of a training picture"]["value"] == 0
-    copied = property(lambda lab: [item.picture.codes for item in lab.items])
-    monkeypatch.setattr("eval.context.Lab.painted_codes", copied)
+    copied = property(lambda context: [item.picture.codes for item in context.items])
+    monkeypatch.setattr("eval.context.EvalContext.painted_codes", copied)
     assert main(asked("copying", data, tiny_folder, out)) == 0
     values = read(out / "copying")["values"]
     assert values["exactly the codes of a training picture"]["value"] == 1
@@ -167,9 +167,7 @@ def test_folders_lie_apart_the_same_for_two_processes_and_any_order(
     assert measured("kid", one, other, "--processes", "2") == pytest.approx(alone, rel=1e-4)
     assert abs(measured("mobilenet-distance", one, mixed)) < 1e-3
     assert measured("mobilenet-distance", one, other) > 1e-3
-    monkeypatch.setattr(
-        "eval.metrics.distribution.WAYS", WAYS | {"fid": replace(WAYS["fid"], fewest=2)}
-    )
+    monkeypatch.setattr("eval.metrics.fid.WAYS", WAYS | {"fid": replace(WAYS["fid"], fewest=2)})
     assert abs(measured("fid", one, mixed)) < 1e-3
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.metrics.caption_sums import bleu, meteor, meteor_counts
+from eval.metrics.coco_caption import bleu, meteor, meteor_counts
 
 
 def test_bleu_by_hand() -> None:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cm3leon.__main__ import main
+from eval.corpus import list_pictures
 from eval.networks import classifier as concept
 from eval.networks.classifier import judge, pairs_of
-from eval.sets import list_pictures
 from tokenizer.errors import UserError
 
 COLOURS = {"rose": "red", "leaf": "green", "sea": "blue"}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.metrics.copying import Audit, Pool, Vectors, audit, nearest, pairs, pool, same_codes
-from eval.metrics.copying import threshold as threshold_of
+from eval.metrics.near_copies import Audit, Pool, Vectors, audit, nearest, pairs, pool, same_codes
+from eval.metrics.near_copies import threshold as threshold_of
 from tokenizer.errors import UserError
 
 
@@ -81,7 +81,7 @@ def test_retrieved_documents_are_each_pictures_own() -> None:
 def test_the_nearest_are_those_of_one_comparison_after_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("eval.metrics.copying.TOGETHER", 3)
+    monkeypatch.setattr("eval.metrics.near_copies.TOGETHER", 3)
     asked, among = pool_of(HELD_OUT), pool_of(TRAIN)
     for vector_F, one in zip(asked.vectors_DF, nearest(asked, among), strict=True):
         scores = {

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from cm3leon.pipeline import CM3Leon
-from eval.context import Asked, Lab
+from eval.context import EvalContext, EvalOptions
 from eval.corpus import Corpus
 from eval.metrics.recall import embed, ranks, ranks_of, recall
 from retrieval.embed import document_vectors, unit
@@ -46,7 +46,9 @@ def test_any_image_that_carries_the_caption_is_a_hit() -> None:
 
 
 def test_an_encoder_to_which_all_is_one_has_no_luck(corpus_folder: Path, tiny: CM3Leon) -> None:
-    found = recall(Lab(Asked(), Corpus.open(corpus_folder, "test"), tiny, Flat())).values
+    found = recall(
+        EvalContext(EvalOptions(), Corpus.open(corpus_folder, "test"), tiny, Flat())
+    ).values
     for name in ("caption to image", "image to caption"):
         assert [found[f"{name} @{at}, all"].value for at in (1, 5, 10)] == [0, 0, 1]
     assert found["caption to image @1, emoji"].count == 3
@@ -71,8 +73,8 @@ def test_images_are_embedded_as_a_memory_embeds_them(
     small_encoder: Path, small_memory: Path, corpus_folder: Path, tiny: CM3Leon
 ) -> None:
     embedder, memory = SmallEmbedder.load(small_encoder), Memory.open(small_memory)
-    lab = Lab(Asked(), Corpus.open(corpus_folder, "test"), tiny, embedder)
-    kinds, captions, texts_DE, images_DE = embed(lab, embedder, [f"p{n}" for n in range(6)])
+    context = EvalContext(EvalOptions(), Corpus.open(corpus_folder, "test"), tiny, embedder)
+    kinds, captions, texts_DE, images_DE = embed(context, embedder, [f"p{n}" for n in range(6)])
     assert kinds == ["icon", "emoji", "emoji", "icon", "emoji", "photo"]
     assert captions[0] == ("fox, Noto icon style",)
     both_DE = unit(texts_DE + images_DE)

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from cm3leon import likelihood, prompts
 from cm3leon.pipeline import CM3Leon
-from eval.metrics.bits import written_picture
-from eval.metrics.retrieval import draw, fitting, look_up, lots
+from eval.metrics.perplexity import written_picture
+from eval.metrics.retrieval import draw, lots
+from eval.retrieved import fitting
 from retrieval.encoder import SmallEmbedder
 from retrieval.memory import Memory
+from retrieval.retrieve import Query, retrieve
 from tokenizer.document import Field, Picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
@@ -23,10 +25,11 @@ def test_no_document_is_found_for_itself(small_memory: Path, small_encoder: Path
     assert {kind: len(ids) for kind, ids in by_lot.items()} == {"icon": 2, "emoji": 3, "photo": 1}
     ids = [name for row in by_lot.values() for name in row]
     captions = [memory.row(name)[0]["captions"][0] for name in ids]
-    found = look_up(memory, embedder, captions, ids, 2)
+    queries = [Query(text=text, own=own) for text, own in zip(captions, ids, strict=True)]
+    found = retrieve(queries, memory, embedder, 2)
     assert all(own not in {one.id for one in row} for own, row in zip(ids, found, strict=True))
-    for own, caption, row in zip(ids, captions, found, strict=True):  # one at a time
-        (alone,) = look_up(memory, embedder, [caption], [own], 1)
+    for query, row in zip(queries, found, strict=True):  # one at a time
+        (alone,) = retrieve([query], memory, embedder, 1)
         assert [one.id for one in alone] == [one.id for one in row[:1]]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.metrics.vqa import COUNTINGS, accuracies, answer_values, normal, same, vizwiz, vqa
+from eval.metrics.vqa import COUNTINGS, accuracies, answer_values, normal, same, vizwiz, vqa_v2
 
 OTHERS = ["blue", "green", "brown", "pink", "grey", "black", "white", "gold", "teal", "beige"]
 
@@ -56,7 +56,7 @@ def people(*answers: str) -> list[str]:
     ],
 )
 def test_accuracy_by_hand(said: str, answers: list[str], right: float) -> None:
-    assert vqa(said, answers) == pytest.approx(right)
+    assert vqa_v2(said, answers) == pytest.approx(right)
 
 
 def test_a_word_is_a_number_before_it_is_an_article() -> None:
@@ -76,13 +76,13 @@ def test_vizwiz_leaves_peoples_words_as_they_are() -> None:
     assert vizwiz("the night time", people("night time", "Night time")) == pytest.approx(0.3)
     # VQA's code would normalise neither
     assert vizwiz("Yes", ["yes"] * 10) == 1
-    assert vqa("Yes", ["yes"] * 10) == 0
+    assert vqa_v2("Yes", ["yes"] * 10) == 0
 
 
 def test_one_answer_is_right_or_wrong() -> None:
     assert same("The dog.", ["dog"]) == 1
     assert same("dogs", ["dog"]) == 0
-    assert vqa("dog", ["dog"]) == 0  # which is why the corpus is counted in a way of its own
+    assert vqa_v2("dog", ["dog"]) == 0  # which is why the corpus is counted in a way of its own
 
 
 def test_figures_are_means_of_their_kind() -> None:

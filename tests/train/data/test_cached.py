@@ -12,6 +12,7 @@ import torch
 from cm3leon.pipeline import CM3Leon
 from tokenizer.codec import Codec
 from tokenizer.data.shards import Shards
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAD, Vocabulary
 from train import config
@@ -19,7 +20,6 @@ from train.data.cached import CachedRows, noisy
 from train.data.rows import Rows
 from train.metrics import read
 from train.pretrain import main
-from train.world import World
 
 CPU = torch.device("cpu")
 Make = Callable[..., tuple[CachedRows, Rows]]
@@ -29,14 +29,14 @@ Make = Callable[..., tuple[CachedRows, Rows]]
 def make(lesson: Path, tiny: CM3Leon) -> Make:
     """Kept rows of the lesson's recipe with changes, and the rows that they were made of."""
 
-    def make(*changes: str, we: World | None = None) -> tuple[CachedRows, Rows]:
+    def make(*changes: str, dist: DistributedContext | None = None) -> tuple[CachedRows, Rows]:
         codec = tiny.codec
         named = config.load_pretrain(str(lesson), ("cached_rows=20", "batch=8", *changes))
         recipe = config.with_vocabulary(named, codec.vocabulary.size)
         assert recipe.shards is not None
         codec = Codec(codec.vocabulary, codec.text, codec.picture_codes, recipe.model.context)
         rows = Rows(Shards.open(recipe.shards), codec, recipe.rows, recipe.mask, recipe.seed)
-        return CachedRows(rows, recipe, codec.vocabulary, CPU, we or World()), rows
+        return CachedRows(rows, recipe, codec.vocabulary, CPU, dist or DistributedContext()), rows
 
     return make
 
@@ -68,7 +68,7 @@ def test_a_step_has_the_rows_of_its_number_and_begins_again_after_the_last(
 
 def test_processes_share_a_step(make: Make) -> None:
     whole = rows_of(make()[0], 3)
-    parts = [rows_of(make(we=World(rank=rank, size=2))[0], 3) for rank in range(2)]
+    parts = [rows_of(make(dist=DistributedContext(rank=rank, size=2))[0], 3) for rank in range(2)]
     assert sorted(parts[0] + parts[1]) == whole
     assert parts[0] != parts[1]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from retrieval.parts import Crew
+from retrieval.parts import DistributedContext
 from tokenizer.data.shards import Shards
 from tokenizer.errors import UserError
 from tokenizer.manifest import VERIFIED
@@ -103,9 +103,14 @@ def test_many_processes_make_the_same_shards(tars: list[Path], edits: Path, tmp_
     alone = encoded(tars, tmp_path / "alone", edits=edits)
     work, out, given = Work(image_tokenizer=MeanTokenizer()), tmp_path / "shared", {"say": quiet}
     sources = [str(tar) for tar in tars]
-    assert encode(sources, edits, None, work, out, we=Crew(rank=1, size=2), **given) == {}
+    assert (
+        encode(sources, edits, None, work, out, dist=DistributedContext(rank=1, size=2), **given)
+        == {}
+    )
     assert len(list((tmp_path / "shared.parts").iterdir())) == 1
-    counts = encode(sources, edits, None, work, out, we=Crew(rank=0, size=2), **given)
+    counts = encode(
+        sources, edits, None, work, out, dist=DistributedContext(rank=0, size=2), **given
+    )
     assert counts == alone.counts
     assert bytes_of(out) == bytes_of(alone.folder)
     assert not (tmp_path / "shared.parts").exists()
@@ -184,7 +189,7 @@ def test_folders_of_parts_are_ours_alone(tars: list[Path], tmp_path: Path) -> No
 
 def test_a_part_that_is_not_there_is_named(tars: list[Path], tmp_path: Path) -> None:
     work, sources = Work(image_tokenizer=MeanTokenizer()), [str(tar) for tar in tars]
-    given: dict[str, Any] = {"we": Crew(rank=0, size=2), "say": quiet}
+    given: dict[str, Any] = {"we": DistributedContext(rank=0, size=2), "say": quiet}
     with pytest.raises(UserError, match="is not there: another run took it, or not all processes"):
         encode(sources, None, None, work, tmp_path / "shards", **given)
 

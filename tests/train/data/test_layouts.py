@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cm3leon.__main__ import main
 from cm3leon.pipeline import CM3Leon
-from retrieval.parts import Crew
+from retrieval.parts import DistributedContext
 from tokenizer.codec import Codec
 from tokenizer.data.layouts import find_slices
 from tokenizer.data.shards import Shards
@@ -240,9 +240,9 @@ def test_slices_are_shared_and_resumed_as_tars_are(tmp_path: Path, images: Path)
 
     alone = run("alone")
     assert Shards.open(tmp_path / "alone").counts == {"pictures": 3, "conversation": 4}
-    assert run("shared", we=Crew(rank=1, size=2)) == {}
+    assert run("shared", dist=DistributedContext(rank=1, size=2)) == {}
     assert len(list((tmp_path / "shared.parts").iterdir())) == 2
-    assert run("shared", last=2, we=Crew(rank=0, size=2)) == alone
+    assert run("shared", last=2, dist=DistributedContext(rank=0, size=2)) == alone
     with pytest.raises(KeyboardInterrupt):
         run("killed", last=2)
     assert run("killed", last=1) == alone  # only the third was left to do

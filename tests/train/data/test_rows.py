@@ -18,6 +18,7 @@ from cm3leon.pipeline import CM3Leon
 from tokenizer.codec import Codec
 from tokenizer.data.shard_writer import write_shards
 from tokenizer.data.shards import Shards
+from tokenizer.distributed import DistributedContext
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import EOS, PAD
@@ -33,7 +34,6 @@ from train.data.rows import (
 )
 from train.data.sampler import DECK
 from train.objective import Ids, MaskConfig, unmask
-from train.world import World
 
 GRID, CODES = 4, 32
 PLAIN, NO_MASK = MaskConfig(), MaskConfig(spans_mean=0, field=0)
@@ -117,7 +117,7 @@ def test_processes_share_a_step_without_gap_or_overlap(
     rows = make()
     found: list[bytes] = []
     for rank in range(size):
-        share = World(rank=rank, size=size).share(4)
+        share = DistributedContext(rank=rank, size=size).share(4)
         (mine,) = rows_of_steps(rows, 4, share, range(3, 4), 0)
         found += [row.tobytes() for row in mine]
     assert found == [rows.at(number).tobytes() for number in range(12, 16)]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from tokenizer.distributed import DistributedContext
 from train.tokenizers.discriminator import (
     SMALLEST,
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
 )
-from train.world import World
 
 
 @torch.no_grad()
@@ -42,7 +42,9 @@ def test_the_loss_is_a_hinge() -> None:
 def test_the_weight_makes_both_gradients_as_long() -> None:
     last = torch.tensor([1.0, 2.0], requires_grad=True)
     seen, fooled = 6 * last.sum(), 0.5 * last.sum()
-    weight = adaptive_weight(seen, fooled, last, World())
+    weight = adaptive_weight(seen, fooled, last, DistributedContext())
     assert not weight.requires_grad
     assert weight.item() == pytest.approx(12, rel=1e-3)
-    assert adaptive_weight(seen, 1e-12 * last.sum(), last, World()).item() == pytest.approx(1e4)
+    assert adaptive_weight(
+        seen, 1e-12 * last.sum(), last, DistributedContext()
+    ).item() == pytest.approx(1e4)

@@ -1,0 +1,183 @@
+"""bench generate: the speed of decoding."""
+
+import dataclasses
+import os
+import platform
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cm3leon.cli import options
+from cm3leon.cli.output import print_table
+
+if TYPE_CHECKING:
+    from eval.bench.decode import DecodingResult, Times
+    from eval.bench.shapes import Setting
+    from eval.bench.stages import Command
+
+
+Shape = Annotated[
+    str, typer.Option(help="chameleon, paper, or a named size of decoder: 350m, 760m, 7b.")
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="A checkpoint's pictures in the place of a shape."),
+]
+Against = Annotated[
+    Literal["transformers"] | None, typer.Option(help="Whose decoding to compare with.")
+]
+Counts = Annotated[
+    list[int] | None,
+    typer.Option("-n", "--n", min=1, help="Pictures at once; may be repeated."),
+]
+Guided = Annotated[
+    bool, typer.Option("--guided/--unguided", help="With classifier-free guidance or without.")
+]
+Weights = Annotated[
+    Literal["fp32", "bf16", "int8", "int4"] | None,
+    typer.Option(help="Of our weights; fp32, and bf16 for a named size."),
+]
+AsCommand = Annotated[
+    bool, typer.Option("--cli", help="Time 'generate' with --model as a whole process too.")
+]
+
+
+def generate(
+    context: typer.Context,
+    shape: Shape = "chameleon",
+    model: Checkpoint = None,
+    against: Against = None,
+    n: Counts = None,
+    guided: Guided = True,
+    precision: Weights = None,
+    times: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 5,
+    layers: Annotated[int | None, typer.Option(min=1, help="Of a shape.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="Of a shape.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=2, help="Image tokens of a picture.")] = None,
+    cli: AsCommand = False,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Speed of generation: the image tokens of a decoder with random weights, against transformers'
+    decoder with the same weights; or the pictures of a checkpoint."""
+    from eval.bench import baselines as rivals
+    from eval.bench import decode as decoding
+    from eval.bench.shapes import PROMPT, Setting
+    from eval.bench.stages import command
+
+    if cli and model is None:
+        raise typer.BadParameter("--cli goes with --model")
+    settings = [
+        Setting(
+            shape=shape,
+            model=model,
+            n=count,
+            guided=guided,
+            precision=precision,
+            against=against is not None,
+            times=times,
+            device=device,
+            threads=threads,
+            layers=layers,
+            width=width,
+            tokens=tokens,
+        )
+        for count in n or [1]
+    ]
+    if against is not None:
+        rivals.transformers()
+    ran = command(PROMPT, model, device, threads, times) if cli and model else None
+    found = [_measured(setting) for setting in settings]
+    about = {"machine": _machine(device)}
+    result = {
+        **about,
+        "cases": [decoding.as_json(one) for one in found],
+        "command_line": ran and {**dataclasses.asdict(ran), "rest": ran.rest},
+    }
+    about |= {} if ran is None else _of_command(ran)
+    about |= {f"least time of a step ({_name(one.setting)})": _least(one) for one in found}
+    table = {name: row for one in found for name, row in _rows(one).items()}
+    print_table(context, about, table, result, as_json)
+
+
+def _measured(setting: "Setting") -> "DecodingResult":
+    """One case, said aloud before it begins."""
+    from eval.bench import decode as decoding
+
+    options.say(f"{_name(setting)}: {setting.times} runs of each, by turns")
+    return decoding.measure(setting)
+
+
+def _name(setting: "Setting") -> str:
+    what = setting.shape if setting.model is None else f"model {setting.model}"
+    return f"{what}, {'guided' if setting.guided else 'unguided'}, {setting.n} at once"
+
+
+def _rows(found: "DecodingResult") -> dict[str, dict[str, str]]:
+    """A row for each side."""
+    n, rows = found.setting.n, dict[str, dict[str, str]]()
+    step = ", compiled step" if found.compiled else ""
+    ours = f"ours, {found.setting.weights}{step}"
+    sides = {ours: found.ours, "transformers, fp32": found.theirs}
+    for whose, side in sides.items():
+        if side is None:
+            continue
+        is_ours = side is found.ours
+        whole = found.whole if is_ours else None
+        rows[f"{_name(found.setting)}: {whose}"] = {
+            "parameters": f"{side.parameters:,}",
+            "image tokens a second": _rate(n * found.tokens, side.drawing, 1),
+            "pictures a second": _rate(n, side.drawing, 3),
+            "ms a step": f"{1000 * found.step(side):.2f}",
+            "ms of prefill and first token": _times(side.prefill, 1000, 1),
+            "MB of memory": f"{side.peak_mb:,.0f}",
+            "s a picture, words to pixels": "" if whole is None else _times(whole, 1 / n, 2),
+            "least time of a step over it": f"{found.share:.1%}" if is_ours else "",
+            "ours over theirs": "" if is_ours or found.ratio is None else f"{found.ratio:.2f}",
+        }
+    return rows
+
+
+def _least(found: "DecodingResult") -> str:
+    """What bounds a step, and that both sides compute the same."""
+    floor = found.floor
+    text = (
+        f"{1000 * floor.seconds:.2f} ms: {floor.weights / 1e6:.1f} MB of weights and "
+        f"{floor.cache / 1e6:.1f} MB of cache at {floor.bandwidth / 1e9:.1f} GB/s"
+    )
+    if found.difference is None:
+        return text
+    return f"{text}; both sides' logits differ by at most {found.difference:.1e}"
+
+
+def _of_command(ran: "Command") -> dict[str, str]:
+    """A whole process and its stages."""
+    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in ran.stages.items())
+    whole = f"{ran.median:.2f} ({ran.least:.2f}-{ran.most:.2f})"
+    return {"seconds of cm3leon generate": f"{whole}: {stages}, the rest {ran.rest:.2f}"}
+
+
+def _rate(things: int, seconds: "Times", digits: int) -> str:
+    """`38.5 (37.1-39.0)`: the median, and the slowest and quickest."""
+    rates = (seconds.median, seconds.most, seconds.least)
+    middle, least, most = (f"{things / one:,.{digits}f}" for one in rates)
+    return f"{middle} ({least}-{most})"
+
+
+def _times(seconds: "Times", unit: float, digits: int) -> str:
+    """`31.2 (30.9-33.0)`: the median, and the least and most."""
+    times = (seconds.median, seconds.least, seconds.most)
+    middle, least, most = (f"{unit * one:,.{digits}f}" for one in times)
+    return f"{middle} ({least}-{most})"
+
+
+def _machine(device: str) -> str:
+    import torch
+
+    from cm3leon.pipeline import pick_device
+
+    place = pick_device(device)
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
