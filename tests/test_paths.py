@@ -102,12 +102,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data, held_out = f"data={made.folder}", f"exclude={made['held-out.txt']}"
     texts = (f"edits={made['edits.jsonl']}", f"questions={made['questions.jsonl']}")
     said = cm3leon(
-        "tokenizer", "train-text", "emoji-64-text", data, held_out, *texts, "pieces=300",
+        "train", "emoji-64-text", data, held_out, *texts, "pieces=300",
         "--out", made["t.model"],
     )  # fmt: skip
     assert said == made["t.model"]
     said = cm3leon(
-        "tokenizer", "train-image", "emoji-64-image", data, held_out, "shares={}", "steps=8",
+        "train", "emoji-64-image", data, held_out, "shares={}", "steps=8",
         "batch=4", "schedule.warmup=2", "sample_every=8", "model.size=16", "model.codes=32",
         "model.ch=32", "model.z_channels=32", "loss.perceptual=0", "--out", made["image"],
     )  # fmt: skip

@@ -245,9 +245,9 @@ def command_line(context: typer.Context) -> str:
     words = context.command_path.split()
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
-        if value is None or value is False or value in ((), parameter.default):
+        if value is None or value is False or value in ((), [], parameter.default):
             continue  # but 0 is something to say
         option = parameter.opts[0] if parameter.param_type_name == "option" else None
-        for one in value if isinstance(value, tuple) else (value,):
+        for one in value if isinstance(value, list | tuple) else (value,):
             words += [text for text in (option, None if one is True else str(one)) if text]
     return shlex.join(words)

@@ -173,7 +173,7 @@ def _launched(
     if not needs_launch(cluster):
         return False
     check(cluster.size)
-    words = shlex.split(command_line(context))[1:]
+    words = [word for word in shlex.split(command_line(context))[1:] if word != "--dry-run"]
     if status := launch(words, run.out, cluster, options.say):
         raise typer.Exit(status)
     return True

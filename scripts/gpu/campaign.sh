@@ -93,7 +93,7 @@ PYTHON_END
 }
 
 train_image() { # NAME=VALUE... --out RUN
-    cm3leon tokenizer train-image emoji-128-image "data=$tar" \
+    cm3leon train emoji-128-image "data=$tar" \
         ${FEATURES:+"loss.features=$FEATURES"} "${image_changes[@]}" --device "$DEVICE" "$@"
 }
 

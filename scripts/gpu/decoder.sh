@@ -37,7 +37,7 @@ if [ -n "${VAL:-}" ] && [ ! -d "$RUNS/shards-val" ]; then
         --device "$DEVICE"
 fi
 if [ ! -f "$TEXT" ]; then
-    cm3leon tokenizer train-text emoji-64-text "data=$tar" "edits=$edits" \
+    cm3leon train emoji-64-text "data=$tar" "edits=$edits" \
         "questions=$questions" "${text_changes[@]}" --out "$TEXT"
 fi
 cm3leon pretrain emoji-128 "shards=$SHARDS" "image_tokenizer=$IMAGE" "text_tokenizer=$TEXT" \

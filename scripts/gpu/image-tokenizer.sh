@@ -14,6 +14,6 @@ changes=()
 if [ "$TINY" = 1 ]; then
     changes=(steps=6 batch=4 model.size=32 model.ch=32 model.codes=32 loss.perceptual_start=4)
 fi
-cm3leon tokenizer train-image emoji-128-image "data=$(unpacked "$PACK")" \
+cm3leon train emoji-128-image "data=$(unpacked "$PACK")" \
     ${FEATURES:+"loss.features=$FEATURES"} "${changes[@]}" "$@" \
     --out "$RUNS/image" --resume latest --device "$DEVICE" --minutes "$(minutes_left)"

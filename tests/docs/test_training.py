@@ -45,9 +45,9 @@ def tiny(words: list[str]) -> list[str]:
         "--master-addr": "127.0.0.1",
     }
     small = [where.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
-    if "train-image" in words:
+    if "image-256" in words:
         small += SMALL_IMAGE
-    elif "train-text" in words:
+    elif "emoji-64-text" in words:
         small[small.index("pieces=56320")] = "pieces=300"
     elif "pretrain" in words or "tune" in words:
         small += SMALL_RUN

@@ -40,9 +40,9 @@ KINDS: dict[str, Any] = {
 COMMANDS = {
     "pretrain": "cm3leon pretrain",
     "tune": "cm3leon tune",
-    "image-tokenizer": "cm3leon tokenizer train-image",
-    "text-tokenizer": "cm3leon tokenizer train-text",
-    "encoder": "cm3leon index train-encoder",
+    "image-tokenizer": "cm3leon train",
+    "text-tokenizer": "cm3leon train",
+    "encoder": "cm3leon train",
 }
 
 

@@ -1,6 +1,6 @@
 """Train the dual encoder that memories are searched by, to tell whose caption is whose.
 
-`cm3leon index train-encoder` calls `main`. The loss is CLIP's (arXiv 2103.00020, figure 3), in both
+`cm3leon train` calls `main`. The loss is CLIP's (arXiv 2103.00020, figure 3), in both
 directions; where several pictures of a batch carry one caption, each of them is right. Which
 pictures and captions stand in which batch is a function of (seed, step) alone.
 """

@@ -267,7 +267,7 @@ def main(
     device: str = "auto",
     minutes: float = math.inf,
 ) -> Path | None:
-    """`cm3leon tokenizer train-image`: train, and return the folder `out/image_tokenizer`; None in
+    """`cm3leon train`: train, and return the folder `out/image_tokenizer`; None in
     all processes but the first.
 
     After `minutes`, or when asked to stop by SIGTERM, the run ends with its state saved, and `out`

@@ -24,7 +24,7 @@ SYNONYM = 4  # times a synonym does
 
 
 def main(recipe: str, overrides: Sequence[str], out: Path, say: Say) -> Path:
-    """`cm3leon tokenizer train-text`: write a SentencePiece model to `out`, return its path."""
+    """`cm3leon train`: write a SentencePiece model to `out`, return its path."""
     settings = config.load(config.TextTokenizerRecipe, recipe, overrides)
     check_writable(out)
     lines = list(texts(settings, say))

@@ -131,7 +131,7 @@ def test_prompts_that_cannot_be(fails: Fails) -> None:
     assert "the question is empty" in fails("answer", "good.png", " ")
     assert "do not fit into the model's 160; shorten" in fails("generate", "a red fox " * 90)
     assert fails("generate", "fox", "--like", "good.png") == (
-        "good.png: has no notes of cm3leon on how it was made"
+        "good.png: has no metadata of cm3leon on how it was made"
     )
     assert "half a character" in fails("generate", "\udc80")
 
@@ -161,10 +161,10 @@ def test_options_out_of_range(fails: Fails, options: str, status: int, reason: s
 
 
 def test_wrong_usage(fails: Fails) -> None:
-    assert "give a prompt, or --like PICTURE" in fails("generate", status=2)
+    assert "give a prompt, or --like IMAGE" in fails("generate", status=2)
     assert "Missing" in fails("edit", "good.png", status=2)
     assert "generate" in fails("genrate", "fox", status=2, model=None)
-    assert "Missing command" in fails("tokenizer", status=2, model=None)
+    assert "Missing command" in fails("data", status=2, model=None)
 
 
 @pytest.mark.parametrize("box", ["0,0,17,4", "-1,0,4,4", "4,4,4,4", "9,0,3,4"])
@@ -225,7 +225,7 @@ def test_models_that_are_none(fails: Fails, tmp_path: Path) -> None:
 
 def test_recipes_that_cannot_be(fails: Fails) -> None:
     Path("recipe.yaml").write_text("job: text-tokenizer\ndata: tars\npeices: 300\n")
-    train = ("tokenizer", "train-text")
+    train = ("train",)
     said = fails(*train, "recipe.yaml", "--out", "t.model", model=None)
     assert "unknown setting 'peices'; did you mean 'pieces'?" in said
     said = fails(*train, "recipe.yaml", "pieces", "--out", "t.model", model=None)
@@ -251,9 +251,9 @@ def test_damaged_notes_are_refused(fails: Fails) -> None:
     }
     for change, reason in (
         ({"task": "edit"}, "was made by 'edit', not by 'generate'"),
-        ({"seed": "x"}, "its notes are damaged"),
-        ({"settings": "[" * 9}, "its notes are damaged"),
-        ({"settings": "3"}, "its notes are damaged"),
+        ({"seed": "x"}, "its metadata is damaged"),
+        ({"settings": "[" * 9}, "its metadata is damaged"),
+        ({"settings": "3"}, "its metadata is damaged"),
         ({"settings": '{"top_p": 7}'}, "top_p is 7"),
         ({"samples": "1000000"}, "out of range"),
         ({"number": "2"}, "out of range"),

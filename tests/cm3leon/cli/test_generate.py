@@ -56,7 +56,7 @@ def test_no_command_is_a_cry_for_help(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("generate", "tune", "tokenizer train-image", "tokenizer train-text"):
+    for command in ("generate", "train", "tune", "data encode"):
         assert main([*command.split(), "-h"]) == 0
         assert capsys.readouterr().out.startswith(f"Usage: cm3leon {command} ")
 
@@ -149,7 +149,7 @@ def test_what_is_given_beside_like_wins(run: Run) -> None:
 def test_like_with_another_model_is_said_aloud(run: Run, other_folder: Path, capsys) -> None:
     run("generate", "a red fox", "--out", "fox.png")
     assert main(["generate", "--like", "fox.png", "--model", str(other_folder)]) == 0
-    assert f"this is {hash_of(other_folder)}: it will differ" in capsys.readouterr().err
+    assert f"not {hash_of(other_folder)}; the result will differ" in capsys.readouterr().err
 
 
 def test_info_shows_how_a_picture_was_made(run: Run, tiny) -> None:
@@ -227,10 +227,19 @@ def test_caption_and_answer_print_their_texts(run: Run, tiny) -> None:
         ("pretrain r --out run --resume 5", "pretrain", ("r", [], "run", "5", None)),
         ("pretrain r --out run --init m", "pretrain", ("r", [], "run", "none", "m")),
         ("tune r --out run --init m", "pretrain", ("r", [], "run", "none", "m")),
-        ("tokenizer train-image r a=1 --out run", "image_tokenizer", ("r", ["a=1"], "run", "none")),
-        ("tokenizer train-text r --out t.model", "text_tokenizer", ("r", [], "t.model")),
-        ("data encode tars --tokenizer t --out s", "encode", (["tars"], "t", "s")),
-        ("data views tars --shards s --tokenizer t --out v", "views", (["tars"], "s", "t", "v")),
+        (
+            "train emoji-64-image a=1 --out run",
+            "tokenizers.image",
+            ("emoji-64-image", ["a=1"], "run", "none"),
+        ),
+        ("train emoji-64-text --out t.m", "tokenizers.text", ("emoji-64-text", [], "t.m")),
+        ("train tiny --out run", "pretrain", ("tiny", [], "run", "none", None)),
+        ("data encode tars --tokenizer t --out s", "data.encode", (["tars"], "t", "s")),
+        (
+            "data views tars --shards s --tokenizer t --out v",
+            "data.views",
+            (["tars"], "s", "t", "v"),
+        ),
     ],
 )
 def test_training_commands_only_pass_on(

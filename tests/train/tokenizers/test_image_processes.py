@@ -31,7 +31,7 @@ def train(folder: Path, corpus: Path, run: str, *words: str) -> list[dict[str, A
     """Train through the command; the lines of the log."""
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
     done = subprocess.run(
-        [sys.executable, "-m", "cm3leon", "tokenizer", "train-image", "recipe.yaml",
+        [sys.executable, "-m", "cm3leon", "train", "recipe.yaml",
          f"data={corpus}", *words, "--out", run, "--resume", "latest"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
