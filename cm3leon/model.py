@@ -9,7 +9,7 @@ T = B * L, V = vocabulary (or the slice of it that was asked for).
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,12 +131,8 @@ class FeedForward(nn.Module):
         self.gate: nn.Linear | None = None
         if config.mlp == "swiglu":
             self.gate = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.wide: nn.Module | None = None  # gate and up side by side; see precision
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        if self.wide is not None:
-            gate_TF, up_TF = self.wide(x_TD).chunk(2, dim=-1)
-            return self.down(F.silu(gate_TF) * up_TF)
         if self.gate is None:
             hidden_TF = F.relu(self.up(x_TD))
             return self.down(hidden_TF.square() if self.squared else hidden_TF)
@@ -168,14 +164,6 @@ class Step:
     window: Window | None = None  # on the KV cache, where there is one
 
 
-Through = Callable[[nn.Module, Tensor, Step], Tensor]
-
-
-def plainly(block: nn.Module, x_TD: Tensor, step: Step) -> Tensor:
-    """One layer, its activations kept for a backward pass; training may make them again instead."""
-    return block(x_TD, step)
-
-
 class Decoder(nn.Module):
     """The transformer. `forward` gives hidden states; `logits` reads them where they are needed."""
 
@@ -183,9 +171,6 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.attend: Attention = attend
-        self.through: Through = plainly
-        self.reader: Callable[[Tensor, slice], Tensor] | None = None  # a head of other precision
-        self.fast: object = None  # what `decode` has made of the weights
         self.embed = new_embedding(config.vocabulary, config.width)
         self.position: nn.Embedding | None = None
         if config.positions == "learned":
@@ -251,22 +236,6 @@ class Decoder(nn.Module):
         cache.advance([length] * rows if counts is None else counts)
         return hidden_BLD
 
-    def train(self, mode: bool = True) -> "Decoder":
-        """As every module's; what was made of the weights is dropped, for they are about to
-        change."""
-        self.fast = None
-        return super().train(mode)
-
-    def state(self) -> list[tuple[int, int]]:
-        """Another one whenever a weight is another or has other numbers."""
-        return [
-            (one.data_ptr(), 0 if one.is_inference() else one._version) for one in self.parameters()
-        ]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Decoder":
-        self.fast = None  # its weights are elsewhere now
-        return super()._apply(fn, recurse)
-
     def read(
         self, ids_BL: Tensor, positions_BL: Tensor | None, window: Window | None = None
     ) -> Tensor:
@@ -276,7 +245,7 @@ class Decoder(nn.Module):
         x_BLD = self.embed(ids_BL)
         rotation: tuple[Tensor, Tensor] | None = None
         if self.position is None:
-            rotation = self.rotation(positions_BL, length, x_BLD)
+            rotation = rotation_of(self.config, positions_BL, length, x_BLD)
         elif positions_BL is None:
             x_BLD = x_BLD + self.position.weight[:length]
         else:
@@ -285,13 +254,11 @@ class Decoder(nn.Module):
         step = Step(attend=self.attend, shape=(rows, length), rotation=rotation, window=window)
         x_TD = x_BLD.flatten(0, 1)
         for block in self.blocks:
-            x_TD = self.through(block, x_TD, step)
+            x_TD = block(x_TD, step)
         return self.norm(x_TD).view(x_BLD.shape)
 
     def logits(self, hidden_BLD: Tensor, ids: slice | None = None) -> Tensor:
         """Logits of the whole vocabulary, or of the slice `ids` only; any leading shape."""
-        if self.reader is not None:
-            return self.reader(hidden_BLD, slice(0, self.config.vocabulary) if ids is None else ids)
         weight_VD = self.head_weight
         return F.linear(hidden_BLD, weight_VD if ids is None else weight_VD[ids])
 
@@ -313,17 +280,18 @@ class Decoder(nn.Module):
             dtype=weight.dtype,
         )
 
-    def rotation(
-        self, positions_BL: Tensor | None, length: int, like: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for `rotate`, each BL1H, in the type of `like`."""
-        if positions_BL is None:
-            positions_BL = torch.arange(length, device=like.device).unsqueeze(0)
-        half = self.config.head_size // 2
-        powers = torch.arange(half, device=like.device, dtype=torch.float32) / half
-        angles = positions_BL.unsqueeze(-1) * self.config.rope_theta**-powers
-        cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-        return torch.cat((cos, cos), -1).unsqueeze(2), torch.cat((-sin, sin), -1).unsqueeze(2)
+
+def rotation_of(
+    config: ModelConfig, positions_BL: Tensor | None, length: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines for `rotate`, each BL1H, in the type of `like`."""
+    if positions_BL is None:
+        positions_BL = torch.arange(length, device=like.device).unsqueeze(0)
+    half = config.head_size // 2
+    powers = torch.arange(half, device=like.device, dtype=torch.float32) / half
+    angles = positions_BL.unsqueeze(-1) * config.rope_theta**-powers
+    cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+    return torch.cat((cos, cos), -1).unsqueeze(2), torch.cat((-sin, sin), -1).unsqueeze(2)
 
 
 def rotate(x_BLNH: Tensor, cos_BL1H: Tensor, sin_BL1H: Tensor) -> Tensor:

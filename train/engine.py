@@ -48,8 +48,8 @@ class LossOf(nn.Module):
         if recipe.engine.recompute:
             # ZeRO 3 lets go of a weight after its use; only the reentrant form asks for it again
             reentrant = recipe.engine.zero == 3
-            again = partial(checkpoint, use_reentrant=reentrant)
-            model.through = lambda block, x_TD, step: again(block, x_TD, step)  # type: ignore[assignment]
+            for block in model.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=reentrant)
 
     def forward(
         self, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor

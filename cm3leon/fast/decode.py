@@ -10,9 +10,6 @@ C = rows of the whole cache, Y = layers, T = C * S, F = width of the
 feed-forward, E = 2 * D, K, M = widths of a matrix.
 """
 
-import sys
-import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -21,16 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cm3leon.attention import KVCache
-from cm3leon.fast.quantize import MkldnnLinear
-from cm3leon.model import NORM_EPS, Block, Decoder, FeedForward, rotate
+from cm3leon.fast.cached import keep, kept
+from cm3leon.fast.quantize import MkldnnLinear, PackedSwiGLU
+from cm3leon.model import NORM_EPS, Block, Decoder, FeedForward, rotate, rotation_of
 
 Function = Callable[[Tensor], Tensor]
-Step = Callable[..., Tensor]
 Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_RNH, k_RNH, v_RNH -> out
 MANY = 4  # rows from which PyTorch's products of large matrices on a CPU are slower than oneDNN's
 LARGE = 2**21  # numbers of such a matrix
 SPARE = 2**29  # bytes that may be spent on keeping those twice
-RECORDED = 100  # the step from which a recording is played: making one costs about as many gain
 
 
 class Product:
@@ -58,11 +54,10 @@ class Product:
         """Bytes of the plain matrix."""
         return 0 if self.weight_KM is None else self.weight_KM.nbytes
 
-    def pack(self) -> nn.Module:
+    def pack(self) -> None:
         """Keep it in the order of oneDNN's kernels too, for MANY rows and more."""
         assert self.weight_KM is not None
         self.packed = MkldnnLinear(self.weight_KM.T)
-        return self.packed
 
     def __call__(self, x_RK: Tensor) -> Tensor:
         if self.packed is not None and len(x_RK) >= MANY:
@@ -86,8 +81,8 @@ class Layer:
         self.qk_norm = joint_norm(attention.q_norm, attention.k_norm) if attention.qk_norm else None
         self.down = Product(mlp.down)
         self.wide = wide_of(mlp)
-        self.gated = mlp.gate is not None or mlp.wide is not None
-        self.squared = mlp.squared
+        self.gated = isinstance(mlp, PackedSwiGLU) or mlp.gate is not None
+        self.squared = isinstance(mlp, FeedForward) and mlp.squared
 
     def inner(self, x_RD: Tensor) -> Tensor:
         """The hidden part of the feed-forward: what `down` is multiplied with."""
@@ -102,42 +97,34 @@ class FastDecoder:
     """A decoder's face for one id a row, made of its weights where they are."""
 
     def __init__(self, model: Decoder) -> None:
-        self.model, self.state = model, model.state()
+        self.config, self.embed_VD = model.config, model.embed.weight
+        self.positions_CD = None if model.position is None else model.position.weight
         self.layers = [Layer(cast(Block, block)) for block in model.blocks]
         self.norm = norm_of(model.norm)
-        self.packed = [one for one in model.blocks.modules() if hasattr(one, "packed")]
         wides = [layer.wide for layer in self.layers]
         large = [wide for wide in wides if isinstance(wide, Product) and wide.large]
         self.large = large if sum(map(Product.nbytes, large)) <= SPARE else []
-        self.plays: dict[bool, Step] = {}  # recorded for MANY rows and more, and for fewer
-        self.steps = Counter[bool]()
+        self.packed = False
 
     @classmethod
     def of(cls, model: Decoder) -> "FastDecoder":
-        """The one of this model, which keeps it until its weights are replaced."""
-        if not (isinstance(model.fast, cls) and model.fast.state == model.state()):
-            model.fast = cls(model)
-        return model.fast
-
-    def __deepcopy__(self, _: object) -> None:
-        """A copied decoder has other weights, of which its own will be made."""
+        """Return the one of this model, kept until its weights change."""
+        there = kept(model)
+        return there if isinstance(there, cls) else keep(model, cls(model))
 
     def step(self, cache: KVCache, ids_R: Tensor) -> Tensor:
         """Hidden states after the final norm, hidden_RD, on a CPU; the rows of the cache, which
-        begin with the first and are not empty, grow by one. From RECORDED on a step is played from
-        a recording."""
+        begin with the first and are not empty, grow by one."""
         assert cache.rows.start == 0, "the first rows decode"
         window = cache.open(1)
         assert window.bias_BLS is not None
         inputs = (ids_R, window.positions_BL, window.places_T, window.bias_BLS)
         inputs += (cache.k_YBSNH, cache.v_YBSNH)
-        many = bool(self.large) and len(ids_R) >= MANY
-        if many and not self.steps[many]:
-            self.packed += [wide.pack() for wide in self.large]
-        self.steps[many] += 1
-        if self.steps[many] == RECORDED:
-            self.plays[many] = Recording.of(self.read_rows, self.packed, inputs)
-        hidden_RD = self.plays.get(many, self.read_rows)(*inputs)
+        if len(ids_R) >= MANY and not self.packed:
+            for wide in self.large:
+                wide.pack()
+            self.packed = True
+        hidden_RD = self.read_rows(*inputs)
         cache.advance([1] * len(ids_R))
         return hidden_RD
 
@@ -150,9 +137,8 @@ class FastDecoder:
         k_YCSNH: Tensor,
         v_YCSNH: Tensor,
     ) -> Tensor:
-        """The step of tensors alone, so that it can be recorded once and played again for any
-        number of rows and slots. Writes into the keys and values of the whole cache."""
-        rows, bias_R11S = ids_R.shape[0], bias_R1S.unsqueeze(1)  # len() would be recorded
+        """Run the step of tensors alone. Writes into the keys and values of the whole cache."""
+        rows, bias_R11S = ids_R.shape[0], bias_R1S.unsqueeze(1)
         caches = (k_YCSNH, v_YCSNH)
         seen = [x[:, :rows, : bias_R1S.shape[2]].transpose(2, 3).unbind() for x in caches]
         flat = [x.flatten(1, 2).unbind() for x in caches]
@@ -169,14 +155,13 @@ class FastDecoder:
     def read(self, ids_R: Tensor, positions_R1: Tensor, attend: Mix) -> Tensor:
         """Hidden states of one id a row, hidden_RD; `attend` stores keys and values of a layer, and
         looks at them."""
-        model, rows = self.model, ids_R.shape[0]
-        heads, head_size = model.config.heads, model.config.head_size
-        x_RD = model.embed.weight[ids_R]
+        rows, heads, head_size = ids_R.shape[0], self.config.heads, self.config.head_size
+        x_RD = self.embed_VD[ids_R]
         rotation: tuple[Tensor, Tensor] | None = None
-        if model.position is None:
-            rotation = model.rotation(positions_R1, 1, x_RD)
+        if self.positions_CD is None:
+            rotation = rotation_of(self.config, positions_R1, 1, x_RD)
         else:
-            x_RD = x_RD + model.position.weight[positions_R1.flatten()]
+            x_RD = x_RD + self.positions_CD[positions_R1.flatten()]
         for number, layer in enumerate(self.layers):
             qkv_R3NH = layer.qkv(layer.attention_norm(x_RD)).view(rows, 3, heads, head_size)
             qk_R2NH = qkv_R3NH[:, :2]
@@ -188,41 +173,6 @@ class FastDecoder:
             x_RD = layer.out.onto(x_RD, out.reshape(rows, -1))
             x_RD = layer.down.onto(x_RD, layer.inner(layer.mlp_norm(x_RD)))
         return self.norm(x_RD)
-
-
-class Recording(nn.Module):
-    """A step played by TorchScript, which spends far less on calling small operations than Python
-    does. It computes the very same; `packed` are the modules whose weights are no plain tensors."""
-
-    def __init__(self, read: Step, packed: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.read = read
-        self.packed = nn.ModuleList(packed)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.read(*inputs)
-
-    @staticmethod
-    def of(read: Step, packed: Sequence[nn.Module], inputs: tuple[Tensor, ...]) -> Step:
-        """Record a step while it runs. On a CPU only, and as long as PyTorch and Python have it;
-        otherwise the step itself."""
-        if inputs[0].device.type != "cpu" or sys.version_info >= (3, 14):
-            return read
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its age
-            try:
-                recording = torch.jit.trace(Recording(read, packed), inputs, check_trace=False)
-            except (RuntimeError, AttributeError):  # weights that it cannot hold
-                return read
-
-        played = cast(Step, recording)
-
-        def play(*inputs: Tensor) -> Tensor:
-            with torch.jit.optimized_execution(False):  # pyright: ignore[reportPrivateImportUsage]
-                # else made anew for every length
-                return played(*inputs)
-
-        return play
 
 
 def norm_of(module: nn.Module) -> Function:
@@ -261,10 +211,10 @@ def joint_norm(q_norm: nn.LayerNorm, k_norm: nn.LayerNorm) -> Function:
     return both
 
 
-def wide_of(mlp: FeedForward) -> Function:
+def wide_of(mlp: FeedForward | PackedSwiGLU) -> Function:
     """The matrix into the feed-forward; with a gate, gate and up side by side. They are one product
     where `precision.prepare` has laid them so."""
-    if mlp.wide is not None:
+    if isinstance(mlp, PackedSwiGLU):
         return Product(mlp.wide)
     if mlp.gate is None:
         return Product(mlp.up)

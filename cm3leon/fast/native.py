@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from cm3leon.attention import KVCache
-from cm3leon.model import NORM_EPS, Block, Decoder
+from cm3leon.fast.cached import keep, kept
+from cm3leon.model import NORM_EPS, Block, Decoder, rotation_of
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
@@ -134,7 +135,8 @@ class NativeDecoder:
     """A decoder's face for one id a row, made of its weights where they are."""
 
     def __init__(self, model: Decoder, made: ctypes.CDLL) -> None:
-        config, self.model, self.made = model.config, model, made
+        self.config, self.made = model.config, made
+        config = model.config
         self.kept: list[object] = []  # what the structures point to
         layers = (Layer * config.layers)(*(self._layer(cast(Block, b)) for b in model.blocks))
         self.kept.append(layers)
@@ -157,30 +159,25 @@ class NativeDecoder:
             table.positions_CD = self._at(model.position.weight)
         else:
             places_1C = torch.arange(config.context).unsqueeze(0)
-            cos, sin = model.rotation(places_1C, config.context, model.embed.weight)
+            cos, sin = rotation_of(config, places_1C, config.context, model.embed.weight)
             table.cos_CH, table.sin_CH = self._at(cos.squeeze()), self._at(sin.squeeze())
         self.table = table
-        self.state = model.state()
 
     @classmethod
     def of(cls, model: Decoder) -> "NativeDecoder | None":
-        """The one of this model, which keeps it until its weights are replaced; None where another
-        has to do it."""
-        if isinstance(model.fast, cls) and model.fast.state == model.state():
-            return model.fast
+        """Return the one of this model, kept until its weights change; None where another path has
+        to do it."""
+        if isinstance(there := kept(model), cls):
+            return there
         made = library() if suits(model) else None
         if made is None or not all(known(cast(Block, block)) for block in model.blocks):
             return None
-        model.fast = cls(model, made)
-        return model.fast
-
-    def __deepcopy__(self, _: object) -> None:
-        """A copied decoder has other weights, of which its own will be made."""
+        return keep(model, cls(model, made))
 
     def step(self, cache: KVCache, ids_R: Tensor) -> Tensor:
         """Hidden states after the final norm, hidden_RD; the rows of the cache, which begin with
         the first and are not empty, grow by one."""
-        rows, config = len(ids_R), self.model.config
+        rows, config = len(ids_R), self.config
         assert cache.rows == range(rows), "the first rows decode"
         if cache.longest >= min(cache.capacity, config.context):
             raise IndexError("the KV cache is full")
@@ -211,8 +208,9 @@ class NativeDecoder:
             attention_norm=self._norm(block.attention_norm),
             mlp_norm=self._norm(block.mlp_norm),
         )
-        if mlp.wide is not None:
-            layer.gate, layer.up = self._matrix(mlp.wide, 2, 0), self._matrix(mlp.wide, 2, 1)
+        if hasattr(mlp, "wide"):  # packed gate and up side by side
+            wide = cast(nn.Module, mlp.wide)
+            layer.gate, layer.up = self._matrix(wide, 2, 0), self._matrix(wide, 2, 1)
         else:
             layer.up = self._matrix(mlp.up)
             if mlp.gate is not None:
@@ -291,5 +289,5 @@ def suits(model: Decoder, multiple: int = LANES) -> bool:
 def known(block: Block) -> bool:
     """Whether the matrices of a block are of a kind that native.c has."""
     attention, mlp = block.attention, block.mlp
-    matrices = (attention.qkv, attention.out, mlp.wide or mlp.up, mlp.down)
+    matrices = (attention.qkv, attention.out, getattr(mlp, "wide", None) or mlp.up, mlp.down)
     return all(isinstance(one, nn.Linear) or hasattr(one, "sums_N") for one in matrices)

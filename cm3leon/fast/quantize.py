@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from cm3leon.fast import huge_pages as pages
 from cm3leon.fast import kernels, native
+from cm3leon.fast.cached import forget
 from cm3leon.model import Block, Decoder, FeedForward
 from tokenizer.errors import UserError
 
@@ -43,15 +44,16 @@ def prepare(
         say(f"precision: {precision}")
     if precision != "fp32" and (precision == "bf16" or device.type == "cuda"):
         model.to(torch.bfloat16)
-    model.fast = None
+    forget(model)
     pack = packer(precision, model)
     for block in model.blocks:
         assert isinstance(block, Block)
-        lay_side_by_side(block.mlp)
+        lay_side_by_side(cast(FeedForward, block.mlp))
         if pack is not None:
             pack_block(block, pack)
     if pack is not None:
-        model.reader = PackedHead(model.head_weight, pack)
+        head = PackedHead(model.head_weight, pack)
+        model.logits = head.logits  # of this decoder alone
     if device.type == "cpu":
         pages.settle([*model.parameters(), *model.buffers()])
     return precision
@@ -68,7 +70,7 @@ def lay_side_by_side(mlp: FeedForward) -> None:
 
 def pack_block(block: Block, pack: Callable[[Tensor], nn.Module]) -> None:
     """Swap the matrices of one block."""
-    attention, mlp = block.attention, block.mlp
+    attention, mlp = block.attention, cast(FeedForward, block.mlp)
     qkv, out, up, down = (
         cast(nn.Linear, module).weight
         for module in (attention.qkv, attention.out, mlp.up, mlp.down)
@@ -77,8 +79,7 @@ def pack_block(block: Block, pack: Callable[[Tensor], nn.Module]) -> None:
     if mlp.gate is None:
         mlp.up = pack(up)
     else:
-        mlp.wide = pack(torch.cat((mlp.gate.weight, up)))
-        mlp.gate, mlp.up = None, nn.Identity()
+        block.mlp = PackedSwiGLU(pack(torch.cat((mlp.gate.weight, up))), mlp.down)
 
 
 def packer(precision: Precision, model: Decoder) -> Callable[[Tensor], nn.Module] | None:
@@ -216,6 +217,18 @@ class Int4Linear(nn.Module):
         return y_TN.to(x_TK.dtype)
 
 
+class PackedSwiGLU(nn.Module):
+    """A SwiGLU feed-forward part whose gate and up are one packed matrix."""
+
+    def __init__(self, wide: nn.Module, down: nn.Module) -> None:
+        super().__init__()
+        self.wide, self.down = wide, down
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate_TF, up_TF = self.wide(x_TD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_TF) * up_TF)
+
+
 class PackedHead:
     """Logits of a slice of the vocabulary, which is packed when it is first asked for."""
 
@@ -223,7 +236,9 @@ class PackedHead:
         self.weight_VK, self.pack = weight_VK, pack
         self.packed: dict[tuple[int, int], nn.Module] = {}
 
-    def __call__(self, hidden_K: Tensor, ids: slice) -> Tensor:
+    def logits(self, hidden_K: Tensor, ids: slice | None = None) -> Tensor:
+        """Return what `Decoder.logits` does."""
+        ids = slice(0, len(self.weight_VK)) if ids is None else ids
         if ids.stop - ids.start < FEW or (ids.stop - ids.start) % 16:  # int4 packs no others
             return F.linear(hidden_K, self.weight_VK[ids])
         key = ids.start, ids.stop

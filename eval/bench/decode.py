@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cm3leon.fast.cached import kept
 from cm3leon.fast.native import NativeDecoder
 from cm3leon.pipeline import pick_device
 from eval.bench import baselines as rivals
@@ -155,7 +156,7 @@ def measure(setting: Setting) -> DecodingResult:
         ),
         difference=apart_by,
         floor=floor(job, setting.n, read * BYTES[setting.weights]),
-        compiled=isinstance(job.model.fast, NativeDecoder),
+        compiled=isinstance(kept(job.model), NativeDecoder),
         whole=None if leon is None else times[-1],
     )
 

@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cm3leon.checkpoint import TaskSampling
-from cm3leon.cli import main, retrieving
-from cm3leon.cli.picking import usual
-from cm3leon.cli.retrieving import with_habit
+from cm3leon.cli import main, retrieve
+from cm3leon.cli.rerank import default_candidates
+from cm3leon.cli.retrieve import RetrievalOptions
 from cm3leon.pipeline import CM3Leon
 from tokenizer.errors import UserError
 from tokenizer.pixels import read_info
@@ -66,21 +67,25 @@ def test_what_the_user_says_goes_before(habitual: list[str], capsys: Capture) ->
 def test_as_many_candidates_as_one_request_holds(
     candidates: int, samples: int, temperature: float, found: int
 ) -> None:
-    assert usual(candidates, samples, temperature) == found
+    assert default_candidates(candidates, samples, temperature) == found
 
 
 def test_documents_come_from_what_ships_unless_the_user_says(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
+    def found(default: int, **given: Any) -> tuple[Path | None, int]:
+        chosen = RetrievalOptions(**given).or_default(default)
+        return chosen.memory, chosen.count
+
     shipped, own = Path("default"), Path("own")
-    assert with_habit(None, "default", None, 2) == (shipped, 2)
-    assert with_habit(None, "default", 3, 2) == (shipped, 3)
-    assert with_habit(None, "default", 0, 2) == (None, 0)
-    assert with_habit(own, "default", None, 2) == (own, None)
-    assert with_habit(None, "another", None, 2) == (None, None)
-    assert with_habit(None, "default", 3, 0) == (None, 3)
-    monkeypatch.setattr(retrieving, "find_spec", lambda _: None)
-    assert with_habit(None, "default", None, 2) == (None, None)
+    assert found(2) == (shipped, 2)
+    assert found(2, retrieve=3) == (shipped, 3)
+    assert found(2, retrieve=0) == (None, 0)
+    assert found(2, memory=own) == (own, 2)
+    assert found(2, encoder="another") == (None, 0)
+    assert found(0, retrieve=3) == (None, 3)
+    monkeypatch.setattr(retrieve, "find_spec", lambda _: None)
+    assert found(2) == (None, 0)
     assert "faiss is not installed" in capsys.readouterr().err
 
 

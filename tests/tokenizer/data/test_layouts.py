@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from PIL import Image
 
-from cm3leon.cli.training import Layout
+from cm3leon.cli.data import Layout
 from tokenizer.data.entries import Slice, documents_of, samples_of
 from tokenizer.data.layouts import LAYOUTS, find_slices
 from tokenizer.data.tars import Tally

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from retrieval.parts import DistributedContext
 from tokenizer.data.shards import Shards
+from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.manifest import VERIFIED
 from train.data import encode as encoding

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from cm3leon.__main__ import main
 from cm3leon.pipeline import CM3Leon
-from retrieval.parts import DistributedContext
 from tokenizer.codec import Codec
 from tokenizer.data.layouts import find_slices
 from tokenizer.data.shards import Shards
+from tokenizer.distributed import DistributedContext
 from tokenizer.document import Picture
 from tokenizer.errors import UserError
 from train.config import RowsConfig
