@@ -1,4 +1,7 @@
-"""The model and what it can do; `CM3Leon` is found late, so importing this loads no torch."""
+"""CM3Leon, a text-image transformer.
+
+`CM3Leon` is imported lazily, so that importing this package loads no torch.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +13,7 @@ __all__ = ["CM3Leon", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Find `cm3leon.CM3Leon` when it is first asked for."""
+    """Import `cm3leon.CM3Leon` on first access."""
     if name == "CM3Leon":
         from cm3leon.pipeline import CM3Leon
 

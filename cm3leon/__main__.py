@@ -1,7 +1,8 @@
-"""The front door: `cm3leon ...` and `python -m cm3leon ...`.
+"""Command-line entry point: `cm3leon ...` and `python -m cm3leon ...`.
 
-Four of our packages have common names, so a stray `train.py` in the working folder could be
-imported in place of ours; that is said in one line here, before it becomes a riddle later.
+Four of our packages have common names, so a stray `train.py` in the working directory could be
+imported in place of ours. This is checked here and reported in one line, before it causes an
+obscure error later.
 """
 
 import sys
@@ -12,7 +13,7 @@ NEIGHBOURS = ("tokenizer", "retrieval", "train", "eval")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 user's error, 2 wrong usage."""
+    """Run the command line and return its exit status: 0 success, 1 user error, 2 wrong usage."""
     problem = _hidden_neighbour(Path(__file__).resolve().parent.parent)
     if problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _hidden_neighbour(home: Path) -> str | None:
-    """Say which package of ours is not the one that `import` would find, if any."""
+    """Return an error message if `import` would not find one of our packages, else None."""
     for name in NEIGHBOURS:
         spec = find_spec(name)
         if spec is None:

@@ -1,12 +1,12 @@
-"""Attention and the cache of keys and values: what model.py stands on.
+"""Attention backends and the key-value cache of the decoder (`model.py`).
 
-One face. `attend` is plain PyTorch and runs everywhere; `attention_xformers.attend` has the same
-face and `best_attention` picks one of them, once and aloud; `attend_by_products`, of the same face
-too, is what training on a CPU takes. `KVCache` keeps what decoding has
-already seen, with a length of its own for each row, so that prompts of different lengths advance
-together in one batch.
+All backends have the signature of `Attention`. `attend` is plain PyTorch and runs everywhere;
+`attention_xformers.attend` uses xformers; `best_attention` chooses one of the two, once, and
+reports its choice. `attend_by_products` is used for training on a CPU. `KVCache` stores the keys
+and values of past tokens, with a separate length for each row, so that prompts of different lengths
+are decoded together in one batch.
 
-Shapes: B = rows, L = new tokens, S = tokens a query may look at (the new ones included),
+Shapes: B = rows, L = new tokens, S = tokens a query may attend to (the new ones included),
 N = heads, H = head size, Y = layers.
 """
 
@@ -25,20 +25,23 @@ Backend = Literal["auto", "torch", "xformers"]
 
 
 class Attention(Protocol):
-    """What the decoder asks of an attention backend."""
+    """Signature of an attention backend."""
 
     def __call__(
         self, q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, bias_BLS: Tensor | None = None
     ) -> Tensor:
-        """Return out_BLNH. The bias is added to the scores: 0 to look, -inf not to. None means
-        causal over L == S tokens, or a single query that sees all."""
+        """Return out_BLNH.
+
+        The bias is added to the scores: 0 to attend, -inf to mask. None means causal over L == S
+        tokens, or a single query that attends to all.
+        """
         ...
 
 
 def attend(
     q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, bias_BLS: Tensor | None = None
 ) -> Tensor:
-    """Scaled dot-product attention by PyTorch; the transposes are views, nothing is copied."""
+    """Compute scaled dot-product attention with PyTorch; the transposes are views, not copies."""
     q_BNLH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in (q_BLNH, k_BSNH, v_BSNH))
     if bias_BLS is None:
         causal = is_causal(q_BLNH, k_BSNH)
@@ -52,8 +55,11 @@ def attend(
 def attend_by_products(
     q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, bias_BLS: Tensor | None = None
 ) -> Tensor:
-    """Attention as two products and a softmax. On a CPU a training step on rows of a
-    hundred tokens is faster with it (docs/ledger.md); it keeps all scores in memory."""
+    """Compute attention as two matrix products and a softmax.
+
+    On a CPU a training step on rows of a hundred tokens is faster with it (docs/ledger.md); it
+    keeps all scores in memory.
+    """
     q_BNLH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in (q_BLNH, k_BSNH, v_BSNH))
     scores_BNLS = (q_BNLH @ k_BNSH.transpose(2, 3)) * q_BNLH.shape[3] ** -0.5
     if bias_BLS is not None:
@@ -67,7 +73,7 @@ def attend_by_products(
 
 
 def is_causal(q_BLNH: Tensor, k_BSNH: Tensor) -> bool:
-    """Whether attention without a bias has something to hide: one query sees all there is."""
+    """Return whether attention without a bias needs a causal mask; a single query sees all keys."""
     length = q_BLNH.shape[1]
     assert length in (1, k_BSNH.shape[1]), "causal attention needs as many keys as queries"
     return length > 1
@@ -75,17 +81,20 @@ def is_causal(q_BLNH: Tensor, k_BSNH: Tensor) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What one forward pass writes to the cache and looks at; the same for all layers but for the
-    keys and values themselves, which stand in lists, one entry a layer."""
+    """Positions, attention bias and cache slots of one forward pass.
+
+    All layers share it, except for the keys and values themselves, which are lists with one entry
+    per layer.
+    """
 
     positions_BL: Tensor
     bias_BLS: Tensor | None  # None: the rows were empty, and attention is causal
-    places_T: Tensor  # where the T = B * L new tokens go when all rows are laid end to end
-    flat: Sequence[tuple[Tensor, Tensor]]  # keys and values so laid
+    places_T: Tensor  # slots of the T = B * L new tokens when all rows are concatenated
+    flat: Sequence[tuple[Tensor, Tensor]]  # keys and values of each layer, with rows concatenated
     seen: Sequence[tuple[Tensor, Tensor]]  # k_BSNH and v_BSNH
 
     def put(self, layer: int, k_BLNH: Tensor, v_BLNH: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values of a layer; return what its queries look at, k and v BSNH."""
+        """Store new keys and values of a layer; return those its queries attend to, both BSNH."""
         k_BSNH, v_BSNH = self.seen[layer]
         if self.bias_BLS is None:
             k_BSNH.copy_(k_BLNH)
@@ -99,16 +108,16 @@ class Window:
 class KVCache:
     """Keys and values of every layer in slots; row b holds `lengths[b]` tokens from slot 0 on.
 
-    `rows` names those that take part in the next pass: a prompt can be read into a few of them
-    while others wait. Slots past a row's length hold rubbish (right padding of a prompt, say): the
-    bias hides them and later tokens overwrite them. They start as zeros, for a hidden NaN would
-    still spoil a sum.
+    `rows` are the rows that take part in the next pass: a prompt can be read into a few rows while
+    the others wait. Slots past a row's length hold garbage (right padding of a prompt, for
+    example): the bias masks them and later tokens overwrite them. They are initialised to zero,
+    because a masked NaN would still spoil a sum.
     """
 
     def __init__(self, k_YBSNH: Tensor, v_YBSNH: Tensor) -> None:
         self.k_YBSNH, self.v_YBSNH = k_YBSNH, v_YBSNH
         rows, self.capacity = k_YBSNH.shape[1:3]
-        self.lengths = [0] * rows  # on the host: no step has to wait for the device
+        self.lengths = [0] * rows  # on the host, so that no step waits for the device
         self.lengths_B = torch.zeros(rows, dtype=torch.long, device=k_YBSNH.device)
         self.starts_B = torch.arange(rows, device=k_YBSNH.device) * self.capacity
         self.slots_S = torch.arange(self.capacity, device=k_YBSNH.device)
@@ -128,18 +137,18 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> "KVCache":
-        """An empty cache with room for `capacity` tokens a row."""
+        """Return an empty cache of `capacity` tokens per row."""
         shape = (layers, rows, capacity, heads, head_size)
         return cls(*(torch.zeros(shape, device=device, dtype=dtype) for _ in "kv"))
 
     @property
     def device(self) -> torch.device:
-        """Where the keys and values are."""
+        """Device of the keys and values."""
         return self.k_YBSNH.device
 
     @property
     def longest(self) -> int:
-        """Tokens in the fullest row of those that take part."""
+        """Largest number of tokens in any of `rows`."""
         return max(self.lengths[self._some])
 
     @property
@@ -147,8 +156,11 @@ class KVCache:
         return slice(self.rows.start, self.rows.stop)
 
     def open(self, length: int, seen: int | None = None) -> Window:
-        """What a pass over the next `length` tokens of each row needs. `seen` is how many slots to
-        look at, for those who want the same number at many steps."""
+        """Return the window of a pass over the next `length` tokens of each row.
+
+        `seen` is the number of slots to attend to, for callers that need the same number at many
+        steps.
+        """
         assert self.longest + length <= self.capacity, "the KV cache is full"
         empty = self.longest == 0
         seen = seen or self.longest + length
@@ -165,14 +177,13 @@ class KVCache:
         )
 
     def _bias(self, positions_BL: Tensor, seen: int) -> Tensor:
-        """0 where a token sees its own row up to itself, -inf elsewhere."""
+        """Return the attention bias: 0 for a token and those before it in its row, else -inf."""
         hidden_BLS = self.slots_S[:seen] > positions_BL.unsqueeze(2)
         zeros_BLS = self.k_YBSNH.new_zeros(hidden_BLS.shape)
         return zeros_BLS.masked_fill_(hidden_BLS, -torch.inf)
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Every layer has stored its new tokens: row b of those that took part grew by
-        `counts[b]`."""
+        """Record that all layers stored their new tokens: row b of `rows` grew by `counts[b]`."""
         for row, count in zip(self.rows, counts, strict=True):
             self.lengths[row] += count
         if len(set(counts)) == 1:
@@ -183,7 +194,7 @@ class KVCache:
     def copy(
         self, sources: Sequence[int], targets: Sequence[int], lengths: Sequence[int] | None = None
     ) -> None:
-        """Make the rows `targets` the same as `sources`, or of those the first `lengths` tokens."""
+        """Copy the rows `sources` to the rows `targets`, or only their first `lengths` tokens."""
         if not targets:
             return
         lengths = lengths or [self.lengths[row] for row in sources]
@@ -196,7 +207,7 @@ class KVCache:
             self.lengths[target] = length
 
     def clear(self, rows: range) -> None:
-        """Forget what these rows hold."""
+        """Mark these rows as empty."""
         self.lengths[rows.start : rows.stop] = [0] * len(rows)
         self.lengths_B[rows.start : rows.stop] = 0
 
@@ -206,9 +217,9 @@ def best_attention(
     wanted: Backend = "auto",
     say: Callable[[str], None] | None = None,
 ) -> Attention:
-    """Choose a backend for `device` and say which; `auto` takes xformers on CUDA when installed.
+    """Choose a backend for `device` and report it; `auto` uses xformers on CUDA when installed.
 
-    Raises UserError when xformers is wanted where it cannot run.
+    Raises UserError when xformers is requested where it cannot run.
     """
     has_xformers = device.type == "cuda" and find_spec("xformers") is not None
     if wanted == "xformers" and not has_xformers:

@@ -1,8 +1,8 @@
-"""The face of attention.attend over xformers; the only file that imports xformers.
+"""xformers implementation of `attention.attend`; the only file that imports xformers.
 
-Chosen by attention.best_attention on CUDA; must agree with the plain one.
+Chosen by `attention.best_attention` on CUDA; must agree with the plain implementation.
 
-Shapes: B = rows, L = new tokens, S = tokens a query may look at, N = heads, H = head size.
+Shapes: B = rows, L = new tokens, S = tokens a query may attend to, N = heads, H = head size.
 """
 
 import torch
@@ -11,13 +11,13 @@ from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
 from cm3leon.attention import is_causal
 
-ALIGN = 8  # the kernels want rows of an additive mask to start at multiples of 8 elements
+ALIGN = 8  # the kernels require rows of an additive mask to start at multiples of 8 elements
 
 
 def attend(
     q_BLNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, bias_BLS: Tensor | None = None
 ) -> Tensor:
-    """Memory-efficient attention; no bias means causal, or a single query that sees all."""
+    """Compute memory-efficient attention; no bias means causal, or one query that sees all keys."""
     if bias_BLS is None:
         bias = LowerTriangularMask() if is_causal(q_BLNH, k_BSNH) else None
         return memory_efficient_attention(q_BLNH, k_BSNH, v_BSNH, attn_bias=bias)

@@ -1,6 +1,6 @@
-"""Many prompts through one engine: each picture as it is done, not when all are.
+"""Text-to-image generation of many prompts in one engine; images are yielded as they finish.
 
-Beside pipeline, which paints one request; what is painted is the same.
+`pipeline` generates one request at a time; the images are the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,12 @@ from cm3leon.pipeline import CM3Leon
 from cm3leon.sampling import Sampling
 from tokenizer.document import Document, Picture
 
-IN_FLIGHT = 16  # requests under way at one time
+IN_FLIGHT = 16  # images generated at one time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """A picture to paint from words; `retrieved` are examples to lean on."""
+    """Prompt and seed of an image to generate; `retrieved` documents are in-context examples."""
 
     prompt: str
     seed: int = 0
@@ -39,12 +39,14 @@ def paint_all(
     mix: bool = False,
     score: pool.Score | None = None,
 ) -> Iterator[tuple[int, Image.Image]]:
-    """The number of each wish and its picture, in the order in which they are done: the very
-    picture that `text_to_image` paints of it alone, as far as sums of another order let it.
+    """Yield the index of each wish and its image, in order of completion.
 
-    in_flight: pictures under way at one time, candidates too, which bounds the memory; progress:
-    called with (tokens so far, all there will be). Raises UserError, before anything is painted,
-    for a prompt that does not fit the model.
+    The image is the one that `text_to_image` generates for the wish alone, up to floating-point
+    differences from another order of summation.
+
+    in_flight: images generated at one time, candidates included, which bounds the memory; progress:
+    called with (tokens so far, total tokens). Raises UserError, before anything is generated, for a
+    prompt that does not fit the model.
     """
     drawn = pool.samplings(sampling or leon.sampling.text_to_image, candidates, mix)
     for number, rows in _paint(leon, wishes, drawn, in_flight, progress):
@@ -62,7 +64,7 @@ def paint_codes(
     candidates: int = 1,
     score: pool.Score | None = None,
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """As `paint_all`, but a wish comes to codes, of which there are pixels only to pick by."""
+    """Like `paint_all`, but yield codes; they are decoded to pixels only to choose a candidate."""
     drawn = pool.samplings(sampling or leon.sampling.text_to_image, candidates, False)
     for number, rows in _paint(leon, wishes, drawn, in_flight, progress):
         if score is None or candidates == 1:
@@ -79,7 +81,7 @@ def _paint(
     in_flight: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
-    """The codes of all candidates of each wish, as they are done."""
+    """Yield the index of each wish and the codes of all its candidates, in order of completion."""
     requests = requests_of(leon, wishes, drawn)
     if not requests:
         return
@@ -98,8 +100,11 @@ def _paint(
 
 
 def requests_of(leon: CM3Leon, wishes: Sequence[Wish], drawn: Sequence[Sampling]) -> list[Request]:
-    """What each wish asks of an engine: a candidate for each way of drawing, with neighbouring
-    seeds. Raises UserError for a prompt that does not fit the model."""
+    """Return the engine request of each wish: a candidate per entry of `drawn`, with consecutive
+    seeds.
+
+    Raises UserError for a prompt that does not fit the model.
+    """
     requests = [_request(leon, wish, drawn) for wish in wishes]
     for request in requests:
         request.check(leon.model.config)

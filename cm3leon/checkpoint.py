@@ -1,15 +1,15 @@
-"""The checkpoint folder, which explains itself: written whole, read strictly, by one call each.
+"""Checkpoint folder format: `save` writes a complete folder, `load` reads and validates it.
 
-    config.json              sizes of the decoder, of the vocabulary and of pictures
-    model.safetensors        the decoder (or shards of it, with model.safetensors.index.json)
-    tokenizer.model          words <-> text pieces
-    image_tokenizer/         pixels <-> codes
-    generation_config.json   how to draw, for each task
-    README.md                the model card
+    config.json              sizes of the decoder, the vocabulary and the images
+    model.safetensors        decoder weights (or shards, with model.safetensors.index.json)
+    tokenizer.model          text tokenizer: text <-> text pieces
+    image_tokenizer/         image tokenizer: pixels <-> codes
+    generation_config.json   default sampling parameters of each task
+    README.md                model card
     manifest.json            size and SHA-256 of each part
 
-Training writes it, the pipeline reads it. Nothing is guessed: a part that is missing, damaged or
-of another model is named.
+Training writes the folder and the pipeline reads it. Nothing is guessed: errors name the part that
+is missing, damaged or from another model.
 """
 
 import hashlib
@@ -39,14 +39,14 @@ FORMAT = 1
 CONFIG, SAMPLING, CARD = "config.json", "generation_config.json", "README.md"
 TEXT, IMAGE = "tokenizer.model", "image_tokenizer"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD_BYTES = 16_000_000  # of tensors in one file; larger files are a burden in git and on the way
+SHARD_BYTES = 16_000_000  # of tensors per file; larger files are impractical in git and downloads
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """Side of a picture in pixels, and in codes."""
+    """Side of an image in pixels (`size`) and in codes (`grid`)."""
 
     size: int
     grid: int
@@ -54,7 +54,7 @@ class PictureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What `config.json` holds."""
+    """Contents of `config.json`."""
 
     format: int
     model: ModelConfig
@@ -62,7 +62,7 @@ class Config:
     picture: PictureConfig
     text_tokenizer: str  # hashes of the tokenizers that the model was trained with
     image_tokenizer: str
-    stored: Literal["float", "int8"] = "float"  # how the matrices lie in the files
+    stored: Literal["float", "int8"] = "float"  # format of the matrices in the files
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -77,16 +77,16 @@ Task = Literal["text_to_image", "edit", "infill", "caption", "answer"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSampling:
-    """What `generation_config.json` holds: how to draw when the user does not say."""
+    """Contents of `generation_config.json`: default sampling parameters of each task."""
 
     text_to_image: Sampling = Sampling()  # noqa: RUF009  frozen
     edit: Sampling = Sampling()  # noqa: RUF009
     infill: Sampling = Sampling()  # noqa: RUF009
     caption: Sampling = Sampling(temperature=0.0)  # noqa: RUF009
     answer: Sampling = Sampling(temperature=0.0)  # noqa: RUF009
-    candidates: int = 1  # painted for each picture from words; the retriever's encoder keeps one
-    retrieve: int = 0  # documents of what ships, before words to paint and pictures to caption
-    untrained: tuple[Task, ...] = ()  # tasks that the weights never learnt; commands say so
+    candidates: int = 1  # per text-to-image image; the retriever's encoder selects one
+    retrieve: int = 0  # documents from the shipped memory, for text-to-image and captioning
+    untrained: tuple[Task, ...] = ()  # tasks the weights were not trained on; commands report it
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.retrieve < 0:
@@ -98,7 +98,7 @@ class TaskSampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What `load` reads. `hash` tells the files apart; see `hash_of`."""
+    """Loaded checkpoint. `hash` identifies its files; see `hash_of`."""
 
     model: Decoder
     codec: Codec
@@ -118,11 +118,11 @@ def save(
     card: str | None = None,
     replace: bool = False,
 ) -> str:
-    """Write a checkpoint as a new folder and return its hash. `stored` is how the decoder's
-    weights lie there: int8 takes a quarter of the room of fp32, and is rounded.
+    """Write a checkpoint as a new folder and return its hash.
 
-    The image tokenizer is stored exactly: its codes are what the decoder was trained on. Raises
-    UserError where the folder cannot be written, or exists and is not to be replaced.
+    `stored` is the format of the decoder's weights: int8 takes a quarter of the space of fp32, and
+    is rounded. The image tokenizer is stored exactly, because the decoder was trained on its codes.
+    Raises UserError if the folder cannot be written, or exists and is not to be replaced.
     """
     with new_folder(folder, replace=replace) as aside:
         image_tokenizer.save(aside / IMAGE, half=_fits_half(image_tokenizer.net.state_dict()))
@@ -144,8 +144,10 @@ def save(
 
 
 def load(folder: Path | str) -> Checkpoint:
-    """Read a checkpoint folder, weights as fp32. Raises UserError naming the part that is missing,
-    damaged, or of another model."""
+    """Read a checkpoint folder, with weights as fp32.
+
+    Raises UserError naming the part that is missing, damaged or from another model.
+    """
     folder = Path(folder)
     verify(folder)
     config = read_config(folder)
@@ -157,7 +159,7 @@ def load(folder: Path | str) -> Checkpoint:
     told = (image.hash, picture, image.codes)
     if told != (config.image_tokenizer, config.picture, config.vocabulary.image_codes):
         raise _foreign(folder, IMAGE)
-    with torch.device("meta"):  # no time is lost on drawing weights that are replaced at once
+    with torch.device("meta"):  # skips initialising weights that are replaced at once
         model = Decoder(config.model)
     wanted = listed(model.state_dict(), "int8" if config.stored == "int8" else "fp32")
     model.load_state_dict(unpack(_read_state(folder, wanted)), assign=True)
@@ -171,8 +173,11 @@ def load(folder: Path | str) -> Checkpoint:
 
 
 def find(source: Path | str, say: Callable[[str], None] | None = None) -> Path:
-    """Where a model lies: `default` is the embedded one, `hf:owner/name` is fetched from the
-    Hugging Face hub (or its cache), anything else is a folder."""
+    """Return the folder of a model.
+
+    `default` is the model shipped with the package, `hf:owner/name` is downloaded from the Hugging
+    Face hub (or found in its cache), anything else is a folder.
+    """
     if source == "default":
         folder = Path(str(files("cm3leon") / "assets" / "default"))
         if not folder.is_dir():
@@ -188,18 +193,20 @@ def find(source: Path | str, say: Callable[[str], None] | None = None) -> Path:
 
 
 def read_config(folder: Path) -> Config:
-    """What sizes a checkpoint folder has; reads no weights."""
+    """Read `config.json` of a checkpoint folder, without its weights."""
     return _read_json(Config, folder / CONFIG)
 
 
 def read_sampling(folder: Path) -> TaskSampling:
-    """How a checkpoint folder wants to be sampled; reads no weights."""
+    """Read `generation_config.json` of a checkpoint folder, without its weights."""
     return _read_json(TaskSampling, folder / SAMPLING)
 
 
 def hash_of(folder: Path) -> str:
-    """Twelve hexadecimal digits over all parts that decide what a model says (not over its card
-    and its default sampling, which are written into every result)."""
+    """Return twelve hexadecimal digits that identify the parts that affect a model's output.
+
+    Its card and its default sampling, which are recorded in every result, are left out.
+    """
     listed = json.loads((folder / MANIFEST).read_bytes())["files"]
     lines = [f"{k} {v['sha256']}\n" for k, v in sorted(listed.items()) if k not in (CARD, SAMPLING)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
@@ -210,7 +217,7 @@ def _foreign(folder: Path, part: str) -> UserError:
 
 
 def _fetch(name: str, say: Callable[[str], None] | None) -> Path:
-    """Download a model folder. Nothing else in this project touches the network."""
+    """Download a model folder. Nothing else in this project accesses the network."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -219,7 +226,7 @@ def _fetch(name: str, say: Callable[[str], None] | None) -> Path:
         say(f"fetching {name} from the Hugging Face hub")
     try:
         return Path(snapshot_download(name))
-    except (OSError, ValueError) as error:  # no network, no such model, a name that cannot be
+    except (OSError, ValueError) as error:  # no network, no such model, an invalid name
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"cannot fetch {name!r} from the Hugging Face hub ({reason}); "
@@ -247,12 +254,12 @@ def _write_json(path: Path, table: Mapping[str, object]) -> None:
 
 
 def _fits_half(state: Mapping[str, Tensor]) -> bool:
-    """Whether fp16 holds these fp32 weights exactly, as it does those that came from fp16."""
+    """Return whether fp16 holds these fp32 weights exactly, as it does if they came from fp16."""
     return all(torch.equal(v.half().float(), v) for v in state.values() if v.is_floating_point())
 
 
 def _shards(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Weights in files of at most SHARD_BYTES, or of one tensor that is larger by itself."""
+    """Yield weights in shards of at most SHARD_BYTES, or of a single larger tensor."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in state.items():
@@ -280,14 +287,14 @@ def _write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Index:
-    """What `model.safetensors.index.json` holds: the file of every weight."""
+    """Contents of `model.safetensors.index.json`: the file of every weight."""
 
     metadata: dict[str, int]
     weight_map: dict[str, str]
 
 
 def _read_state(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's tensors as fp32; exactly the `wanted` names and shapes."""
+    """Read the decoder's tensors as fp32; names and shapes must be exactly those of `wanted`."""
     if not (folder / INDEX).is_file():
         return read_weights(folder / WEIGHTS, wanted)
     places = _read_json(_Index, folder / INDEX).weight_map

@@ -1,7 +1,7 @@
-"""Token ids in, token ids out: a handful of requests through an engine of their size.
+"""Generation of token ids from the token ids of prompts, for a fixed set of requests.
 
-After prompts and codec (which make the ids), before codec again (which reads the result). Those who
-have a stream of requests keep an `Engine` instead.
+`prompts` and `codec` make the input ids, and `codec` decodes the output ids. For a stream of
+requests, keep an `Engine` instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ from cm3leon.grammar import Grammar, longest
 from cm3leon.model import Decoder
 from cm3leon.sampling import Sampling
 
-Progress = Callable[[int, int], None]  # tokens of the sample that is farthest on, and at most
-Watch = Callable[[int, Sequence[int]], None]  # a sample's number and its ids so far
+Progress = Callable[[int, int], None]  # tokens of the longest sample so far, and the maximum
+Watch = Callable[[int, Sequence[int]], None]  # a sample's index and its ids so far
 
 
 def generate(
@@ -27,8 +27,11 @@ def generate(
     every: int = 1,
     favoured: tuple[int, ...] = (),
 ) -> list[list[int]]:
-    """One row of new ids for each seed, given ids and stops included; `watch` hears of each sample
-    whenever another `every` ids have come; `favoured` as in `Request`."""
+    """Return one row of new ids per seed, given ids and stops included.
+
+    `watch` is called for each sample whenever another `every` ids are generated; `favoured` as in
+    `Request`.
+    """
     request = Request(
         streams=streams,
         grammar=grammar,
@@ -46,7 +49,7 @@ def generate_batch(
     watch: Watch | None = None,
     every: int = 1,
 ) -> list[list[list[int]]]:
-    """Several requests in one batch: for each, one row of new ids for each of its seeds.
+    """Generate several requests in one batch; return, for each, one row of new ids per seed.
 
     Raises UserError when prompt and answer do not fit the model's context.
     """

@@ -1,8 +1,8 @@
-"""What the model may say, step by step, as plain data.
+"""Grammars that constrain generation: the ids allowed at each step, as plain data.
 
-Between prompts (which says what a task asks for) and generate, which walks through a grammar while
-it draws; likelihood walks through the same grammar to score what somebody else has written. A
-picture thus holds exactly its codes, and text stops where it should, whatever the weights say.
+`prompts` defines the task; `generate` follows a grammar while sampling, and `likelihood` follows
+the same grammar to score existing sequences. An image thus has exactly its number of codes, and
+text ends where it should, whatever the weights predict.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class Given:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A run of ids to draw from `allowed`.
+    """Run of ids to draw from `allowed`.
 
-    Without `stops` it holds exactly `length` ids. With them it ends at the first stop drawn; when
-    `length` ids have come without one, the first of `stops` follows by itself.
+    Without `stops` it has exactly `length` ids. With them it ends at the first stop drawn; after
+    `length` ids without a stop, the first of `stops` is appended.
     """
 
     allowed: range
@@ -34,7 +34,7 @@ class Drawn:
 
     @property
     def choices(self) -> "Choices":
-        """Everything that may be drawn at a step of this run."""
+        """Ids that may be drawn at a step of this run."""
         return (self.allowed, *(range(stop, stop + 1) for stop in self.stops))
 
 
@@ -43,12 +43,12 @@ Grammar = tuple[Given | Drawn, ...]
 
 
 def picture(vocabulary: Vocabulary, length: int) -> Grammar:
-    """A whole picture of `length` codes."""
+    """Return the grammar of a whole image of `length` codes."""
     return codes(vocabulary, [None] * length)
 
 
 def codes(vocabulary: Vocabulary, known: Sequence[int | None]) -> Grammar:
-    """A run of codes where some are known already: None marks those to draw."""
+    """Return the grammar of a run of codes, some of them known: None marks those to draw."""
     runs: list[Given | Drawn] = []
     for unknown, run in groupby(known, lambda code: code is None):
         if unknown:
@@ -59,23 +59,28 @@ def codes(vocabulary: Vocabulary, known: Sequence[int | None]) -> Grammar:
 
 
 def text(vocabulary: Vocabulary, limit: int) -> Grammar:
-    """Text at the end of a row: at most `limit` pieces, then `<eoss>` or `</s>`."""
+    """Return the grammar of text at the end of a row.
+
+    It has at most `limit` pieces, then `<eoss>` or `</s>`.
+    """
     return (Drawn(_range(vocabulary.text_ids), _positive(limit), (vocabulary.eoss_id, EOS)),)
 
 
 def text_filling(vocabulary: Vocabulary, limit: int) -> Grammar:
-    """The text of one hole: at most `limit` pieces, then `<eoss>`."""
+    """Return the grammar of the text of one hole: at most `limit` pieces, then `<eoss>`."""
     return (Drawn(_range(vocabulary.text_ids), _positive(limit), (vocabulary.eoss_id,)),)
 
 
 def code_filling(vocabulary: Vocabulary, known: Sequence[int | None]) -> Grammar:
-    """The codes of one hole in a picture, then `<eoss>`."""
+    """Return the grammar of the codes of one hole in an image, then `<eoss>`."""
     return (*codes(vocabulary, known), Given((vocabulary.eoss_id,)))
 
 
 def infilling(vocabulary: Vocabulary, fillings: Sequence[Grammar]) -> Grammar:
-    """One filling a hole, after a prompt that ends with `<sentinel:0>`; the other sentinels are
-    given (the form of CM3's training documents)."""
+    """Return the grammar of one filling per hole, after a prompt that ends with `<sentinel:0>`.
+
+    The other sentinels are given (the format of CM3's training documents).
+    """
     assert fillings, "nothing to fill in"
     whole = fillings[0]
     for hole, filling in enumerate(fillings[1:], start=1):
@@ -84,7 +89,7 @@ def infilling(vocabulary: Vocabulary, fillings: Sequence[Grammar]) -> Grammar:
 
 
 def split_fillings(vocabulary: Vocabulary, ids: Sequence[int]) -> list[list[int]]:
-    """Take apart what came of `infilling`: the ids of each hole, without `<eoss>` and sentinels."""
+    """Split ids generated under `infilling` by hole, without `<eoss>` and sentinels."""
     fillings: list[list[int]] = [[]]
     for token in ids:
         if vocabulary.is_sentinel(token):
@@ -95,7 +100,7 @@ def split_fillings(vocabulary: Vocabulary, ids: Sequence[int]) -> list[list[int]
 
 
 def longest(grammar: Grammar) -> int:
-    """The most ids that a grammar lets through."""
+    """Return the maximum number of ids that a grammar allows."""
     return sum(
         len(part.ids) if isinstance(part, Given) else part.length + bool(part.stops)
         for part in grammar
@@ -103,7 +108,7 @@ def longest(grammar: Grammar) -> int:
 
 
 def token_at(choices: Choices, column: int) -> int:
-    """The id whose logit stands in this column, when the logits of `choices` stand side by side."""
+    """Return the id of this column of the concatenated logits of `choices`."""
     for ids in choices:
         if column < len(ids):
             return ids[column]
@@ -112,7 +117,7 @@ def token_at(choices: Choices, column: int) -> int:
 
 
 def column_of(choices: Choices, token: int) -> int:
-    """The column where the logit of an id stands; the inverse of `token_at`."""
+    """Return the column of an id's logit; the inverse of `token_at`."""
     before = 0
     for ids in choices:
         if token in ids:
@@ -122,7 +127,7 @@ def column_of(choices: Choices, token: int) -> int:
 
 
 class Walk:
-    """A walk through a grammar: take what is `given()`, then `take` one of `choices`, and again."""
+    """Position in a grammar: read `given()`, then `take` one of `choices`, and repeat."""
 
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
@@ -131,7 +136,7 @@ class Walk:
         self._owed: list[int] = []  # the stop of a text that has reached its limit
 
     def given(self) -> list[int]:
-        """The ids that come next by themselves; walks past them."""
+        """Return the ids that come next without being drawn, and advance past them."""
         ids, self._owed = self._owed, []
         while self._part < len(self._grammar):
             part = self._grammar[self._part]
@@ -143,13 +148,13 @@ class Walk:
 
     @property
     def choices(self) -> Choices:
-        """What may be drawn once all that is given is taken; nothing when the walk is over."""
+        """Ids that may be drawn once all given ids are read; empty at the end of the grammar."""
         if self._part == len(self._grammar):
             return ()
         return self._drawn().choices
 
     def take(self, token: int) -> None:
-        """Walk on past an id that was drawn."""
+        """Advance past a drawn id."""
         part = self._drawn()
         assert any(token in ids for ids in part.choices), f"{token} not allowed"
         self._taken += 1
@@ -161,12 +166,12 @@ class Walk:
 
     @property
     def left(self) -> int:
-        """How many more ids this run may have."""
+        """Maximum number of ids left in this run."""
         return self._drawn().length - self._taken
 
     @property
     def may_stop(self) -> bool:
-        """Whether any id drawn may be the last of this run."""
+        """True if any id drawn may be the last of this run."""
         return bool(self._drawn().stops)
 
     def _drawn(self) -> Drawn:

@@ -1,8 +1,7 @@
-"""How surprised the model is: bits per token under the grammar of a task.
+"""Likelihood of given sequences: bits per token under the grammar of a task.
 
-Scores what is already written by walking the grammar that generate would have walked: each id is
-measured against the ids that were allowed at its step, and what is given costs nothing. Training
-reports, evaluation and reranking all use it.
+Scores existing sequences by following the grammar of generation: each id is scored against the ids
+allowed at its step, and given ids cost nothing. Used by training reports, evaluation and reranking.
 
 Shapes: B = rows, L = tokens, D = width, V = ids that may be drawn, K = tokens scored at once.
 """
@@ -22,12 +21,12 @@ from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAD, Vocabulary
 
 ROWS = 16  # rows read in one forward pass
-SCORED = 4096  # tokens whose logits are held at once
+SCORED = 4096  # tokens whose logits are in memory at once
 
 
 @dataclass(frozen=True)
 class Written:
-    """A prompt, what follows it, and the grammar under which it follows."""
+    """Prompt, its continuation, and the grammar of the continuation."""
 
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -36,7 +35,7 @@ class Written:
 
 @torch.inference_mode()
 def bits(model: Decoder, rows: Sequence[Written]) -> list[Tensor]:
-    """-log2 p of every id of every continuation (float32, on the CPU); 0 where the id was given.
+    """Return -log2 p of every id of every continuation (float32, on the CPU); 0 for given ids.
 
     Raises UserError when a row is longer than the model's context.
     """
@@ -52,8 +51,10 @@ def bits_per_image_token(
     prompts: Sequence[Sequence[int]],
     pictures: Sequence[Sequence[int]],
 ) -> float:
-    """Mean bits of the pictures' codes after their open prompts (`</s> text <break>`), among image
-    ids; `pictures` are codes, row by row."""
+    """Return the mean bits of the images' codes, among image ids.
+
+    The codes follow their open prompts (`</s> text <break>`); `pictures` are codes in raster order.
+    """
     rows = [
         Written(
             tuple(prompt),
@@ -71,8 +72,11 @@ def bits_per_text_token(
     prompts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
 ) -> float:
-    """Mean bits of the texts that fill hole 0, and of the `<eoss>` after each, among text ids and
-    `<eoss>`; the prompts end with `<sentinel:0>`, `texts` are ids of text pieces."""
+    """Return the mean bits of the texts that fill hole 0, and of the `<eoss>` after each.
+
+    They are scored among text ids and `<eoss>`; the prompts end with `<sentinel:0>`, `texts` are
+    ids of text pieces.
+    """
     rows = [
         Written(
             tuple(prompt),
@@ -89,7 +93,7 @@ def _mean(found: Sequence[Tensor]) -> float:
 
 
 def _bits_of_batch(model: Decoder, rows: Sequence[Written]) -> list[Tensor]:
-    """One forward pass over right-padded rows, then the head where something was drawn."""
+    """Run one forward pass over right-padded rows, then the head where an id was drawn."""
     device = model.embed.weight.device
     seen = [(*row.prompt, *row.continuation[:-1]) for row in rows]
     length = max(len(ids) for ids in seen)
@@ -116,7 +120,7 @@ def _bits_of_batch(model: Decoder, rows: Sequence[Written]) -> list[Tensor]:
 
 
 def _drawn(rows: Sequence[Written]) -> dict[Choices, list[tuple[int, int]]]:
-    """Every (row, step) at which an id was drawn, by what could have been drawn there."""
+    """Return every (row, step) at which an id was drawn, grouped by the ids allowed there."""
     steps: dict[Choices, list[tuple[int, int]]] = defaultdict(list)
     for number, row in enumerate(rows):
         walk = Walk(row.grammar)

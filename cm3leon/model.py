@@ -1,11 +1,12 @@
-"""The decoder: token ids in, hidden states out, and the head that turns those into logits.
+"""Transformer decoder: token ids to hidden states, and the head from hidden states to logits.
 
-After codec (which makes the ids), before the training objective and generate. An OPT-like pre-norm
-transformer without biases, without dropout and with unlearned layer norms (CM3Leon, Table 3 and the
-words on its model); RMSNorm, SwiGLU, rotary positions and QK-norm make one of Llama's family.
+`codec` makes the ids; the training objective and `generate` use the outputs. An OPT-like pre-norm
+transformer without biases, without dropout and with layer norms without learned parameters
+(CM3Leon, Table 3 and the text on its model); with RMSNorm, SwiGLU, rotary positions and QK-norm it
+is Llama-like.
 
-Shapes: B = rows, L = new tokens, S = tokens seen, N = heads, H = head size, D = width,
-T = B * L, V = vocabulary (or the slice of it that was asked for).
+Shapes: B = rows, L = new tokens, S = tokens attended to, N = heads, H = head size, D = width,
+T = B * L, V = vocabulary (or the requested slice of it).
 """
 
 import difflib
@@ -21,12 +22,12 @@ from cm3leon.attention import Attention, KVCache, Window, attend
 from tokenizer.errors import UserError
 
 NORM_EPS = 1e-5
-CUT = 3.0  # weights are drawn from a normal cut at this many standard deviations
+CUT = 3.0  # initial weights are truncated at this many standard deviations
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a decoder is made of; the defaults are the paper's, as far as it says."""
+    """Architecture of a decoder; the defaults are the paper's, where it gives them."""
 
     vocabulary: int
     context: int
@@ -39,9 +40,9 @@ class ModelConfig:
     mlp: Literal["relu", "relu2", "swiglu"] = "relu"  # relu2: its square (arXiv 2109.08668)
     positions: Literal["learned", "rope"] = "learned"
     rope_theta: float = 10000.0
-    qk_norm: bool = False  # Chameleon's: a layer norm over each head of queries and keys
+    qk_norm: bool = False  # as in Chameleon: a layer norm over each head of queries and keys
     tied: bool = True
-    z_loss: float = 0.0  # weight of (log Z)^2 in the training loss; the model itself ignores it
+    z_loss: float = 0.0  # weight of (log Z)^2 in the training loss; unused by the model itself
     init_std: float = 0.006
     position_std: float = 0.0002
 
@@ -69,7 +70,7 @@ class ModelConfig:
         return 4 * self.width if self.ffn is None else self.ffn
 
 
-# Heads are OPT's; the paper gives none (Table 3 has layers, width and sequence length).
+# Head counts are OPT's; the paper gives none (Table 3 has layers, width and sequence length).
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"layers": 2, "width": 64, "heads": 2, "context": 256},
     "10m": {"layers": 8, "width": 320, "heads": 5, "context": 1024},
@@ -80,7 +81,10 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def sized(name: str, *, vocabulary: int, **changes: Any) -> ModelConfig:
-    """The configuration of a named size, with `changes` on top; refuses unknown names."""
+    """Return the configuration of a named size, with `changes` applied.
+
+    Raises UserError for an unknown name.
+    """
     if name not in SIZES:
         near = difflib.get_close_matches(name, SIZES, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(SIZES)}"
@@ -90,7 +94,7 @@ def sized(name: str, *, vocabulary: int, **changes: Any) -> ModelConfig:
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention; queries, keys and values come out of one matrix."""
+    """Causal self-attention; one matrix projects to queries, keys and values."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -121,7 +125,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two matrices round a ReLU or its square, or three round a SwiGLU."""
+    """Feed-forward: two matrices with a ReLU or its square, or three with a SwiGLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -140,7 +144,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each added to what came in."""
+    """Transformer layer: attention, then feed-forward, each with a residual connection."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -156,16 +160,16 @@ class Block(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What every layer of one forward pass shares."""
+    """Inputs of one forward pass that all layers share."""
 
     attend: Attention
     shape: tuple[int, int]  # B, L
     rotation: tuple[Tensor, Tensor] | None = None
-    window: Window | None = None  # on the KV cache, where there is one
+    window: Window | None = None  # of the KV cache, if there is one
 
 
 class Decoder(nn.Module):
-    """The transformer. `forward` gives hidden states; `logits` reads them where they are needed."""
+    """Transformer decoder: `forward` returns hidden states, `logits` the logits of any of them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -184,9 +188,9 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights as the paper does: cut normals, residual outputs zero.
+        """Draw all weights as in the paper: truncated normals, and zeros for residual outputs.
 
-        Does nothing on the meta device, where a checkpoint's weights are about to come in.
+        Does nothing on the meta device, where a checkpoint's weights are about to be loaded.
         """
         if self.embed.weight.is_meta:
             return
@@ -217,12 +221,12 @@ class Decoder(nn.Module):
         counts: Sequence[int] | None = None,
         positions_BL: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, hidden_BLD.
+        """Return hidden states after the final norm, hidden_BLD.
 
-        Without a cache the rows are whole documents, right-padded at will: causal attention never
-        looks at what follows. With one, `ids_BL` continues each row where it stands; `counts`
-        says how many of the L ids of each row are real, the others being padding behind them.
-        `positions_BL` is for rows that do not count from 0.
+        Without a cache the rows are whole documents, with any right padding: causal attention never
+        attends to what follows. With a cache, `ids_BL` continues each row after its current length;
+        `counts` is the number of real ids in each row, the other of the L ids being padding after
+        them. `positions_BL` is for rows whose positions do not start at 0.
         """
         if cache is None:
             assert ids_BL.shape[1] <= self.config.context, "more tokens than the context holds"
@@ -239,8 +243,11 @@ class Decoder(nn.Module):
     def read(
         self, ids_BL: Tensor, positions_BL: Tensor | None, window: Window | None = None
     ) -> Tensor:
-        """Hidden states after the final norm, hidden_BLD: no word about how far the rows are, so
-        that a step can be recorded once and played again."""
+        """Return hidden states after the final norm, hidden_BLD.
+
+        It does not use the lengths of the rows on the host, so that a step can be captured once and
+        replayed.
+        """
         length = ids_BL.shape[1]
         x_BLD = self.embed(ids_BL)
         rotation: tuple[Tensor, Tensor] | None = None
@@ -258,17 +265,17 @@ class Decoder(nn.Module):
         return self.norm(x_TD).view(x_BLD.shape)
 
     def logits(self, hidden_BLD: Tensor, ids: slice | None = None) -> Tensor:
-        """Logits of the whole vocabulary, or of the slice `ids` only; any leading shape."""
+        """Return logits of the whole vocabulary, or of the slice `ids` only; any leading shape."""
         weight_VD = self.head_weight
         return F.linear(hidden_BLD, weight_VD if ids is None else weight_VD[ids])
 
     @property
     def head_weight(self) -> Tensor:
-        """What hidden states are multiplied with for logits: V rows of D."""
+        """Matrix from hidden states to logits: V rows of D."""
         return self.embed.weight if self.head is None else self.head.weight
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty KV cache that suits this model, where its weights are and in their type."""
+        """Return an empty KV cache for this model, on its weights' device and in their dtype."""
         weight = self.embed.weight
         return KVCache.allocate(
             layers=self.config.layers,
@@ -284,7 +291,7 @@ class Decoder(nn.Module):
 def rotation_of(
     config: ModelConfig, positions_BL: Tensor | None, length: int, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines for `rotate`, each BL1H, in the type of `like`."""
+    """Return cosines and sines for `rotate`, each BL1H, in the dtype of `like`."""
     if positions_BL is None:
         positions_BL = torch.arange(length, device=like.device).unsqueeze(0)
     half = config.head_size // 2
@@ -295,19 +302,24 @@ def rotation_of(
 
 
 def rotate(x_BLNH: Tensor, cos_BL1H: Tensor, sin_BL1H: Tensor) -> Tensor:
-    """Rotary positions in the half-split layout (the one of Hugging Face's Llama weights); the
-    sines of the lower half come with a minus."""
+    """Apply rotary positions in the half-split layout (that of Hugging Face's Llama weights).
+
+    The sines of the lower half are negated.
+    """
     low, high = x_BLNH.chunk(2, dim=-1)
     return torch.addcmul(x_BLNH * cos_BL1H, torch.cat((high, low), dim=-1), sin_BL1H)
 
 
 def new_norm(config: ModelConfig) -> nn.Module:
-    """A norm over the width; without learned parameters unless the configuration says so."""
+    """Return a norm over the width; without learned parameters unless `norm_affine` is set."""
     kind = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
     return kind(config.width, eps=NORM_EPS, elementwise_affine=config.norm_affine)
 
 
 def new_embedding(rows: int, width: int) -> nn.Embedding:
-    """A table whose weights `initialise` will draw. PyTorch's own first draw would be wasted, and
-    on the meta device it imports the compiler, which takes seconds."""
+    """Return an embedding whose weights `initialise` will draw.
+
+    PyTorch's own initialisation would be wasted, and on the meta device it imports the compiler,
+    which takes seconds.
+    """
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)

@@ -1,10 +1,10 @@
-"""class CM3Leon: a whole model and everything it can do, pictures and words in, the same out.
+"""`CM3Leon`: a complete model with one method per task, with images and text as input and output.
 
-The end of the path: prompts -> codec -> generate -> codec -> image tokenizer, one method a task.
-The command line, evaluation and users all come through here.
+The whole data path: prompts -> codec -> generate -> codec -> image tokenizer. The command line,
+evaluation and users all go through this class.
 """
 
-# Shapes: H, W = pixels a side, L = codes of one picture, 3 = red, green, blue
+# Shapes: H, W = pixels per side, L = codes of one image, 3 = red, green, blue
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,19 +31,20 @@ from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
 from tokenizer.pixels import fit, open_image, to_image, to_pixels
 
-Source = Image.Image | Path | str  # an RGB picture, or the file of one
+Source = Image.Image | Path | str  # an RGB image, or the path of an image file
 Say = Callable[[str], None]
 
-TEXT_LIMIT = 256  # most pieces of a caption or an answer; also what is left of the context
+TEXT_LIMIT = 256  # maximum pieces of a caption or an answer, if the context has room for them
 
 
 class CM3Leon:
-    """A decoder with its tokenizers. Sample i of a request has the seed `seed + i`; the same
-    request gives the same result, bit for bit, on one machine.
+    """Decoder with its tokenizers.
 
-    All methods raise UserError for what the user can mend. `sampling` replaces the model's own
-    default for the task; `progress` is called with (tokens so far, at most), `watch` now and then
-    with (the picture so far or a sheet of all, the share of it that has come).
+    Sample i of a request has the seed `seed + i`; the same request gives the same result, bit for
+    bit, on one machine. All methods raise UserError for errors that the user can correct.
+    `sampling` replaces the model's default for the task; `progress` is called with (tokens so far,
+    maximum), `watch` now and then with (the image so far or a sheet of all images, the fraction
+    generated).
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class CM3Leon:
         self.codec = codec
         self.image_tokenizer = image_tokenizer
         self.sampling = sampling or TaskSampling()
-        self.hash = model_hash  # of the folder it came from; "" before it is saved
+        self.hash = model_hash  # of the checkpoint folder; "" if not loaded from one
         self.precision: Precision = precision  # of the decoder's weights
 
     @classmethod
@@ -71,21 +72,21 @@ class CM3Leon:
         precision: Precision = "auto",
         say: Say | None = None,
     ) -> Self:
-        """Read a checkpoint: a folder, `default` (the embedded model) or `hf:owner/name`.
+        """Load a checkpoint: a folder, `default` (shipped with the package) or `hf:owner/name`.
 
         device: `cpu`, `cuda`, `cuda:1` ..., or `auto` for a GPU where there is one; precision: of
         the decoder's weights (`cm3leon.fast.quantize.prepare`).
         """
         place = pick_device(device)
         parts = checkpoint.load(checkpoint.find(source, say))
-        aloud = None if place.type == "cpu" else say  # a CPU leaves nothing to choose
+        aloud = None if place.type == "cpu" else say  # on a CPU there is nothing to choose
         parts.model.to(place).attend = best_attention(place, say=aloud)
         image_tokenizer = parts.image_tokenizer.to(place)
         chosen = prepare(parts.model, precision, aloud if precision == "auto" else say)
         return cls(parts.model, parts.codec, image_tokenizer, parts.sampling, parts.hash, chosen)
 
     def save_pretrained(self, folder: Path | str, *, stored: Stored = "fp32") -> None:
-        """Write the checkpoint as a new folder, the decoder's weights in this type."""
+        """Write the checkpoint as a new folder, with the decoder's weights as `stored`."""
         if self.precision != "fp32":
             raise UserError(
                 f"the decoder's weights are packed as {self.precision}, which is not stored; load "
@@ -108,10 +109,11 @@ class CM3Leon:
         mix: bool = False,
         score: pool.Score | None = None,
     ) -> list[Image.Image]:
-        """Paint `n` pictures from words; `retrieved` are examples to lean on.
+        """Generate `n` images from a prompt; `retrieved` documents are in-context examples.
 
-        Each is the best by `score` of so many candidates, half of them by CD-K in a `mix`; all are
-        painted in one batch, those of a picture with neighbouring seeds."""
+        Each image is the best by `score` of `candidates`, half of them drawn by CD-K with `mix`.
+        All are generated in one batch, the candidates of an image with consecutive seeds.
+        """
         documents = prompts.paint(prompt, examples=bool(retrieved), form=streams)
         chosen = sampling or self.sampling.text_to_image
         drawn = pool.samplings(chosen, candidates, mix) * n
@@ -130,7 +132,8 @@ class CM3Leon:
         watch: Watcher | None = None,
         streams: prompts.StreamForm = "trained",
     ) -> list[Image.Image]:
-        """Paint a picture again as an instruction says. Where a code stays, so do its pixels."""
+        """Edit an image according to an instruction. Where a code is unchanged, so are its
+        pixels."""
         before = fit(_opened(image), self.image_tokenizer.size)
         source = self.to_picture(before)
         documents = prompts.change(instruction, source, form=streams)
@@ -150,8 +153,11 @@ class CM3Leon:
         progress: Progress | None = None,
         watch: Watcher | None = None,
     ) -> list[Image.Image]:
-        """Paint a region anew: a box in the picture's own pixels, or a mask of the same size that
-        is white there. What lies outside comes from the picture, pixel for pixel."""
+        """Regenerate a region of an image.
+
+        The region is a box in the image's own pixels, or a mask of the same size that is white
+        there. Outside the region, the pixels of the image are kept exactly.
+        """
         whole = _opened(image)
         size = self.image_tokenizer.size
         before, mask_HW = fit(whole, size), mask_of(whole, region, size)
@@ -183,7 +189,7 @@ class CM3Leon:
         retrieved: Sequence[Document] = (),
         progress: Progress | None = None,
     ) -> list[str]:
-        """Say what a picture shows, `n` times (the same each time at temperature 0)."""
+        """Caption an image `n` times (the same caption each time at temperature 0)."""
         document = prompts.describe(self.to_picture(image))
         chosen = sampling or self.sampling.caption
         return self._say(document, n, seed, chosen, progress, retrieved)
@@ -197,22 +203,22 @@ class CM3Leon:
         sampling: Sampling | None = None,
         progress: Progress | None = None,
     ) -> list[str]:
-        """Answer a question about a picture."""
+        """Answer a question about an image."""
         document = prompts.ask(question, self.to_picture(image))
         return self._say(document, n, seed, sampling or self.sampling.answer, progress)
 
     def reconstruct(self, image: Source) -> Image.Image:
-        """A picture through the codebook and back: the best that this model could paint."""
+        """Encode and decode an image: the best quality that this model could generate."""
         return self.to_image(self.to_picture(image))
 
     def to_picture(self, image: Source) -> Picture:
-        """A picture's codes, of its middle square."""
+        """Encode an image's central square to codes."""
         pixels_3HW = to_pixels(fit(_opened(image), self.image_tokenizer.size))
         codes_BL = self.image_tokenizer.encode(pixels_3HW.unsqueeze(0).to(self._pixel_device))
         return Picture(tuple(codes_BL[0].tolist()))
 
     def to_image(self, picture: Picture) -> Image.Image:
-        """The pixels of codes. One picture at a time, so that company never changes a bit."""
+        """Decode codes to an image, one at a time, so that the batch never changes a bit."""
         codes_BL = torch.tensor([picture.codes], device=self._pixel_device)
         return to_image(self.image_tokenizer.decode(codes_BL)[0])
 
@@ -221,7 +227,7 @@ class CM3Leon:
         return next(self.image_tokenizer.net.parameters()).device
 
     def _room(self, ids: Sequence[int]) -> int:
-        """How long a text may be that follows these ids (its stop needs no place in the model)."""
+        """Return the maximum length of a text after these ids (its stop is never fed back)."""
         return self.model.config.context - len(ids)
 
     def _generate(
@@ -297,7 +303,10 @@ def _opened(image: Source) -> Image.Image:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name (`cpu`, `cuda`, `cuda:1` ..., `auto`), refused where it is not here."""
+    """Return the device of a name: `cpu`, `cuda`, `cuda:1` ..., or `auto`.
+
+    Raises UserError if it is not available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,9 +1,10 @@
-"""A picture while it is painted: what has come of its codes, drawn at a bounded cost.
+"""Previews of an image during generation: decodes the codes so far, at a bounded cost.
 
-Between generate, which tells of ids as they come, and whoever watches. The pipeline hangs it in.
+`generate` passes on ids as they are drawn, and a watcher receives the previews. Set up by the
+pipeline.
 """
 
-# Shapes: L = cells of a picture, row by row
+# Shapes: L = cells of an image, in raster order
 
 import math
 import time
@@ -16,22 +17,22 @@ from tokenizer.codec import Codec
 from tokenizer.document import Hole, Picture
 from tokenizer.pixels import sheet
 
-Watcher = Callable[[Image.Image, float], None]  # the picture so far, and the share that has come
+Watcher = Callable[[Image.Image, float], None]  # the image so far, and the fraction generated
 
-SHARE = 0.03  # of all the time, at most, goes into views
-GUESS = 2e-6  # seconds a pixel, what the first view is taken to cost
+SHARE = 0.03  # maximum share of the total time spent on previews
+GUESS = 2e-6  # seconds per pixel, the assumed cost of the first preview
 GREY = (128, 128, 128)
 
 
 class Live:
-    """Shows a watcher the samples of a request as their codes come: one picture, or a sheet.
+    """Preview of the samples of a request as their codes are generated: one image, or a sheet.
 
-    It keeps an account of the time that views take, the watcher's own included, and leaves a view
-    out where that would exceed SHARE of the time since it was made. A view is taken to cost what
-    the last one did; what the first will cost is a guess by its pixels.
+    The time that previews take, the watcher's own included, is measured, and a preview is skipped
+    where it would exceed SHARE of the time since the object was created. A preview is assumed to
+    cost as much as the last; the cost of the first is estimated from its number of pixels.
 
-    region: what is to be painted, if that is not a whole picture; finish: what else becomes of a
-    picture.
+    region: the region to generate, if that is not a whole image; finish: postprocessing of an
+    image.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Live:
         self.cost = GUESS * size**2 * samples
 
     def __call__(self, number: int, ids: Sequence[int]) -> None:
-        """Hear of all ids of a sample so far; with the last sample comes the view."""
+        """Receive all ids of a sample so far; with the last sample, show the preview."""
         self.rows[number] = ids
         if number + 1 < len(self.rows):
             return
@@ -86,7 +87,7 @@ class Live:
 def partial(
     codes_L: Sequence[int | None], to_image: Callable[[Picture], Image.Image]
 ) -> Image.Image:
-    """The picture of the codes that are known; the cells of the others are grey."""
+    """Return the image of the known codes; the cells of the others are grey."""
     grid = math.isqrt(len(codes_L))
     image = to_image(Picture(filled(codes_L, grid)))
     missing = Image.new("L", (grid, grid))
@@ -96,8 +97,11 @@ def partial(
 
 
 def filled(codes_L: Sequence[int | None], grid: int) -> tuple[int, ...]:
-    """Every unknown code as the one above it: the picture keeps its colours, which a decoder that
-    evens them out over the whole picture looks at. In the first row: as the one before it."""
+    """Replace every unknown code by the code above it, or in the first row by the code before it.
+
+    The image keeps its overall colours, which affect a decoder that normalises over the whole
+    image.
+    """
     whole: list[int] = []
     last = next((code for code in codes_L if code is not None), 0)
     for cell, code in enumerate(codes_L):
@@ -109,8 +113,10 @@ def filled(codes_L: Sequence[int | None], grid: int) -> tuple[int, ...]:
 
 
 def opened(region: Region) -> tuple[list[int | None], list[int]]:
-    """The codes of a region's picture before anything has come, None where one is to be drawn; and
-    the cells where those belong that come, in their order."""
+    """Return the codes of a region's image before generation, and the cells of the generated codes.
+
+    A code is None where it is to be drawn; the cells are in the order of generation.
+    """
     codes_L: list[int | None] = []
     cells: list[int] = []
     known = iter(region.known)

@@ -1,9 +1,9 @@
-"""Task -> Document: the words around every task, in training and in generation alike.
+"""Document templates of every task, for training and generation alike.
 
-Before the codec, which turns Documents into ids. The upper half holds the forms that the model is
-trained on, with the answer before the picture; the lower half the prompts, each of which is the
-beginning of a masked training row: what is asked for becomes a Hole, or is left out at the end.
-Templates: CM3Leon table 5; streams of guidance: sections 3.1 and 4.2.
+The codec turns the documents into ids. The upper half has the training documents, with the answer
+before the image; the lower half the prompts, each of which is the beginning of a masked training
+row: the requested part becomes a Hole, or is left out at the end. Templates: CM3Leon table 5;
+guidance streams: sections 3.1 and 4.2.
 """
 
 from collections.abc import Sequence
@@ -18,43 +18,45 @@ DESCRIBE = "Describe the given picture."
 EDIT = "Edit first image following the instruction"
 MOST_RUNS = 4  # an infilled region of more runs of codes than this becomes one covering span
 
-# Wordings of a question: before the answer, the space that belongs to the answer, after it.
+# Question templates: before the answer, the space that belongs to the answer, after it.
 QUESTION_FORMS = (
     ("Question: {} Answer:", " ", "."),
     ("Question: {}\n", "", ""),
     ("Question: {} The answer is", " ", "."),
 )
 
-# How guidance says "no prompt". `trained`: the query text is one masked segment, which the
+# Form of the unconditional prompt. `trained`: the query text is one masked segment, which the
 # objective trains. `meta`: the shorter forms of Meta's scripts, which leave the text out.
 StreamForm = Literal["trained", "meta"]
 
 
 def pair(caption: str, picture: Picture) -> Document:
-    """A caption and its picture: the commonest training document."""
+    """Return a caption and its image: the most common training document."""
     return (field(caption), picture)
 
 
 def described(caption: str, picture: Picture) -> Document:
-    """A caption that was asked for."""
+    """Return a captioning document: instruction, caption and image."""
     return (DESCRIBE, field(caption), picture)
 
 
 def edit(instruction: str, source: Picture, target: Picture) -> Document:
-    """A picture, what to change, and the picture after that."""
+    """Return an editing document: source image, instruction and target image."""
     return (EDIT, source, field(instruction), target)
 
 
 def question(asked: str, answer: str, picture: Picture, form: int = 0) -> Document:
-    """A question about a picture and its answer, worded as one of QUESTION_FORMS."""
+    """Return a question about an image and its answer, in one of QUESTION_FORMS."""
     return (*_asked(asked, needed(answer, "answer"), form), picture)
 
 
 def paint(
     caption: str, *, examples: bool = False, form: StreamForm = "trained"
 ) -> tuple[Document, Document]:
-    """Text to picture: with the caption, and without it. `examples`: retrieved documents will
-    stand before both."""
+    """Return the text-to-image prompts: with the caption, and without it.
+
+    `examples`: retrieved documents will precede both.
+    """
     nothing: Document = () if form == "meta" and examples else (Hole(),)
     return (field(caption),), nothing
 
@@ -62,27 +64,27 @@ def paint(
 def change(
     instruction: str, source: Picture, *, form: StreamForm = "trained"
 ) -> tuple[Document, Document, Document]:
-    """Editing: with instruction and source, with the source only, with neither."""
+    """Return the editing prompts: with instruction and source, with the source, with neither."""
     blank: Document = (EDIT, source) if form == "meta" else (EDIT, source, Hole())
     return (EDIT, source, field(instruction)), blank, (Hole(),)
 
 
 def describe(picture: Picture, *, asked: bool = True) -> Document:
-    """Picture to caption, in the form of `described` (or of `pair`, if not `asked`)."""
+    """Return a captioning prompt, in the form of `described` (or of `pair`, if not `asked`)."""
     return (DESCRIBE, Hole(), picture) if asked else (Hole(), picture)
 
 
 def ask(asked: str, picture: Picture, form: int = 0) -> Document:
-    """A question about a picture, to be answered."""
+    """Return the prompt of a question about an image."""
     return (*_asked(asked, None, form), picture)
 
 
 @dataclass(frozen=True)
 class Region:
-    """A picture with a region to be painted anew.
+    """Image with a region to regenerate.
 
-    known: for every Hole of the picture its codes, None where they are to be drawn; the others
-    only lie inside a covering span and are forced back.
+    known: for every Hole of the image its codes, None where they are to be drawn; the others are
+    only inside a covering span and are forced to their known values.
     """
 
     document: Document
@@ -90,10 +92,10 @@ class Region:
 
 
 def complete(picture: Picture, wanted: Sequence[bool], caption: str | None = None) -> Region:
-    """Paint the `wanted` codes of a whole picture anew.
+    """Return the prompt that regenerates the `wanted` codes of a whole image.
 
-    One Hole a run of codes in raster order; over MOST_RUNS runs become one covering Hole. Without
-    a caption the caption is itself the first Hole.
+    Each run of codes in raster order is one Hole; more than MOST_RUNS runs become one covering
+    Hole. Without a caption, the caption is itself the first Hole.
     """
     assert len(wanted) == len(picture.codes)
     assert any(wanted), "nothing to paint"
@@ -113,7 +115,7 @@ def complete(picture: Picture, wanted: Sequence[bool], caption: str | None = Non
 
 
 def needed(text: str, name: str = "prompt") -> str:
-    """The text without the space around it; refuses what is empty."""
+    """Return the text without surrounding whitespace. Raises UserError if it is empty."""
     stripped = text.strip()
     if not stripped:
         raise UserError(f"the {name} is empty; write what you want")
@@ -121,12 +123,15 @@ def needed(text: str, name: str = "prompt") -> str:
 
 
 def field(text: str, name: str = "prompt") -> Field:
-    """A text that a task may ask for, with the space before it; refuses what is empty."""
+    """Return a text that a task may request, with the space before it.
+
+    Raises UserError if it is empty.
+    """
     return Field(f" {needed(text, name)}")
 
 
 def _asked(asked: str, answer: str | None, form: int) -> tuple[Part, ...]:
-    """The text of a question, with its answer as a Field or, not known yet, as a Hole."""
+    """Return the text of a question, with its answer as a Field or, if not yet known, a Hole."""
     before, space, after = QUESTION_FORMS[form]
     slot: Part = Hole() if answer is None else Field(space + answer)
     words = (before.format(needed(asked, "question")), slot)
@@ -134,7 +139,7 @@ def _asked(asked: str, answer: str | None, form: int) -> tuple[Part, ...]:
 
 
 def _runs(wanted: Sequence[bool]) -> list[tuple[int, int]]:
-    """[start, end) of every run of wanted codes."""
+    """Return [start, end) of every run of wanted codes."""
     runs: list[tuple[int, int]] = []
     for is_wanted, places in groupby(range(len(wanted)), lambda place: wanted[place]):
         if is_wanted:

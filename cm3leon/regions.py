@@ -1,10 +1,10 @@
-"""The part of a picture that is to be painted anew: a box or a mask, as pixels and as codes.
+"""Image regions to regenerate: a box or a mask, as pixels and as codes.
 
-The pipeline's `infill` asks for it; `blend` puts what was painted back into the picture. An edit
-keeps the pixels where the codes stayed.
+Used by the pipeline's `infill`; `blend` puts the generated region back into the image. An edit
+keeps the pixels where the codes are unchanged.
 """
 
-# Shapes: H, W = pixels a side, 3 = red, green, blue, G = codes a side
+# Shapes: H, W = pixels per side, 3 = red, green, blue, G = codes per side
 
 import math
 
@@ -20,11 +20,11 @@ from tokenizer.pixels import fit, to_image, to_pixels
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom excluded
 
-FEATHER = 32  # the border of a repainted region fades over this share of a picture's side
+FEATHER = 32  # the border of a generated region fades over 1/FEATHER of the image's side
 
 
 def mask_of(whole: Image.Image, region: Image.Image | Box, size: int) -> Tensor:
-    """Bool [H, W] of the middle square at `size`, the model's: True where to paint."""
+    """Return a bool mask [H, W] of the central square at the model's `size`: True to generate."""
     if not isinstance(region, Image.Image):
         check_box(region, whole.size)
         mask = Image.new("L", whole.size)
@@ -41,7 +41,10 @@ def mask_of(whole: Image.Image, region: Image.Image | Box, size: int) -> Tensor:
 
 
 def cells_of(mask_HW: Tensor, grid: int) -> list[bool]:
-    """Whether to paint each of grid x grid codes: every one that covers a pixel of the mask."""
+    """Return whether to generate each of grid x grid codes: those that cover a pixel of the mask.
+
+    Raises UserError if there are none.
+    """
     cell = mask_HW.shape[0] // grid
     covered = F.max_pool2d(mask_HW[None].float(), cell) > 0
     if not covered.any():
@@ -53,7 +56,7 @@ def cells_of(mask_HW: Tensor, grid: int) -> list[bool]:
 
 
 def mask_of_changed(before: Picture, after: Picture, size: int) -> Tensor:
-    """Bool [H, W] of a picture of `size`: True where a code is another than before."""
+    """Return a bool mask [H, W] of an image of `size`: True where a code has changed."""
     changed = [old != new for old, new in zip(before.codes, after.codes, strict=True)]
     grid = math.isqrt(len(changed))
     mask_GG = torch.tensor(changed).view(grid, grid)
@@ -61,7 +64,7 @@ def mask_of_changed(before: Picture, after: Picture, size: int) -> Tensor:
 
 
 def check_box(box: Box, size: tuple[int, int]) -> None:
-    """Refuse a box that is empty or reaches out of a picture of `size` (width, height)."""
+    """Raise UserError for a box that is empty or exceeds an image of `size` (width, height)."""
     left, top, right, bottom = box
     width, height = size
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
@@ -72,11 +75,11 @@ def check_box(box: Box, size: tuple[int, int]) -> None:
 
 
 def blend(before: Image.Image, after: Image.Image, mask_HW: Tensor) -> Image.Image:
-    """`after` inside the mask, fading in from its border; `before`, exactly, outside."""
+    """Return `after` inside the mask, fading in from its border, and exactly `before` outside."""
     steps = max(1, before.width // FEATHER)
     outside_1HW = (~mask_HW)[None].float()
     share_1HW = 1 - outside_1HW
-    for _ in range(steps):  # each round, the outside grows by a pixel
+    for _ in range(steps):  # each iteration grows the outside by a pixel
         outside_1HW = F.max_pool2d(outside_1HW, 3, stride=1, padding=1)
         share_1HW = share_1HW + 1 - outside_1HW
     before_3HW, after_3HW = to_pixels(before), to_pixels(after)

@@ -1,8 +1,8 @@
-"""Several candidates for every picture, of which the best is kept: sample and rerank.
+"""Reranking: several candidates for every image, of which the best is kept.
 
-pipeline -> `samplings` (how each candidate is drawn) -> generate -> `pick`. CM3Leon keeps the best
-of 8 samples by a CLIP model, and its Figure 4 (right) goes on improving where half are drawn by
-top-p and half by CD-K. Who scores is not known here: the score function is handed in.
+Data path: pipeline -> `samplings` (of each candidate) -> generate -> `pick`. CM3Leon keeps the best
+of 8 samples by a CLIP model, and its Figure 4 (right) continues to improve where half are drawn by
+top-p and half by CD-K. The scoring model is unknown here: the caller passes a score function.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from cm3leon.sampling import Sampling
 from tokenizer.errors import UserError
 
 Score = Callable[[str, Sequence[Image.Image]], Sequence[float]]
-"""How well each picture shows what the text says; more is better."""
+"""Function that scores how well each image matches a text; higher is better."""
 
-SHARE = 0.9  # top-p of a mix whose task has none: without one there would be no top-p half
+SHARE = 0.9  # top-p of a mix whose task has none, which would leave no top-p half
 
 
 def check(sampling: Sampling, candidates: int, mix: bool) -> None:
-    """Raise UserError for candidates that cannot be drawn, or would all be one picture."""
+    """Raise UserError for candidates that cannot be drawn, or would all be the same image."""
     if candidates < 1:
         raise UserError(f"candidates is {candidates}; ask for at least 1")
     if mix and (candidates < 2 or candidates % 2):
@@ -37,8 +37,11 @@ def check(sampling: Sampling, candidates: int, mix: bool) -> None:
 
 
 def samplings(sampling: Sampling, candidates: int, mix: bool) -> list[Sampling]:
-    """How each candidate of one picture is drawn: all as the task says, or half of them by top-p
-    and guidance, then half by CD-K, whose set of plausible ids stands in top-p's place."""
+    """Return the sampling parameters of each candidate of an image.
+
+    All are the task's, or half are drawn by top-p and guidance, then half by CD-K, whose set of
+    plausible ids replaces top-p.
+    """
     check(sampling, candidates, mix)
     if not mix:
         return [sampling] * candidates
@@ -48,7 +51,7 @@ def samplings(sampling: Sampling, candidates: int, mix: bool) -> list[Sampling]:
 
 
 def best(scores: Sequence[float]) -> int:
-    """The place of the highest score, the first of equals. Raises UserError for no numbers."""
+    """Return the index of the highest score, the first of equals. Raises UserError for NaN."""
     if any(score != score for score in scores):
         raise UserError("a score is not a number; the encoder's weights are bad")
     return max(range(len(scores)), key=scores.__getitem__)
@@ -57,7 +60,10 @@ def best(scores: Sequence[float]) -> int:
 def pick(
     prompt: str, painted: Sequence[Image.Image], candidates: int, score: Score | None
 ) -> list[Image.Image]:
-    """The best of every `candidates` pictures. Raises UserError where nobody can say which."""
+    """Return the best of every `candidates` images.
+
+    Raises UserError if there are several candidates and no score function.
+    """
     if candidates == 1:
         return list(painted)
     if score is None:

@@ -1,7 +1,7 @@
-"""From logits to the next token: small pure functions, in the order in which they are used.
+"""Sampling of the next token from logits: small pure functions, in the order of their use.
 
-Called by generate at every step: several streams' logits -> `combine` (guidance) -> temperature ->
-`top_k` -> `top_p` -> `draw`. The logits that come in hold allowed ids only.
+Called by the engine at every step: logits of several streams -> `combine` (guidance) -> temperature
+-> `top_k` -> `top_p` -> `draw`. The input logits are those of allowed ids only.
 
 Shapes: W = guidance streams (with the prompt first), B = samples, V = ids that may be drawn.
 """
@@ -17,19 +17,22 @@ from tokenizer.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to draw. The scales for editing are the paper's; it gives no temperature, top-p, k or
-    alpha, and its guidance scale only in a plot (CM3Leon, Figure 4)."""
+    """Sampling parameters.
+
+    The scales for editing are the paper's; it gives no temperature, top-p, k or alpha, and its
+    guidance scale only in a plot (CM3Leon, Figure 4).
+    """
 
     temperature: float = 1.0  # 0 takes the likeliest token
     top_k: int | None = None
     top_p: float | None = None
     cfg_scale: float = 3.0
-    contrastive: bool = False  # CD-K in the place of classifier-free guidance
+    contrastive: bool = False  # CD-K instead of classifier-free guidance
     contrastive_k: int = 8
     contrastive_alpha: float = 0.5
-    image_scale: float = 1.5  # editing: pull towards the source picture
-    text_scale: float = 7.5  # editing: pull towards the instruction
-    keep: float = 0.0  # editing: nats that a code of the source gains in its own place (ours)
+    image_scale: float = 1.5  # editing: guidance scale of the source image
+    text_scale: float = 7.5  # editing: guidance scale of the instruction
+    keep: float = 0.0  # editing: nats added to the source's code at its own position (ours)
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -50,10 +53,10 @@ class Sampling:
 
 
 def combine(logits_WBV: Tensor, sampling: Sampling) -> Tensor:
-    """Make one guided distribution of all streams: none, one against the other, or editing's three.
+    """Combine the logits of all streams into one guided distribution.
 
-    Two streams are with and without the prompt; three are instruction and picture, picture only,
-    neither.
+    One stream is returned unchanged. Two streams are with and without the prompt; three are
+    instruction and image, image only, neither.
     """
     if len(logits_WBV) == 1:
         return logits_WBV[0]
@@ -68,24 +71,23 @@ def combine(logits_WBV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def guide(cond_BV: Tensor, uncond_BV: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: push away from what the model says without the prompt."""
+    """Apply classifier-free guidance: move away from the prediction without the prompt."""
     return uncond_BV + scale * (cond_BV - uncond_BV)
 
 
 def guide_edit(
     full_BV: Tensor, image_only_BV: Tensor, uncond_BV: Tensor, image_scale: float, text_scale: float
 ) -> Tensor:
-    """Guidance with a weight for the source picture and one for the instruction (after
-    InstructPix2Pix)."""
+    """Apply guidance with one weight each for image and instruction (after InstructPix2Pix)."""
     towards_image_BV = image_scale * (image_only_BV - uncond_BV)
     towards_text_BV = text_scale * (full_BV - image_only_BV)
     return uncond_BV + towards_image_BV + towards_text_BV
 
 
 def contrast(cond_BV: Tensor, uncond_BV: Tensor, k: int, alpha: float) -> Tensor:
-    """CM3Leon's contrastive decoding, CD-K: log p_cond - log p_uncond over the plausible ids.
+    """Apply CM3Leon's contrastive decoding, CD-K: log p_cond - log p_uncond over the plausible ids.
 
-    Plausible is what has at least `alpha` times the k-th largest p_cond; k = 1 is plain
+    An id is plausible with at least `alpha` times the k-th largest p_cond; k = 1 is plain
     contrastive decoding. All other ids get -inf.
     """
     cond_BV, uncond_BV = cond_BV.log_softmax(-1), uncond_BV.log_softmax(-1)
@@ -95,21 +97,24 @@ def contrast(cond_BV: Tensor, uncond_BV: Tensor, k: int, alpha: float) -> Tensor
 
 
 def favour(logits_BV: Tensor, columns_B: Tensor, keep: float) -> Tensor:
-    """Make one id of each row `keep` nats likelier. An edit leaves most of its source as it is, and
-    a code shows only its own surroundings, so the source's code is a good guess in its place."""
+    """Make one id of each row `keep` nats likelier.
+
+    An edit leaves most of its source unchanged, and a code shows only its own surroundings, so the
+    source's code is a good guess at its position.
+    """
     return logits_BV.scatter_add(
         1, columns_B.unsqueeze(1), logits_BV.new_full((len(columns_B), 1), keep)
     )
 
 
 def top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Forbid all but the k likeliest ids of each row (and those level with the last of them)."""
+    """Mask all but the k likeliest ids of each row (and ties with the last of them)."""
     kth_B1 = logits_BV.topk(min(k, logits_BV.shape[-1])).values[:, -1:]
     return logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
 
 
 def top_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Forbid all but the fewest likeliest ids that hold the share `p` of the probability."""
+    """Mask all but the fewest likeliest ids whose total probability is at least `p`."""
     sorted_BV, order_BV = logits_BV.softmax(-1).sort(-1, descending=True)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
     outside_BV = torch.zeros_like(before_BV, dtype=torch.bool)
@@ -119,9 +124,9 @@ def top_p(logits_BV: Tensor, p: float) -> Tensor:
 
 
 def draw(logits_BV: Tensor, noise_B: Tensor) -> Tensor:
-    """Draw one id a row: where the uniform `noise_B` in [0, 1) falls on the cumulated softmax.
+    """Draw one id per row: where the uniform `noise_B` in [0, 1) falls on the cumulative softmax.
 
-    One number a row, whatever V is: a row draws the same alone and in a batch.
+    One random number per row, whatever V is: a row draws the same id alone and in a batch.
     """
     cumulated_BV = logits_BV.double().softmax(-1).cumsum(-1)
     point_B1 = noise_B.to(cumulated_BV).unsqueeze(-1) * cumulated_BV[:, -1:]
@@ -129,7 +134,7 @@ def draw(logits_BV: Tensor, noise_B: Tensor) -> Tensor:
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, noise_B: Tensor) -> Tensor:
-    """Temperature, top-k, top-p and the draw; at temperature 0 the likeliest id instead."""
+    """Apply temperature, top-k and top-p, then draw; at temperature 0 return the likeliest id."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
     logits_BV = logits_BV / sampling.temperature

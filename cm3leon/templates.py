@@ -1,9 +1,9 @@
-"""Further forms that a model is tuned on: Table 5 beyond captions, edits and questions.
+"""Further fine-tuning templates: Table 5 beyond captions, edits and questions.
 
-Beside `prompts.py`, which words what the commands ask for; before the codec. Each function lays out
-one whole training document; the picture that it is about stands last, as in all of Table 5. What a
-task asks for is a Field, so a prompt is the same document with a Hole for a Field, or without its
-last picture. Templates: CM3Leon table 5, boxes figure 15. `conversation` is ours, not the paper's.
+`prompts.py` has the templates of the commands; the codec turns both into ids. Each function returns
+one whole training document; the image that it is about comes last, as in all of Table 5. The
+requested part is a Field, so a prompt is the same document with a Hole for a Field, or without its
+last image. Templates: CM3Leon table 5, boxes figure 15. `conversation` is ours, not the paper's.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from tokenizer.document import Document, Field, Part, Picture
 from tokenizer.errors import UserError
 
 Box = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels of the picture as the model paints it."""
+"""x1, y1, x2, y2 in pixels of the image as the model generates it."""
 
 STRUCTURE = "Make high quality image from"
-# kind of condition -> how the instruction names it
+# kind of condition -> its name in the instruction
 STRUCTURES = {
     "canny": "canny edge features",
     "segmentation": "a segmentation map",
@@ -39,9 +39,9 @@ NARRATIVE_FORMS = (
 
 
 def structured(structure: str, caption: str, condition: Picture, picture: Picture) -> Document:
-    """A picture painted after a condition (edges, a map, a pose ...) and a caption.
+    """Return a document of an image after a condition (edges, a map, a pose ...) and a caption.
 
-    Raises UserError for a structure that is none of STRUCTURES.
+    Raises UserError for a structure that is not in STRUCTURES.
     """
     if structure not in STRUCTURES:
         raise UserError(f"unknown structure {structure!r}; known: {', '.join(STRUCTURES)}")
@@ -49,8 +49,11 @@ def structured(structure: str, caption: str, condition: Picture, picture: Pictur
 
 
 def grounded(caption: str, objects: Sequence[tuple[str, Box]], picture: Picture) -> Document:
-    """A picture with named things in given boxes; the list of them is a Field, so that finding
-    things in a picture is learnt too. Raises UserError where there is no object."""
+    """Return a document of an image with named objects in given boxes.
+
+    The list of objects is a Field, so that detection is trained too. Raises UserError if there is
+    no object.
+    """
     if not objects:
         raise UserError("there is no object; name at least one, and its box")
     places = ", ".join(f"{needed(name, 'name')} at {place(box)}" for name, box in objects)
@@ -59,23 +62,23 @@ def grounded(caption: str, objects: Sequence[tuple[str, Box]], picture: Picture)
 
 
 def place(box: Box) -> str:
-    """A box as text: `(x1, y1) -> (x2, y2)`."""
+    """Return a box as text: `(x1, y1) -> (x2, y2)`."""
     left, top, right, bottom = box
     return f"({left}, {top}) -> ({right}, {bottom})"
 
 
 def written(text: str, picture: Picture) -> Document:
-    """A picture of written words."""
+    """Return a document of an image of written text."""
     return 'draw "', Field(needed(text, "text")), '"', picture
 
 
 def paragraph(caption: str, picture: Picture, form: int = 0) -> Document:
-    """A long caption, asked for in one of PARAGRAPH_FORMS."""
+    """Return a document of a long caption, requested in one of PARAGRAPH_FORMS."""
     return PARAGRAPH_FORMS[form], field(caption), picture
 
 
 def narrative(caption: str, picture: Picture, form: int = 0) -> Document:
-    """A spoken description, asked for in one of NARRATIVE_FORMS."""
+    """Return a document of a spoken description, requested in one of NARRATIVE_FORMS."""
     return NARRATIVE_FORMS[form], field(caption), picture
 
 
@@ -88,10 +91,10 @@ def science(
     context: str = "",
     explanation: str = "",
 ) -> Document:
-    """A question with options, and its answer, behind an explanation where there is one.
+    """Return a question with options and its answer, after an explanation if there is one.
 
-    Table 5 says `Options: {o}` and no more: here they are (A) one (B) two. Without a context its
-    line is left out. Raises UserError for more options than letters.
+    Table 5 gives only `Options: {o}`: here they are (A) one (B) two. Without a context its line is
+    left out. Raises UserError unless there are 1 to 26 options, one per letter.
     """
     if not 0 < len(options) <= 26:
         raise UserError(f"{len(options)} options; from 1 to 26 are wanted")
@@ -109,10 +112,10 @@ def science(
 
 
 def conversation(turns: Sequence[tuple[str, str]], picture: Picture) -> Document:
-    """Questions and answers about one picture, in turn; every answer is a Field.
+    """Return a document of questions and answers about one image, in turn; each answer is a Field.
 
-    Not in the paper. As in Table 5 all text stands before the picture, so the last answer is
-    infilled like that of any question. Raises UserError where there is no turn.
+    Not in the paper. As in Table 5 all text precedes the image, so the last answer is infilled like
+    that of any question. Raises UserError if there is no turn.
     """
     if not turns:
         raise UserError("a conversation without a turn; at least one is wanted")

@@ -1,7 +1,6 @@
-"""How a decoder's weights lie in a file: in fp32, in fp16, or as int8 rows with a scale each.
+"""Storage formats of a decoder's weights: fp32, fp16, or int8 rows with a scale each.
 
-Between the decoder and `checkpoint`, which writes and reads the files; what is
-loaded is fp32 again.
+`checkpoint` writes and reads the files; loaded weights are fp32 again.
 """
 
 from collections.abc import Mapping
@@ -13,11 +12,11 @@ from torch import Tensor
 from cm3leon.fast.quantize import to_int8
 
 Stored = Literal["fp32", "fp16", "int8"]
-SCALES = ".scales"  # behind the name of a matrix: what its rows are to be multiplied with
+SCALES = ".scales"  # suffix of a matrix's name: the scales of its rows
 
 
 def pack(state: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor]:
-    """Weights as they are to lie. int8 is of matrices; all else stays fp32 beside them."""
+    """Return the weights in their stored format. int8 is for matrices; all others stay fp32."""
     if stored == "fp32":
         return dict(state)
     if stored == "fp16":
@@ -32,7 +31,7 @@ def pack(state: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor]:
 
 
 def listed(wanted: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor]:
-    """The names and shapes that are in the files of a decoder whose weights are `wanted`."""
+    """Return the names and shapes stored in the files of a decoder whose weights are `wanted`."""
     scales = {
         name + SCALES: torch.empty(len(tensor), device="meta")
         for name, tensor in wanted.items()
@@ -42,7 +41,7 @@ def listed(wanted: Mapping[str, Tensor], stored: Stored) -> dict[str, Tensor]:
 
 
 def unpack(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What was read, all of it fp32, as weights."""
+    """Return the weights of stored tensors, which have all been read as fp32."""
     return {
         name: tensor * found[name + SCALES][:, None] if name + SCALES in found else tensor
         for name, tensor in found.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cm3leon.cli import bench_batching, bench_decode, bench_tokenizer, options
+from cm3leon.cli import bench_decode, bench_tokenizer, options
 from cm3leon.cli.options import ModelOptions
 from cm3leon.cli.output import print_table
 from cm3leon.cli.retrieve import COUNT, RetrievalOptions, open_embedder, open_memory
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 QUERIES = 1000
 ADDED = 1000
-FOUND = (10, 64)  # what `index search` shows, and what the rules of retrieval choose from
-TIMES = 5  # that a picture is painted
+FOUND = (10, 64)  # results of `index search`, and candidates of the rules of retrieval
+TIMES = 5  # that an image is generated
 PROMPT = "sunflower, Noto emoji style"
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the group `bench`."""
     group = typer.Typer(help="Measure speed.", rich_markup_mode=None)
-    options.add(group, bench_decode.generate, bench_batching.batching, bench_tokenizer.tokenizer)
+    options.add(group, bench_decode.generate, bench_decode.batching, bench_tokenizer.tokenizer)
     options.add(group, retrieval, train)
     app.add_typer(group, name="bench")
 
@@ -100,7 +100,7 @@ def train(
         Literal["auto", "fp32", "bf16"], typer.Option(help="Of products.")
     ] = "fp32",
     times: Annotated[int, typer.Option(min=1, help="Steps of each that are timed.")] = 7,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures to encode.")] = 128,
+    pictures: Annotated[int, typer.Option(min=1, help="Images to encode.")] = 128,
     shards: Annotated[
         Path | None, typer.Option(help="Token shards to make rows of; else made up ones.")
     ] = None,
@@ -109,7 +109,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Speed of training: our step against those of transformers' OPT and Llama of the same size,
-    the making of rows beside it, and the encoding of pictures in batches against one by one."""
+    making rows beside it, and encoding images in batches against one by one."""
     import torch
 
     from cm3leon.checkpoint import IMAGE, find
@@ -135,7 +135,7 @@ def train(
         pairs = [speed.against("opt", packed, setting), speed.against("llama", packed, setting)]
         options.say("training steps are timed; making rows")
         loads = [speed.loading(kind, pairs[0].ours.step, setting) for kind in (packed, alone)]
-    options.say("rows are made; encoding pictures")
+    options.say("rows are made; encoding images")
     tokenizer = ImageTokenizer.load(find("default") / IMAGE).to(place)
     encoded = speed.encoding(tokenizer, pictures, setting)
     result: dict[str, Any] = {
@@ -182,10 +182,10 @@ def _of_loading(found: "Loading") -> tuple[str, str]:
 
 def _of_encoding(found: "Encoding") -> dict[str, str]:
     return {
-        f"encoding, pictures a second, {found.batch} at a time": _rate(
+        f"encoding, images a second, {found.batch} at a time": _rate(
             found.pictures, found.batched
         ),
-        "encoding, pictures a second, one by one": _rate(found.pictures, found.one_by_one),
+        "encoding, images a second, one by one": _rate(found.pictures, found.one_by_one),
         "ratio, batched over one by one": f"{found.ratio:.2f}",
     }
 
@@ -218,7 +218,7 @@ def _of_layer(layer: "Layer") -> tuple[str, str]:
 
 def _of_share(share: "Share") -> dict[str, str]:
     times = f"{share.retrieval_ms:.1f} ms / {share.generation_ms:,.0f} ms = {share.share:.2%}"
-    return {f"retrieving {share.documents} documents against painting with them": times}
+    return {f"retrieving {share.documents} documents against generating with them": times}
 
 
 def _machine() -> str:

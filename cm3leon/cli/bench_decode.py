@@ -1,4 +1,4 @@
-"""bench generate: the speed of decoding."""
+"""bench generate and bench batching: the speed of decoding, and of many requests together."""
 
 import dataclasses
 import os
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cm3leon.cli import options
+from cm3leon.cli.options import ModelOptions
 from cm3leon.cli.output import print_table
 
 if TYPE_CHECKING:
@@ -21,21 +22,21 @@ Shape = Annotated[
 ]
 Checkpoint = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="A checkpoint's pictures in the place of a shape."),
+    typer.Option(metavar="MODEL", help="Images of a checkpoint instead of a shape."),
 ]
 Against = Annotated[
-    Literal["transformers"] | None, typer.Option(help="Whose decoding to compare with.")
+    Literal["transformers"] | None, typer.Option(help="Library to compare with.")
 ]
 Counts = Annotated[
     list[int] | None,
-    typer.Option("-n", "--n", min=1, help="Pictures at once; may be repeated."),
+    typer.Option("-n", "--n", min=1, help="Images at once; may be repeated."),
 ]
 Guided = Annotated[
     bool, typer.Option("--guided/--unguided", help="With classifier-free guidance or without.")
 ]
 Weights = Annotated[
     Literal["fp32", "bf16", "int8", "int4"] | None,
-    typer.Option(help="Of our weights; fp32, and bf16 for a named size."),
+    typer.Option(help="Precision of our weights (fp32; bf16 for a named size)."),
 ]
 AsCommand = Annotated[
     bool, typer.Option("--cli", help="Time 'generate' with --model as a whole process too.")
@@ -50,17 +51,17 @@ def generate(
     n: Counts = None,
     guided: Guided = True,
     precision: Weights = None,
-    times: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 5,
-    layers: Annotated[int | None, typer.Option(min=1, help="Of a shape.")] = None,
-    width: Annotated[int | None, typer.Option(min=8, help="Of a shape.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=2, help="Image tokens of a picture.")] = None,
+    times: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
+    layers: Annotated[int | None, typer.Option(min=1, help="Override a shape's.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="Override a shape's.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=2, help="Tokens of an image.")] = None,
     cli: AsCommand = False,
     device: options.Device = "cpu",
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
     """Speed of generation: the image tokens of a decoder with random weights, against transformers'
-    decoder with the same weights; or the pictures of a checkpoint."""
+    decoder with the same weights; or the images of a checkpoint."""
     from eval.bench import baselines as rivals
     from eval.bench import decode as decoding
     from eval.bench.shapes import PROMPT, Setting
@@ -128,11 +129,11 @@ def _rows(found: "DecodingResult") -> dict[str, dict[str, str]]:
         rows[f"{_name(found.setting)}: {whose}"] = {
             "parameters": f"{side.parameters:,}",
             "image tokens a second": _rate(n * found.tokens, side.drawing, 1),
-            "pictures a second": _rate(n, side.drawing, 3),
+            "images a second": _rate(n, side.drawing, 3),
             "ms a step": f"{1000 * found.step(side):.2f}",
             "ms of prefill and first token": _times(side.prefill, 1000, 1),
             "MB of memory": f"{side.peak_mb:,.0f}",
-            "s a picture, words to pixels": "" if whole is None else _times(whole, 1 / n, 2),
+            "s an image, text to pixels": "" if whole is None else _times(whole, 1 / n, 2),
             "least time of a step over it": f"{found.share:.1%}" if is_ours else "",
             "ours over theirs": "" if is_ours or found.ratio is None else f"{found.ratio:.2f}",
         }
@@ -140,7 +141,7 @@ def _rows(found: "DecodingResult") -> dict[str, dict[str, str]]:
 
 
 def _least(found: "DecodingResult") -> str:
-    """What bounds a step, and that both sides compute the same."""
+    """Format the bound of a step, and the largest difference of both sides' logits."""
     floor = found.floor
     text = (
         f"{1000 * floor.seconds:.2f} ms: {floor.weights / 1e6:.1f} MB of weights and "
@@ -181,3 +182,51 @@ def _machine(device: str) -> str:
     if place.type == "cuda":
         return torch.cuda.get_device_name(place)
     return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def batching(
+    context: typer.Context,
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights instead of a model: chameleon, paper.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of a shape's image.")] = 64,
+    requests: Annotated[int, typer.Option(min=2, help="Number of requests, of mixed tasks.")] = 32,
+    in_flight: Annotated[int, typer.Option(min=2, help="Requests in flight.")] = 16,
+    times: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
+    *,
+    model: ModelOptions,
+    as_json: options.Json = False,
+) -> None:
+    """Continuous batching: requests of all tasks through one engine, against each by itself."""
+    import torch
+
+    from cm3leon.checkpoint import find
+    from eval.bench import batching
+
+    if shape is None:
+        leon = model.open(find(model.model, options.say))
+        net, asked = leon.model, batching.mixed(leon, requests)
+        about = {"model": leon.hash, "precision": leon.precision}
+    else:
+        if model.threads is not None:
+            torch.set_num_threads(model.threads)
+        net, chosen = batching.of_shape(shape, model.precision or "auto", model.device)
+        asked = batching.mixed_of_shape(net, requests, tokens)
+        about = {"shape": shape, "precision": chosen}
+    options.say(f"{requests} requests, {in_flight} in flight: {times} runs of each, by turns")
+    found = batching.measure(net, asked, in_flight, times)
+    table = {
+        name: {
+            "seconds": f"{side.median:.2f} ({side.least:.2f}-{side.most:.2f})",
+            "requests a second": f"{found.requests / side.median:.1f}",
+            "tokens a second": f"{found.tokens / side.median:,.0f}",
+        }
+        for name, side in (("together", found.together), ("one by one", found.alone))
+    }
+    about |= {
+        "requests": f"{found.requests} of mixed tasks, {found.in_flight} in flight",
+        "together over one by one": f"{found.ratio:.2f}",
+        "the same ids": f"{found.equal} of {found.requests}",
+    }
+    result = {**dataclasses.asdict(found), "ratio": found.ratio}
+    print_table(context, about, table, result, as_json)

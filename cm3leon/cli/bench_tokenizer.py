@@ -1,4 +1,4 @@
-"""bench tokenizer: how fast a codebook encodes and decodes pictures, beside other libraries."""
+"""bench tokenizer: speed of encoding and decoding images, beside other libraries."""
 
 import dataclasses
 import os
@@ -40,13 +40,13 @@ def tokenizer(
         int | None, typer.Option(min=32, help="Pixels a side, without --model; 256 if not given.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Pictures at once; else 1, and alone 4 and 16 too.")
+        int | None, typer.Option(min=1, help="Images at once (default: 1; alone 4 and 16 too).")
     ] = None,
-    times: Annotated[int, typer.Option(min=1, help="Runs of each that are timed.")] = 7,
+    times: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 7,
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Speed and memory of the codebook: pictures to codes and back, on the CPU."""
+    """Speed and memory of the codebook: images to codes and back, on the CPU."""
     import torch
 
     from eval.bench import tokenizer as speed
@@ -103,17 +103,17 @@ def _of_both(found: "Against") -> dict[str, str]:
     return {
         **dict(_of_side(found.ours)),
         **dict(_of_side(found.theirs)),
-        "ratio, pictures a second: encode": f"{found.encode:.2f}" if found.encode else NONE,
-        "ratio, pictures a second: decode": f"{found.decode:.2f}",
+        "ratio, images a second: encode": f"{found.encode:.2f}" if found.encode else NONE,
+        "ratio, images a second: decode": f"{found.decode:.2f}",
         "the same codes": NONE if found.same_codes is None else f"{found.same_codes:.2%}",
         "pixels of the same codes (-1..1) at most apart": f"{found.pixels_apart:.1e}",
     }
 
 
 def _pace(pace: "Pace", batch: int) -> str:
-    """Pictures a second, milliseconds a picture with the least and the most, and the memory."""
+    """Format images a second, milliseconds an image (least-most), and the memory."""
     middle, least, most = (1000 * one / batch for one in dataclasses.astuple(pace.seconds))
     return (
-        f"{1000 / middle:.2f} pictures/s, {middle:.1f} ms a picture ({least:.1f}-{most:.1f}), "
+        f"{1000 / middle:.2f} images/s, {middle:.1f} ms an image ({least:.1f}-{most:.1f}), "
         f"{pace.peak_mb:,.0f} MB at most"
     )

@@ -144,7 +144,7 @@ def inspect(
     from tokenizer.manifest import check_writable
 
     if (sheet is None) != (tokenizer is None):
-        raise UserError("--sheet and --tokenizer go together: it draws the pictures")
+        raise UserError("--sheet and --tokenizer go together: it draws the images")
     if sheet is not None:
         check_writable(sheet)
     opened = Shards.open(shards)
@@ -155,7 +155,7 @@ def inspect(
         f"{opened.codes:,}, image tokenizer {opened.image_tokenizer[:12]}"
     )
     if not opened.documents and sheet is not None:
-        raise UserError(f"{shards} has no documents whose pictures --sheet could show")
+        raise UserError(f"{shards} has no documents whose images --sheet could show")
     count = min(count, opened.documents)
     shown: list[str] = []
     for number in (place * opened.documents // count for place in range(count)):
@@ -187,7 +187,7 @@ def _document(shards: "Shards", table: dict[str, Any]) -> tuple["Document", list
 
 
 def _as_text(document: "Document", names: list[str]) -> str:
-    """Its segments with `<break>` between, its pictures as their ids."""
+    """Its segments with `<break>` between, its images as their ids."""
     from tokenizer.document import Field, Picture, segments
 
     left = iter(names)

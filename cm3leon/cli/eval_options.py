@@ -17,7 +17,7 @@ Out = Annotated[Path, typer.Option(help="Folder to write reports to.")]
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What is measured on: a split of a corpus, or a published data set."""
+    """Data to measure on: a split of a corpus, or a published data set."""
 
     data: Annotated[
         Path, typer.Option(help="A corpus (folder of WebDataset tars), or a data set's JSON.")

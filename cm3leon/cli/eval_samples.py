@@ -26,7 +26,7 @@ AGAIN = "give the same command again, which resumes where it stopped"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesOptions:
-    """What is generated, and how the work is cut."""
+    """Samples to generate, and the division of the work."""
 
     each: Annotated[int, typer.Option(min=1, help="Images of each caption, of other seeds.")] = 1
     seed: options.Seed = 0
@@ -187,5 +187,5 @@ def _print(out: Path, png: bool, as_json: bool) -> None:
     captions = len({record.id.rpartition("#")[0] for record in records})
     table = {"pictures": len(records), "captions": captions, "records": fingerprint(records)}
     place = out / PICTURES if png else out
-    line = f"{len(records):,} pictures of {captions:,} captions, records {table['records']}"
+    line = f"{len(records):,} images of {captions:,} captions, records {table['records']}"
     print_result([line, place], {**table, "folder": str(place)}, as_json)

@@ -56,7 +56,7 @@ def _of_model(source: str) -> dict[str, Any]:
         "context": decoder.context,
         "vocabulary": decoder.vocabulary,
         "text pieces": config.vocabulary.text_pieces,
-        "picture": f"{picture.size} x {picture.size} pixels",
+        "image": f"{picture.size} x {picture.size} pixels",
         "codes": f"{picture.grid} x {picture.grid} of {config.vocabulary.image_codes}",
         **({"not trained for": ", ".join(untrained)} if untrained else {}),
         **_purpose(folder / "README.md"),

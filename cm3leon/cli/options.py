@@ -55,7 +55,7 @@ Sources = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which weights to load, and where to run them."""
+    """Weights to load, and the device to run them on."""
 
     model: Model = "default"
     precision: Annotated[
@@ -72,7 +72,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How tokens are drawn; None leaves the model's default."""
+    """Sampling of tokens; None leaves the model's default."""
 
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature (0 = greedy).")
@@ -86,7 +86,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedSamplingOptions(SamplingOptions):
-    """How the tokens of an image are drawn from a prompt."""
+    """Sampling of an image's tokens from a prompt."""
 
     cfg_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale (1 = off).")

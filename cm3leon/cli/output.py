@@ -31,13 +31,13 @@ MADE_BY = "cm3leon"
 
 
 def signature(task: str, model: str) -> dict[str, str]:
-    """ImageMetadata that every picture carries: who made it, for which task, with which model."""
+    """Return the metadata of every image: who made it, for which task, with which model."""
     return {"software": f"{MADE_BY} {__version__}", "task": task, "model": model}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageMetadata:
-    """How an image was made. `number` counts from 1; None is the contact sheet of all samples."""
+    """Metadata of an image. `number` counts from 1; None is the contact sheet of all samples."""
 
     task: str
     prompt: str
@@ -139,7 +139,7 @@ def write_images(
 
 
 def write_image(path: Path, image: "Image.Image", table: Mapping[str, str]) -> None:
-    """Write one picture with its found."""
+    """Write one image with its metadata."""
     from tokenizer.pixels import encode_png
 
     write_file(path, encode_png(image, table))
@@ -193,7 +193,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Time since the beginning."""
+        """Seconds since the beginning."""
         return time.perf_counter() - self.begun
 
     @property

@@ -57,7 +57,7 @@ def plan(
 
 
 def _facts(found: "Plan", flops: float, mfu: float, gpus: int) -> dict[str, str]:
-    """What holds however the step is spread over the GPUs."""
+    """Return the facts that hold however the step is spread over the GPUs."""
     cut, disk = found.cut, found.disk
     return {
         "parameters": f"{found.parameters / 1e6:,.1f}M, vocabulary {found.vocabulary:,}",
@@ -72,7 +72,7 @@ def _facts(found: "Plan", flops: float, mfu: float, gpus: int) -> dict[str, str]
 
 
 def _sheet(found: "Plan", memory: int) -> list[str]:
-    """The ways to spread a step, a line each, in GB."""
+    """Return the ways to spread a step, a line each, in GB."""
     with_host = any(way.host for way in found.ways)
     head = ["GB a GPU", *STANDING, *MOMENTS, "peak", "fits"]
     rows = [[*head, *(["host"] if with_host else []), "days"]]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RerankOptions:
-    """How many candidates to generate for each image, and how."""
+    """Candidates to generate for each image."""
 
     candidates: Annotated[
         int | None,

@@ -34,7 +34,7 @@ EncoderName = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalOptions:
-    """Where to retrieve documents from, and how many."""
+    """Memory, encoder and number of the documents to retrieve."""
 
     memory: Annotated[
         Path | None,
@@ -47,7 +47,7 @@ class RetrievalOptions:
 
     @property
     def silent(self) -> bool:
-        """Whether the user said nothing of retrieval."""
+        """True if the user gave no option of retrieval."""
         return self.memory is None and self.retrieve is None
 
     @property

@@ -1,1 +1,1 @@
-"""Continuous batching: requests, prefill, and one token at a time for all of them."""
+"""Continuous batching: requests, prefill and batched decoding, one token per step."""

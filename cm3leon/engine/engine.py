@@ -1,10 +1,10 @@
-"""Continuous batching: requests join and leave between two tokens, whatever their task.
+"""Continuous-batching engine: requests of any task join and leave between decoding steps.
 
-Below `generate`, which hands it requests and waits. Every stream of every sample has a row of the
-KV cache and all rows advance by one id a step. Equal prompts that come in together, and equal
-beginnings of prompts, are read once, their rows copied. Samples that may draw the same ids in the
-same way form a group, which draws without the host looking at the result until something can
-change: no step of a picture waits for the device.
+`generate` submits requests and waits for them. Every stream of every sample has a row of the KV
+cache, and all rows advance by one id per step. Equal prompts that are admitted together, and equal
+prefixes of prompts, are read once and their rows copied. Samples with the same allowed ids and the
+same sampling parameters form a group, which draws without a host synchronisation until something
+can change: no step within an image waits for the device.
 
 Shapes: R = rows of the cache in use, W = guidance streams, B = samples of a group, M = W * B,
 P = distinct prompts, L = new tokens, D = width, T = steps, V = ids that may be drawn.
@@ -30,21 +30,24 @@ from tokenizer.vocabulary import PAD
 
 @dataclass(frozen=True)
 class Job:
-    """A request under way."""
+    """Admitted request and its samples."""
 
     request: Request
     samples: Sequence[Sample]
 
 
 class Group:
-    """Samples that may draw the same ids in the same way. What they draw stays on the device, and
-    they hear of it by `settle`: where any draw may be the last, after each; else in the end."""
+    """Samples with the same allowed ids and the same sampling parameters.
+
+    Drawn ids stay on the device until `settle` passes them to the samples: after each draw if any
+    draw may be the last, otherwise at the end.
+    """
 
     def __init__(self, samples: Sequence[Sample], device: torch.device) -> None:
         self.samples = samples
         self.choices, self.sampling = samples[0].choices, samples[0].sampling
         self.watchful = any(sample.walk.may_stop for sample in samples)
-        self.drawn: list[Tensor] = []  # ids_B of each step since the last settling
+        self.drawn: list[Tensor] = []  # ids_B of each step since the last `settle`
         rows_WB = zip(*(sample.rows for sample in samples), strict=True)
         self.rows_M = torch.tensor([row for rows_B in rows_WB for row in rows_B], device=device)
         self.streams = len(samples[0].rows)
@@ -62,7 +65,7 @@ class Group:
             self.favoured = (torch.tensor(ids_BT, device=device).T - ids[0]).unbind()
 
     def draw(self, model: Decoder, hidden_RD: Tensor) -> Tensor:
-        """The next id of every sample, ids_B."""
+        """Draw the next id of every sample and return ids_B."""
         logits_MV = logits_of(model, hidden_RD[self.rows_M], self.choices)
         logits_WBV = logits_MV.unflatten(0, (-1, len(self.samples)))
         logits_BV, noise_B = combine(logits_WBV, self.sampling), self.noise[self.step]
@@ -75,7 +78,7 @@ class Group:
         return ids_B
 
     def settle(self, *, fed: bool) -> None:
-        """Tell the samples what was drawn; `fed` says whether the model has seen the last of it."""
+        """Append the drawn ids to the samples; `fed`: the model has processed the last of them."""
         if not self.drawn:
             return
         rows = torch.stack(self.drawn, dim=1).tolist()
@@ -86,7 +89,7 @@ class Group:
                 sample.unfed.clear()
 
     def goes_on(self) -> bool:
-        """Whether all draw from the same ids again after this draw."""
+        """Return whether all samples draw from the same ids again after this draw."""
         if not self.watchful:
             return self.step < len(self.noise)
         self.settle(fed=False)
@@ -97,12 +100,14 @@ class Group:
 
 
 class Engine:
-    """Takes requests in, works on as many at a time as there are rows, in the order in which they
-    came, and hands out what is finished. A sample depends on its own prompts, sampling and seed
-    only, not on who shares the batch.
+    """Continuous-batching engine with a fixed number of cache rows.
 
-    rows: streams of samples that can be under way at one time; capacity: tokens a row can hold.
-    Their product bounds the memory (`KVCache`), however many requests wait.
+    Requests are admitted in order of arrival as rows become free, and returned when finished. A
+    sample depends only on its own prompts, sampling and seed, not on the other samples in the
+    batch.
+
+    rows: streams of samples that can be decoded at one time; capacity: tokens per row. Their
+    product bounds the memory (`KVCache`), however many requests wait.
     """
 
     def __init__(self, model: Decoder, *, rows: int, capacity: int) -> None:
@@ -111,28 +116,28 @@ class Engine:
         self.decode = stepper(model, self.cache)
         self.waiting: deque[tuple[int, Request]] = deque()
         self.jobs: dict[int, Job] = {}
-        self.samples: list[Sample] = []  # under way
-        self.owners: list[tuple[Sample, int]] = []  # of each row in use: the sample and its stream
-        self.groups: list[Group] | None = None  # None: to be formed anew
+        self.samples: list[Sample] = []  # running
+        self.owners: list[tuple[Sample, int]] = []  # sample and stream of each row in use
+        self.groups: list[Group] | None = None  # None: to be rebuilt
         self.hidden_RD = model.embed.weight.new_empty(0, model.config.width)  # after the last id
         self.next_R = torch.zeros(rows, dtype=torch.long, device=self.cache.device)
         self.tickets = count()
 
     @property
     def busy(self) -> bool:
-        """Whether anything is under way or waits."""
+        """True if any request is running or waiting."""
         return bool(self.jobs or self.waiting)
 
     @property
     def lengths(self) -> list[int]:
-        """Ids that each sample under way has come to."""
+        """Number of ids of each running sample."""
         unsettled = {
             id(sample): len(group.drawn) for group in self.groups or () for sample in group.samples
         }
         return [len(sample.ids) + unsettled.get(id(sample), 0) for sample in self.samples]
 
     def submit(self, request: Request) -> int:
-        """Put a request in the queue; its number. Raises UserError when it can never fit."""
+        """Queue a request and return its ticket. Raises UserError when it can never fit."""
         request.check(self.model.config)
         rows, room = len(self.cache.lengths), self.cache.capacity
         if request.rows > rows or request.room > room:
@@ -146,7 +151,7 @@ class Engine:
 
     @torch.inference_mode()
     def cancel(self, ticket: int) -> None:
-        """Forget a request, whatever has become of it; its rows are free at once."""
+        """Drop a request, whether waiting or running; its rows are free at once."""
         self.waiting = deque(entry for entry in self.waiting if entry[0] != ticket)
         job = self.jobs.pop(ticket, None)
         if job is not None:
@@ -155,7 +160,7 @@ class Engine:
 
     @torch.inference_mode()
     def so_far(self, ticket: int) -> list[list[int]]:
-        """The ids that each sample of a request has come to; nothing where it still waits."""
+        """Return the ids so far of each sample of a request; an empty list while it waits."""
         if ticket not in self.jobs:
             return []
         self._settle(fed=True)
@@ -163,11 +168,14 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> dict[int, list[list[int]]]:
-        """One more id for everybody under way. Returns what is finished: by the request's number,
-        the new ids of every sample, given ids and stops included."""
+        """Generate one more id for every running sample.
+
+        Returns the finished requests: for each ticket, the new ids of every sample, given ids and
+        stops included.
+        """
         self._admit()
         self._draw()
-        if self.groups is None:  # else nothing can be over
+        if self.groups is None:  # otherwise no sample can be complete
             self._release([sample for sample in self.samples if sample.over])
         if self.samples:
             self._feed()
@@ -175,7 +183,7 @@ class Engine:
         return {ticket: [sample.ids for sample in self.jobs.pop(ticket).samples] for ticket in over}
 
     def _admit(self) -> None:
-        """Take in the head of the queue as far as there are rows, and read the prompts."""
+        """Admit requests from the head of the queue while rows are free, and read their prompts."""
         free = len(self.cache.lengths) - len(self.owners)
         wanted = list[tuple[Sample, int, Prompt]]()
         while self.waiting and self.waiting[0][1].rows <= free:
@@ -194,8 +202,7 @@ class Engine:
             self._prefill(wanted)
 
     def _prefill(self, wanted: Sequence[tuple[Sample, int, Prompt]]) -> None:
-        """Read every distinct prompt once, into the first row that is to hold it; copy that row to
-        the others."""
+        """Read every distinct prompt once, and copy its row to the other rows with that prompt."""
         first = len(self.owners)
         passes = plan(list({prompt: None for *_, prompt in wanted}), self.cache.capacity)
         order = [reading.prompt for readings in passes for reading in readings]
@@ -218,7 +225,8 @@ class Engine:
         self.hidden_RD = torch.cat((self.hidden_RD[:first], hidden[at]))
 
     def _read(self, readings: Sequence[Reading], places: Mapping[Prompt, int]) -> Tensor:
-        """One pass of the plan, right-padded: hidden states after the last ids, hidden_PD."""
+        """Run one right-padded pass of the plan; return hidden_PD, the states after the last
+        ids."""
         cache, device = self.cache, self.cache.device
         start = places[readings[0].prompt]
         cache.rows = range(start, start + len(readings))
@@ -236,7 +244,7 @@ class Engine:
         return hidden_PLD[torch.arange(len(counts), device=device), last_P]
 
     def _draw(self) -> None:
-        """One id for every sample that has been read to its end, by groups of the like-minded."""
+        """Draw one id for every sample without unfed ids, grouped by choices and sampling."""
         if self.groups is None:
             together: dict[tuple[Choices, Sampling, int, bool], list[Sample]] = defaultdict(list)
             for sample in self.samples:
@@ -250,18 +258,18 @@ class Engine:
         if not all([group.goes_on() for group in self.groups]):
             self._settle(fed=False)
             return
-        for group in self.groups:  # the device has their ids
+        for group in self.groups:  # their next ids are on the device
             for sample in group.samples:
                 sample.unfed.clear()
 
     def _settle(self, *, fed: bool) -> None:
-        """Tell all samples what was drawn for them, and let groups be formed anew."""
+        """Pass the drawn ids to all samples, and have the groups rebuilt."""
         for group in self.groups or ():
             group.settle(fed=fed)
         self.groups = None
 
     def _release(self, samples: Sequence[Sample]) -> None:
-        """Give back the rows of samples that go; the last rows move into the gaps."""
+        """Free the rows of these samples; the last rows move into the gaps."""
         if not samples:
             return
         gone = {row for sample in samples for row in sample.rows}
@@ -283,13 +291,13 @@ class Engine:
         ]
 
     def _feed(self) -> None:
-        """Show every row its next id; as many at once as all samples have in store."""
+        """Feed every row its next id, or as many ids at once as all samples have waiting."""
         rows, device = len(self.owners), self.cache.device
         self.cache.rows = range(rows)
         length = min(len(sample.unfed) for sample in self.samples)
         if length:
             ids_RL = torch.tensor([s.unfed[:length] for s, _ in self.owners], device=device)
-        else:  # those in a group know their id on the device only
+        else:  # ids drawn by a group are on the device only
             length = 1
             forced = {row: s.unfed[0] for row, (s, _) in enumerate(self.owners) if s.unfed}
             if forced:
@@ -308,6 +316,6 @@ class Engine:
 
 
 def logits_of(model: Decoder, hidden_D: Tensor, choices: Choices) -> Tensor:
-    """Logits of the ids in `choices`, side by side in float32; any leading shape."""
+    """Return logits of the ids in `choices`, concatenated in float32; any leading shape."""
     parts = [model.logits(hidden_D, slice(ids.start, ids.stop)).float() for ids in choices]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

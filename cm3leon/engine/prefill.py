@@ -1,8 +1,8 @@
-"""Which prompts are read in which pass, and what of them has been read already.
+"""Prefill planning: the prompts to read in each forward pass, and the prefixes that they share.
 
-Below engine, which reads them. Prompts that begin alike (the streams of one request behind the same
-retrieved documents or the same picture, most of all) are read to where they part once. Prompts of
-very different lengths do not share a pass: padding costs as much as reading.
+The engine runs the plan. A prefix that prompts have in common (most often the streams of one
+request, after the same retrieved documents or the same image) is read once. Prompts of very
+different lengths do not share a pass: padding costs as much as reading.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from itertools import takewhile
 
 Prompt = tuple[int, ...]
 
-ALIKE = 16  # ids that two prompts have in common before that is worth a pass of its own
-IDLE = 64  # ids of padding before they are
+ALIKE = 16  # minimum ids of a shared prefix to be worth a pass of its own
+IDLE = 64  # ids of padding in a pass to be worth another pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One prompt, of which `source` has its first `shared` ids too and is read before."""
+    """Prompt to read; its first `shared` ids equal those of `source`, which is read earlier."""
 
     prompt: Prompt
     source: Prompt = ()
@@ -25,13 +25,16 @@ class Reading:
 
     @property
     def rest(self) -> Prompt:
-        """What is still to be read; at least the last id, whose hidden state is wanted."""
+        """Ids still to be read; at least the last, whose hidden state is needed."""
         return self.prompt[self.shared :]
 
 
 def plan(prompts: Sequence[Prompt], capacity: int) -> list[list[Reading]]:
-    """The passes over distinct prompts: first those that begin like no other, then the rest of the
-    others. In each, padded to the longest, no row reaches beyond `capacity`."""
+    """Return the passes over distinct prompts.
+
+    First come those that share no prefix with an earlier prompt, then the rest of the others. Each
+    pass is padded to its longest prompt, and no row exceeds `capacity`.
+    """
     roots, branches = list[Reading](), list[Reading]()
     for prompt in sorted(prompts, key=len, reverse=True):
         shared, source = max(
@@ -51,7 +54,7 @@ def _alike(prompt: Prompt, other: Prompt) -> int:
 
 
 def _passes(readings: Sequence[Reading], capacity: int) -> list[list[Reading]]:
-    """Cut readings, the longest first, where padding would be too much."""
+    """Split readings, sorted longest first, into passes wherever padding would be too much."""
     found: list[list[Reading]] = []
     idle = longest = 0
     for reading in readings:

@@ -1,6 +1,6 @@
-"""What is asked of the engine, and a sample under way.
+"""Requests to the engine, and the state of a sample during generation.
 
-Between prompts and codec, which make the ids, and engine, which works through requests.
+`prompts` and `codec` make the ids of a request; `engine` processes it.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from tokenizer.errors import UserError
 
 @dataclass(frozen=True)
 class Streams:
-    """The prompts that guide one request, the one that says everything first.
+    """Prompts of the guidance streams of one request, the fully conditioned prompt first.
 
     One prompt: no guidance. Two: with and without the text. Three, for editing: instruction and
-    picture, picture only, neither.
+    image, image only, neither.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -32,9 +32,9 @@ class Streams:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One thing to generate: a sample for each seed, with one way of drawing for all or one each.
+    """Request for one sample per seed, with one `Sampling` for all or one for each.
 
-    Raises UserError when contrastive decoding is asked of anything but two streams.
+    Raises UserError when contrastive decoding is requested with any number of streams but two.
     """
 
     streams: Streams
@@ -42,7 +42,7 @@ class Request:
     seeds: tuple[int, ...]
     sampling: Sampling | Sequence[Sampling] = Sampling()  # noqa: RUF009  frozen
     favoured: tuple[int, ...] = ()
-    """An id for each that is drawn, which `Sampling.keep` makes likelier there; none if empty."""
+    """Id for each drawn position, which `Sampling.keep` makes likelier there; none if empty."""
 
     def __post_init__(self) -> None:
         assert self.seeds, "a request for no samples"
@@ -58,19 +58,19 @@ class Request:
 
     @property
     def samplings(self) -> Sequence[Sampling]:
-        """How each sample is drawn."""
+        """Sampling parameters of each sample."""
         if isinstance(self.sampling, Sampling):
             return [self.sampling] * len(self.seeds)
         return self.sampling
 
     @property
     def rows(self) -> int:
-        """Rows of the cache that its streams and samples take."""
+        """Number of cache rows that its streams and samples take."""
         return len(self.streams.prompts) * len(self.seeds)
 
     @property
     def room(self) -> int:
-        """Tokens that its longest row comes to hold: nothing follows the last id."""
+        """Maximum number of tokens in its longest cache row; the last id is never fed back."""
         return max(len(ids) for ids in self.streams.prompts) + longest(self.grammar) - 1
 
     def check(self, config: ModelConfig) -> None:
@@ -84,9 +84,9 @@ class Request:
 
 
 class Sample:
-    """One sample under way: its walk through the grammar and the noise that its seed draws with.
+    """Sample being generated: its position in the grammar and the noise drawn from its seed.
 
-    `ids` is what has come of it, `unfed` the last of those, which the model has not seen yet.
+    `ids` are the ids so far, `unfed` the last of them, which the model has not processed yet.
     """
 
     def __init__(self, request: Request, sampling: Sampling, seed: int) -> None:
@@ -94,28 +94,31 @@ class Sample:
         self.sampling = sampling
         generator = torch.Generator().manual_seed(seed)
         self.noise_L = torch.rand(longest(request.grammar), generator=generator)
-        self.drawn = 0  # of the noise
+        self.drawn = 0  # numbers of the noise used so far
         self.favoured = request.favoured if sampling.keep else ()
         self.ids = self.walk.given()
         self.unfed = list(self.ids)
-        self.rows = [0] * len(request.streams.prompts)  # of the cache, once it is taken in
+        self.rows = [0] * len(request.streams.prompts)  # of the cache, assigned on admission
 
     @property
     def choices(self) -> Choices:
-        """What may be drawn now; nothing when ids wait to be fed, or when it is over."""
+        """Ids that may be drawn now; none while ids wait to be fed, or after completion."""
         return () if self.unfed else self.walk.choices
 
     @property
     def over(self) -> bool:
-        """Whether the grammar is through; what is unfed then need not be."""
+        """True if the grammar is complete; any `unfed` ids then need not be fed."""
         return not self.walk.choices
 
     def noise(self, length: int) -> Tensor:
-        """The next `length` numbers to draw with."""
+        """Return the next `length` random numbers to draw with."""
         return self.noise_L[self.drawn : self.drawn + length]
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Take drawn tokens and all that follows from them. The model has seen all but the last."""
+        """Append drawn tokens and the given ids after them.
+
+        The model has processed all drawn tokens but the last.
+        """
         for token in tokens:
             self.walk.take(token)
         self.drawn += len(tokens)

@@ -1,1 +1,1 @@
-"""Fast paths of decoding, each with the results of the plain path."""
+"""Fast decoding paths, each with the same results as the plain decoder."""

@@ -1,6 +1,6 @@
-"""The decode step on a GPU: recorded once as a CUDA graph, then started with one call.
+"""Decoding step on a GPU as a CUDA graph: captured once, then launched with one call.
 
-Between engine, which asks for a step, and decode, whose step it records. Without it the GPU would
+The engine requests a step; the captured step is that of `decode`. Without a graph the GPU would
 wait for Python after each of hundreds of small operations.
 
 Shapes: R = rows, C = rows of the whole cache, D = width, N = heads, H = head size, S = slots,
@@ -22,16 +22,20 @@ from cm3leon.model import Decoder
 
 
 def stepper(model: Decoder, cache: KVCache) -> Callable[[Tensor], Tensor]:
-    """A function of ids_R that gives the hidden states after the final norm, hidden_RD; the first R
-    rows of the cache, which are not empty, grow by one."""
+    """Return a function from ids_R to the hidden states after the final norm, hidden_RD.
+
+    Each call extends the first R rows of the cache, which must not be empty, by one token.
+    """
     if cache.device.type == "cuda":
         return Graphs(FastDecoder.of(model), cache)
     return partial((NativeDecoder.of(model) or FastDecoder.of(model)).step, cache)
 
 
 class Graphs:
-    """A step over one cache as CUDA graphs, one for each number of rows: the host says no more than
-    «go on». How far the rows are is read on the device."""
+    """CUDA graphs of a decoding step over one cache, one graph for each number of rows.
+
+    The host only replays a graph; the lengths of the rows are read on the device.
+    """
 
     def __init__(self, fast: FastDecoder, cache: KVCache) -> None:
         self.fast, self.cache = fast, cache
@@ -42,7 +46,7 @@ class Graphs:
 
     def __call__(self, ids_R: Tensor) -> Tensor:
         rows = len(ids_R)
-        padded = rows if rows <= 8 else min(-(-rows // 8) * 8, len(self.ids_C))  # few graphs
+        padded = rows if rows <= 8 else min(-(-rows // 8) * 8, len(self.ids_C))  # for fewer graphs
         self.ids_C[:rows] = ids_R
         if padded not in self.graphs:
             self.graphs[padded] = self._record(padded)
@@ -52,8 +56,11 @@ class Graphs:
         return hidden_RD[:rows]
 
     def _record(self, rows: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """What is run before and while recording is written to the slots of the first replay. Rows
-        that only fill up are empty, and stay so."""
+        """Capture the step for this number of rows.
+
+        The runs before and during capture write to the slots of the first replay. Padding rows are
+        empty, and stay so.
+        """
         self._read(rows)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -69,12 +76,12 @@ class Graphs:
         return self.fast.read(self.ids_C[:rows], lengths_R.unsqueeze(1), self.attend)
 
     def by_kernel(self, layer: int, q_RNH: Tensor, k_RNH: Tensor, v_RNH: Tensor) -> Tensor:
-        """Attention that looks up the lengths itself."""
+        """Compute attention with a kernel that reads the lengths on the device."""
         k_CSNH, v_CSNH = self.cache.k_YBSNH[layer], self.cache.v_YBSNH[layer]
         return kernels.attend(q_RNH, k_RNH, v_RNH, k_CSNH, v_CSNH, self.cache.lengths_B)
 
     def by_bias(self, layer: int, q_RNH: Tensor, k_RNH: Tensor, v_RNH: Tensor) -> Tensor:
-        """Attention over all slots, whatever the lengths."""
+        """Compute attention over all slots, whatever the lengths; a bias masks the unused ones."""
         rows = len(q_RNH)
         places_R = self.cache.starts_B[:rows] + self.cache.lengths_B[:rows]
         for flat_TNH, x_RNH in zip(self.cache.flat[layer], (k_RNH, v_RNH), strict=True):

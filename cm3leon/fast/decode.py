@@ -1,13 +1,14 @@
-"""One new id a row with as few operations as will do: what `Decoder.forward` gives, sooner.
+"""Fast single-token decoding step; same result as `Decoder.forward`.
 
-The step of a CPU that native does not serve, and what graphs records on a GPU. Waiting for weights
-is most of a step, and on a CPU all else is the price of calling small operations: no modules here,
-matrices transposed once, queries and keys normalised and turned together, sums folded into
-products. `Decoder.forward` is the plain path and a test holds both to the same numbers.
+Used on a CPU where `native` does not apply, and captured by `cuda_graphs` on a GPU. Most of a step
+is waiting for weights, and on a CPU the rest is the overhead of calling small operations. Hence
+there are no modules here, matrices are transposed once, queries and keys are normalised and rotated
+together, and additions are fused into matrix products. `Decoder.forward` is the plain path, and a
+test checks that both give the same numbers.
 
-Shapes: R = rows, D = width, N = heads, H = head size, S = slots looked at,
-C = rows of the whole cache, Y = layers, T = C * S, F = width of the
-feed-forward, E = 2 * D, K, M = widths of a matrix.
+Shapes: R = rows, D = width, N = heads, H = head size, S = slots attended to,
+C = rows of the whole cache, Y = layers, T = C * S, F = width of the feed-forward, E = 2 * D,
+K, M = widths of a matrix.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +26,12 @@ from cm3leon.model import NORM_EPS, Block, Decoder, FeedForward, rotate, rotatio
 Function = Callable[[Tensor], Tensor]
 Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_RNH, k_RNH, v_RNH -> out
 MANY = 4  # rows from which PyTorch's products of large matrices on a CPU are slower than oneDNN's
-LARGE = 2**21  # numbers of such a matrix
-SPARE = 2**29  # bytes that may be spent on keeping those twice
+LARGE = 2**21  # elements of such a matrix
+SPARE = 2**29  # maximum bytes of second copies of those
 
 
 class Product:
-    """A matrix as it is multiplied with: plain, or a module packed by `precision`."""
+    """Matrix to multiply with: plain, or a module packed by `quantize`."""
 
     def __init__(self, matrix: nn.Module | Tensor) -> None:
         weight_MK = matrix.weight if isinstance(matrix, nn.Linear) else matrix
@@ -40,7 +41,7 @@ class Product:
 
     @property
     def large(self) -> bool:
-        """Whether it is worth `pack`."""
+        """True if the matrix is worth a call of `pack`."""
         weight_KM = self.weight_KM
         return (
             weight_KM is not None
@@ -51,11 +52,11 @@ class Product:
         )
 
     def nbytes(self) -> int:
-        """Bytes of the plain matrix."""
+        """Return the bytes of the plain matrix."""
         return 0 if self.weight_KM is None else self.weight_KM.nbytes
 
     def pack(self) -> None:
-        """Keep it in the order of oneDNN's kernels too, for MANY rows and more."""
+        """Add a copy in the layout of oneDNN's kernels, used for MANY rows and more."""
         assert self.weight_KM is not None
         self.packed = MkldnnLinear(self.weight_KM.T)
 
@@ -65,14 +66,14 @@ class Product:
         return self.forward(x_RK) if self.weight_KM is None else torch.mm(x_RK, self.weight_KM)
 
     def onto(self, sum_RM: Tensor, x_RK: Tensor) -> Tensor:
-        """What is added to a sum."""
+        """Return the product added to `sum_RM`."""
         if self.weight_KM is None:
             return sum_RM + self.forward(x_RK)
         return torch.addmm(sum_RM, x_RK, self.weight_KM)
 
 
 class Layer:
-    """The parts of one block, taken out of their modules."""
+    """Weights of one block, taken out of their modules."""
 
     def __init__(self, block: Block) -> None:
         attention, mlp = block.attention, block.mlp
@@ -85,7 +86,7 @@ class Layer:
         self.squared = isinstance(mlp, FeedForward) and mlp.squared
 
     def inner(self, x_RD: Tensor) -> Tensor:
-        """The hidden part of the feed-forward: what `down` is multiplied with."""
+        """Compute the hidden activations of the feed-forward, the input of `down`."""
         if not self.gated:
             hidden_RF = torch.relu_(self.wide(x_RD))
             return hidden_RF.square_() if self.squared else hidden_RF
@@ -94,7 +95,7 @@ class Layer:
 
 
 class FastDecoder:
-    """A decoder's face for one id a row, made of its weights where they are."""
+    """Decoder of one new id per row that uses a model's weights in place."""
 
     def __init__(self, model: Decoder) -> None:
         self.config, self.embed_VD = model.config, model.embed.weight
@@ -108,13 +109,15 @@ class FastDecoder:
 
     @classmethod
     def of(cls, model: Decoder) -> "FastDecoder":
-        """Return the one of this model, kept until its weights change."""
+        """Return the fast decoder of this model, cached until its weights change."""
         there = kept(model)
         return there if isinstance(there, cls) else keep(model, cls(model))
 
     def step(self, cache: KVCache, ids_R: Tensor) -> Tensor:
-        """Hidden states after the final norm, hidden_RD, on a CPU; the rows of the cache, which
-        begin with the first and are not empty, grow by one."""
+        """Return hidden states after the final norm, hidden_RD, on a CPU.
+
+        The rows of the cache, which begin with the first and are not empty, grow by one token.
+        """
         assert cache.rows.start == 0, "the first rows decode"
         window = cache.open(1)
         assert window.bias_BLS is not None
@@ -137,7 +140,7 @@ class FastDecoder:
         k_YCSNH: Tensor,
         v_YCSNH: Tensor,
     ) -> Tensor:
-        """Run the step of tensors alone. Writes into the keys and values of the whole cache."""
+        """Run the step on tensors alone. Writes into the keys and values of the whole cache."""
         rows, bias_R11S = ids_R.shape[0], bias_R1S.unsqueeze(1)
         caches = (k_YCSNH, v_YCSNH)
         seen = [x[:, :rows, : bias_R1S.shape[2]].transpose(2, 3).unbind() for x in caches]
@@ -153,8 +156,10 @@ class FastDecoder:
         return self.read(ids_R, positions_R1, attend)
 
     def read(self, ids_R: Tensor, positions_R1: Tensor, attend: Mix) -> Tensor:
-        """Hidden states of one id a row, hidden_RD; `attend` stores keys and values of a layer, and
-        looks at them."""
+        """Return hidden states of one id per row, hidden_RD.
+
+        `attend` stores the keys and values of a layer, and attends to them.
+        """
         rows, heads, head_size = ids_R.shape[0], self.config.heads, self.config.head_size
         x_RD = self.embed_VD[ids_R]
         rotation: tuple[Tensor, Tensor] | None = None
@@ -176,8 +181,11 @@ class FastDecoder:
 
 
 def norm_of(module: nn.Module) -> Function:
-    """A norm as one call, or nearly: PyTorch makes an RMS norm of eight small operations, and a
-    layer norm of x and -x side by side, whose mean is nothing, is the same in three."""
+    """Return a norm as a function of few operations.
+
+    PyTorch computes an RMS norm in eight small operations. A layer norm of x and -x concatenated,
+    whose mean is zero, gives the same in three.
+    """
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     shape, weight, eps = list(module.normalized_shape), module.weight, module.eps
     if isinstance(module, nn.LayerNorm):
@@ -188,7 +196,7 @@ def norm_of(module: nn.Module) -> Function:
     small = NORM_EPS if eps is None else eps
 
     def both_signs(x_RD: Tensor) -> Tensor:
-        if x_RD.is_cuda:  # where it is one operation
+        if x_RD.is_cuda:  # one operation on a GPU
             return F.rms_norm(x_RD, shape, weight, small)
         x_RE = torch.cat((x_RD, -x_RD), dim=1)
         return torch.layer_norm(x_RE, [2 * width], weight_E, None, small, False)[:, :width]
@@ -197,7 +205,7 @@ def norm_of(module: nn.Module) -> Function:
 
 
 def joint_norm(q_norm: nn.LayerNorm, k_norm: nn.LayerNorm) -> Function:
-    """The norms of queries and keys over x_R2NH, which holds both."""
+    """Return a function that normalises queries and keys together, in x_R2NH."""
     shape, eps = list(q_norm.normalized_shape), q_norm.eps
     if not q_norm.elementwise_affine:
         return lambda x_R2NH: torch.layer_norm(x_R2NH, shape, None, None, eps, False)
@@ -212,8 +220,10 @@ def joint_norm(q_norm: nn.LayerNorm, k_norm: nn.LayerNorm) -> Function:
 
 
 def wide_of(mlp: FeedForward | PackedSwiGLU) -> Function:
-    """The matrix into the feed-forward; with a gate, gate and up side by side. They are one product
-    where `precision.prepare` has laid them so."""
+    """Return the input projection of the feed-forward; with a gate, gate and up side by side.
+
+    Gate and up are one product where `quantize.prepare` has placed them in one block of memory.
+    """
     if isinstance(mlp, PackedSwiGLU):
         return Product(mlp.wide)
     if mlp.gate is None:

@@ -1,7 +1,7 @@
-"""Weights in large pages: a decode step reads all, and the CPU has to find where each page lies.
+"""Placement of weights in huge pages, for fewer address translations when a step reads them all.
 
-Beside precision, which has a decoder on a CPU moved there. No more than a hint to Linux; where it
-is not heard, the weights lie as well as before.
+Called by `quantize` for a decoder on a CPU. It is only a hint to Linux; where the hint is ignored,
+the weights are no worse off.
 """
 
 import mmap
@@ -11,16 +11,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-PAGE = 2 << 20  # bytes of a large page
+PAGE = 2 << 20  # bytes of a huge page
 LINE = 64  # bytes of a cache line
 
 
 @torch.no_grad()
 def settle(tensors: Iterable[Tensor]) -> None:
-    """Move tensors on a CPU, in place, into one piece of memory that Linux can hold in large pages.
+    """Move tensors on a CPU, in place, into one block of memory that Linux can hold in huge pages.
 
-    They take no more room, and those that share a storage go on sharing it. Left out are tensors
-    in oneDNN's own order.
+    They take no more memory, and those that share a storage still do. Tensors in oneDNN's own
+    layout are left out.
     """
     sharing: dict[int, list[Tensor]] = defaultdict(list)
     for one in tensors:
@@ -34,7 +34,7 @@ def settle(tensors: Iterable[Tensor]) -> None:
     at = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % PAGE
     for some, size in zip(sharing.values(), sizes, strict=True):
         old = some[0].untyped_storage()
-        # a storage for each old one, for safetensors saves no two tensors of one
+        # one storage per old storage: safetensors saves no two tensors that share one
         part = torch.frombuffer(memory, dtype=torch.uint8, offset=at, count=old.nbytes())
         new = part.untyped_storage().copy_(old)
         for one in some:

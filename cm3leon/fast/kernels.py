@@ -1,9 +1,9 @@
-"""What a decode step on an NVIDIA GPU needs of Triton: a product with int8 weights, and attention.
+"""Triton kernels of a decoding step on an NVIDIA GPU: int8 matrix product and attention.
 
-Called by precision and graphs, which ask `here` first: Triton comes with PyTorch's builds for CUDA
-and is imported nowhere else. With a handful of rows a product is a wait for its weights, which are
-read here once, as int8. Attention looks up how far each row of the cache is filled: it needs no
-mask, and no host that knows the lengths, so that one recorded step serves all of them.
+Called by `quantize` and `cuda_graphs`, which check `here` first: Triton comes with PyTorch's CUDA
+builds and is imported nowhere else. For a few rows, a product is bound by reading its weights,
+which are read once here, as int8. Attention reads the length of each row of the cache on the
+device: it needs neither a mask nor lengths on the host, so one captured step serves all lengths.
 
 Shapes: R = rows, K = width in, N = width out (product) or heads (attention), H = head size,
 S = slots, C = rows of the whole cache.
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FEW = 4  # rows of a product at most
-TILE_N, TILE_K = 2, 1024  # outputs and inputs at a time; the best of seven tried on an H200
-TILE_S = 64  # slots at a time; the best of three
+FEW = 4  # maximum rows of a product
+TILE_N, TILE_K = 2, 1024  # outputs and inputs per tile; the best of seven tried on an H200
+TILE_S = 64  # slots per tile; the best of three
 
 triton: Any = None
 tl: Any = None
@@ -29,12 +29,12 @@ if find_spec("triton") is not None:
 
 
 def here(device: torch.device) -> bool:
-    """Whether these kernels run on a device."""
+    """Return whether these kernels run on a device."""
     return device.type == "cuda" and triton is not None and torch.version.hip is None
 
 
 def product(x_RK: Tensor, ints_NK: Tensor, scales_N: Tensor) -> Tensor:
-    """x @ (ints * scales).T for at most FEW rows. Sums are in fp32, the result is of x's type."""
+    """Compute x @ (ints * scales).T for at most FEW rows, with sums in fp32, in x's dtype."""
     rows, width = x_RK.shape
     outputs = len(ints_NK)
     assert rows <= FEW, f"{rows} rows"
@@ -60,8 +60,11 @@ def product(x_RK: Tensor, ints_NK: Tensor, scales_N: Tensor) -> Tensor:
 def attend(
     q_RNH: Tensor, k_RNH: Tensor, v_RNH: Tensor, k_CSNH: Tensor, v_CSNH: Tensor, places_R: Tensor
 ) -> Tensor:
-    """out_RNH of one query a row over the first `places_R` slots of its row of the cache and over
-    its own key and value, which are stored in the slot after those."""
+    """Compute attention of one query per row, out_RNH.
+
+    It covers the first `places_R` slots of the row's cache and the row's own key and value, which
+    are stored in the slot after those.
+    """
     rows, heads, head_size = q_RNH.shape
     out_RNH = q_RNH.new_empty(q_RNH.shape)
     assert k_CSNH.stride() == v_CSNH.stride()
@@ -103,8 +106,11 @@ if triton is not None:
         tile_n: tl.constexpr,
         tile_k: tl.constexpr,
     ):
-        """`tile_n` outputs of all rows. Every row has its own sums, in as many lanes as a tile has
-        numbers: they are added up in the end only."""
+        """Compute `tile_n` outputs of all rows.
+
+        Each row has its own accumulators, one for each element of a tile, which are reduced only at
+        the end.
+        """
         n = tl.program_id(0) * tile_n + tl.arange(0, tile_n)[:, None]
         k = tl.arange(0, tile_k)[None, :]
         inside = n < outputs
@@ -155,8 +161,10 @@ if triton is not None:
         tile_s: tl.constexpr,
         tile_h: tl.constexpr,
     ):
-        """One head of one row, by tiles of slots: the sums of a softmax, rescaled whenever a larger
-        score comes (flash attention's way)."""
+        """Compute one head of one row by tiles of slots, with an online softmax.
+
+        The sums are rescaled whenever a larger score occurs (as in flash attention).
+        """
         row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
         place = tl.load(places_ptr + row)
         h = tl.arange(0, tile_h)

@@ -1,9 +1,9 @@
-"""The decode step on a CPU as one call of C: what `FastDecoder.step` gives, sooner.
+"""Decoding step on a CPU as one call of C code; same result as `FastDecoder.step`, but faster.
 
-Beside graphs, which does the same for a GPU. native.c is compiled with this machine's gcc when it
-is first needed, which takes a second, and kept in the user's cache folder. It runs in PyTorch's own
-threads. Where there is no gcc or no Linux, or a decoder of another type than fp32 and int8, decode
-does the work; CM3LEON_NATIVE=0 asks for that.
+The CPU counterpart of `cuda_graphs`. `native.c` is compiled with this machine's gcc on first use,
+which takes a second, and kept in the user's cache folder. It runs in PyTorch's own threads. Without
+gcc or Linux, or for a decoder of another dtype than fp32 and int8, `decode` is used instead;
+CM3LEON_NATIVE=0 forces that.
 
 Shapes: R = rows, T = rows of activations, D = width, C = positions, H = head size; K, N = widths
 in and out of a matrix, which native.c calls K and M.
@@ -31,16 +31,16 @@ from cm3leon.model import NORM_EPS, Block, Decoder, rotation_of
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-LANES = 16  # what the width of a matrix and the size of a head are multiples of
-WHOLE_LANES = 64  # and the width of a matrix of whole numbers
+LANES = 16  # the width of a matrix and the size of a head must be multiples of this
+WHOLE_LANES = 64  # the same for the width of an int8 matrix
 
 
-WHOLE = ("ints_NK", "scales_N", "sums_N")  # what a matrix of whole numbers has in their place
+WHOLE = ("ints_NK", "scales_N", "sums_N")  # attributes of an int8 module that fill FIELDS
 FIELDS = ("numbers", "scales_M", "sums_M")
 
 
 class Matrix(Structure):
-    """As in native.c."""
+    """Struct `Matrix` of native.c."""
 
     _fields_ = (
         *((name, c_void_p) for name in FIELDS),
@@ -49,13 +49,13 @@ class Matrix(Structure):
 
 
 class Norm(Structure):
-    """As in native.c."""
+    """Struct `Norm` of native.c."""
 
     _fields_ = (("gain", c_void_p), ("bias", c_void_p))
 
 
 class Layer(Structure):
-    """As in native.c."""
+    """Struct `Layer` of native.c."""
 
     _fields_ = (
         *((name, Matrix) for name in ("qkv", "out", "gate", "up", "down")),
@@ -64,7 +64,7 @@ class Layer(Structure):
 
 
 class Model(Structure):
-    """As in native.c."""
+    """Struct `Model` of native.c."""
 
     _fields_ = (
         ("layers", POINTER(Layer)),
@@ -77,14 +77,14 @@ class Model(Structure):
 
 
 def library() -> ctypes.CDLL | None:
-    """native.c, compiled; None where that cannot be."""
+    """Return the compiled native.c, or None where it is not available."""
     found = loaded()
     return None if isinstance(found, str) else found
 
 
 @cache
 def loaded() -> ctypes.CDLL | str:
-    """native.c, compiled, or in some words why there is none."""
+    """Return the compiled native.c, or the reason why it is not available."""
     if os.environ.get("CM3LEON_NATIVE") == "0":
         return "CM3LEON_NATIVE is 0"
     if not sys.platform.startswith("linux"):
@@ -93,17 +93,17 @@ def loaded() -> ctypes.CDLL | str:
     if compiler is None:
         return "no gcc"
     try:
-        made = ctypes.CDLL(str(compiled(compiler)))  # its threads are those that torch has loaded
+        made = ctypes.CDLL(str(compiled(compiler)))  # it uses the threads of torch's OpenMP
     except subprocess.CalledProcessError as error:
         return f"gcc: {error.stderr.decode(errors='replace').strip().splitlines()[-1:]}"
-    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # no home, for one
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # e.g. no home folder
         return str(error)
     made.step.restype, made.work_size.restype, made.multiply.restype = c_int, c_int64, None
     return made
 
 
 def compiled(compiler: str) -> Path:
-    """The shared library of native.c for this CPU, made if it is not there yet."""
+    """Return the path of the shared library of native.c for this CPU, compiled if missing."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cm3leon"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
@@ -114,7 +114,7 @@ def compiled(compiler: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as work:
             parts, whole = Path(work, "native.o"), Path(work, "native.so")
             first = (compiler, "-fopenmp", *FLAGS, "-c", SOURCE, "-o", parts)
-            # without -fopenmp: another OpenMP beside PyTorch's would fight it for the cores
+            # linked without -fopenmp: a second OpenMP would compete with PyTorch's for the cores
             for command in (first, (compiler, "-shared", parts, "-lm", "-o", whole)):
                 subprocess.run(command, check=True, capture_output=True, timeout=60)
             whole.chmod(0o700)
@@ -123,7 +123,7 @@ def compiled(compiler: str) -> Path:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Changes with the source, the compiler and the CPU: a home folder may be many machines'."""
+    """Return a hash of source, compiler and CPU: machines may share a home folder."""
     found = Path(compiler).resolve()
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     cpu = [line for line in lines if line.startswith(("flags", "Features", "CPU part"))]
@@ -132,12 +132,12 @@ def _fingerprint(compiler: str) -> str:
 
 
 class NativeDecoder:
-    """A decoder's face for one id a row, made of its weights where they are."""
+    """Decoder of one new id per row in native.c that uses a model's weights in place."""
 
     def __init__(self, model: Decoder, made: ctypes.CDLL) -> None:
         self.config, self.made = model.config, made
         config = model.config
-        self.kept: list[object] = []  # what the structures point to
+        self.kept: list[object] = []  # tensors and structs that the structs point to
         layers = (Layer * config.layers)(*(self._layer(cast(Block, b)) for b in model.blocks))
         self.kept.append(layers)
         table = Model(
@@ -165,8 +165,10 @@ class NativeDecoder:
 
     @classmethod
     def of(cls, model: Decoder) -> "NativeDecoder | None":
-        """Return the one of this model, kept until its weights change; None where another path has
-        to do it."""
+        """Return the native decoder of this model, cached until its weights change.
+
+        Returns None where another path has to be used.
+        """
         if isinstance(there := kept(model), cls):
             return there
         made = library() if suits(model) else None
@@ -175,14 +177,16 @@ class NativeDecoder:
         return keep(model, cls(model, made))
 
     def step(self, cache: KVCache, ids_R: Tensor) -> Tensor:
-        """Hidden states after the final norm, hidden_RD; the rows of the cache, which begin with
-        the first and are not empty, grow by one."""
+        """Return hidden states after the final norm, hidden_RD.
+
+        The rows of the cache, which begin with the first and are not empty, grow by one token.
+        """
         rows, config = len(ids_R), self.config
         assert cache.rows == range(rows), "the first rows decode"
         if cache.longest >= min(cache.capacity, config.context):
             raise IndexError("the KV cache is full")
         size = self.made.work_size(byref(self.table), c_int64(rows), c_int64(cache.capacity))
-        work = torch.empty(size, dtype=torch.uint8)  # of this call: another thread may be in one
+        work = torch.empty(size, dtype=torch.uint8)  # per call, as another thread may be in one
         hidden_RD = torch.empty(rows, config.width)
         floats = (cache.k_YBSNH, cache.v_YBSNH)
         _check((ids_R, cache.lengths_B), torch.long)
@@ -220,7 +224,7 @@ class NativeDecoder:
         return layer
 
     def _matrix(self, module: nn.Module, parts: int = 1, part: int = 0) -> Matrix:
-        """One of the parts into which a matrix is cut."""
+        """Return part number `part` of a matrix that is split into `parts`."""
         names = ("weight",) if isinstance(module, nn.Linear) else WHOLE
         tensors = [cast(Tensor, getattr(module, name)).chunk(parts)[part] for name in names]
         _check(tensors[:1], torch.int8 if len(names) > 1 else torch.float32)
@@ -234,14 +238,14 @@ class NativeDecoder:
         return Norm(*(None if one is None else self._at(one) for one in (gain, bias)))
 
     def _at(self, tensor: Tensor) -> int:
-        """Where a tensor's numbers lie, as long as this decoder lives."""
+        """Return the address of a tensor's data, which stays valid while this decoder lives."""
         tensor = tensor.detach().contiguous()
         self.kept.append(tensor)
         return tensor.data_ptr()
 
 
 def multiply(x_TK: Tensor, ints_NK: Tensor, scales_N: Tensor, sums_N: Tensor) -> Tensor:
-    """x W^T, y_TN in float32, of a matrix of whole numbers, its scales and the sums of its rows."""
+    """Compute x W^T, y_TN in float32, with an int8 matrix, its scales and the sums of its rows."""
     made = library()
     assert made is not None, "asked for where it cannot be"
     _check((ints_NK,), torch.int8)
@@ -261,20 +265,20 @@ def multiply(x_TK: Tensor, ints_NK: Tensor, scales_N: Tensor, sums_N: Tensor) ->
 
 
 def _check(tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """What C reads is what it takes it for."""
+    """Raise TypeError unless the tensors are contiguous, of this dtype and on a CPU."""
     for one in tensors:
         if one.dtype != dtype or one.device.type != "cpu" or not one.is_contiguous():
             raise TypeError(f"wanted {dtype} in one piece on a CPU, got {one.dtype}, {one.device}")
 
 
 def whole_is_fast() -> bool:
-    """Whether products of int8 by native.c are faster than PyTorch's."""
+    """Return whether int8 products by native.c are faster than PyTorch's."""
     made = library()
     return made is not None and bool(made.whole_is_fast())
 
 
 def suits(model: Decoder, multiple: int = LANES) -> bool:
-    """Whether native.c is there, and can have a decoder of these sizes where it lies."""
+    """Return whether native.c is available and supports the device, dtype and sizes of a model."""
     config, table = model.config, model.embed.weight
     sizes = (config.width, config.ffn_width)
     return (
@@ -287,7 +291,7 @@ def suits(model: Decoder, multiple: int = LANES) -> bool:
 
 
 def known(block: Block) -> bool:
-    """Whether the matrices of a block are of a kind that native.c has."""
+    """Return whether native.c supports the types of a block's matrices."""
     attention, mlp = block.attention, block.mlp
     matrices = (attention.qkv, attention.out, getattr(mlp, "wide", None) or mlp.up, mlp.down)
     return all(isinstance(one, nn.Linear) or hasattr(one, "sums_N") for one in matrices)

@@ -1,9 +1,9 @@
-"""Smaller weights for decoding, which waits for little else than reading them.
+"""Reduced-precision weights for decoding, whose time is mostly spent on reading weights.
 
-Between checkpoint, which reads fp32, and engine: `prepare` swaps the matrices of a decoder for
-packed ones behind the same face. Norms, embeddings, attention and the KV cache stay in the type of
-the activations. Activations that are quantised have one scale a row, so that a row never depends on
-who shares its batch.
+Between `checkpoint`, which reads fp32, and the engine: `prepare` replaces the matrices of a decoder
+with packed modules of the same interface. Norms, embeddings, attention and the KV cache keep the
+dtype of the activations. Quantised activations have one scale per row, so that a row never depends
+on the other rows of its batch.
 
 Shapes: T = rows of activations, K = width in, N = width out, G = groups of GROUP numbers of a row.
 """
@@ -24,17 +24,16 @@ from tokenizer.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "int8", "int4"]
 GROUP = 32  # weights of a row that share a scale and a zero in int4
-FEW = 64  # ids whose rows of the head are not worth packing
+FEW = 64  # slices of the head with fewer ids are not worth packing
 
 
 def prepare(
     model: Decoder, precision: Precision, say: Callable[[str], None] | None = None
 ) -> Precision:
-    """Give a decoder weights of this precision, in place and for good; which one it became.
+    """Convert a decoder's weights in place, irreversibly, and return their new precision.
 
-    `auto` is what costs nothing in quality: bf16 on a GPU that computes in it, else fp32; so one
-    request has one result. int8 and int4 are for those who ask. Raises UserError where they cannot
-    run.
+    `auto` costs no quality: bf16 on a GPU that computes in it, otherwise fp32; so one request has
+    one result. int8 and int4 must be requested. Raises UserError where they cannot run.
     """
     device = model.embed.weight.device
     if precision == "auto":
@@ -53,7 +52,7 @@ def prepare(
             pack_block(block, pack)
     if pack is not None:
         head = PackedHead(model.head_weight, pack)
-        model.logits = head.logits  # of this decoder alone
+        model.logits = head.logits  # for this instance only
     if device.type == "cpu":
         pages.settle([*model.parameters(), *model.buffers()])
     return precision
@@ -61,15 +60,17 @@ def prepare(
 
 @torch.no_grad()
 def lay_side_by_side(mlp: FeedForward) -> None:
-    """Give gate and up one piece of memory, so that one product can read both. The weights keep
-    their names and take no more room."""
+    """Place gate and up in one block of memory, so that one product can read both.
+
+    The weights keep their names and take no more memory.
+    """
     if mlp.gate is not None and isinstance(mlp.up, nn.Linear):
         wide_FD = torch.cat((mlp.gate.weight, mlp.up.weight))
         mlp.gate.weight.data, mlp.up.weight.data = wide_FD.chunk(2)
 
 
 def pack_block(block: Block, pack: Callable[[Tensor], nn.Module]) -> None:
-    """Swap the matrices of one block."""
+    """Replace the matrices of one block with packed ones."""
     attention, mlp = block.attention, cast(FeedForward, block.mlp)
     qkv, out, up, down = (
         cast(nn.Linear, module).weight
@@ -83,7 +84,7 @@ def pack_block(block: Block, pack: Callable[[Tensor], nn.Module]) -> None:
 
 
 def packer(precision: Precision, model: Decoder) -> Callable[[Tensor], nn.Module] | None:
-    """What makes a packed matrix of a plain one; None where plain ones are best."""
+    """Return a function that packs a plain matrix, or None where plain matrices are best."""
     on_cpu = model.embed.weight.device.type == "cpu"
     if precision == "fp32":
         return None
@@ -100,8 +101,7 @@ def packer(precision: Precision, model: Decoder) -> Callable[[Tensor], nn.Module
 
 
 class MkldnnLinear(nn.Module):
-    """A matrix on a CPU, in the order in which oneDNN's kernels read: of bf16 by `prepare`, of fp32
-    where decode says."""
+    """Linear layer on a CPU in oneDNN's layout: of bf16 from `prepare`, of fp32 from `decode`."""
 
     packed: Tensor
 
@@ -113,7 +113,7 @@ class MkldnnLinear(nn.Module):
 
     @staticmethod
     def here(*, bf16: bool = False) -> bool:
-        """Whether this PyTorch has them; in `bf16` this CPU too."""
+        """Return whether this PyTorch has the kernels and, for `bf16`, this CPU supports them."""
         can = torch.cpu.get_capabilities()
         wide = all(can.get(f"avx512_{part}") for part in ("bw", "vl", "dq"))
         suits = wide or bool(can.get("avx_ne_convert"))
@@ -124,12 +124,12 @@ class MkldnnLinear(nn.Module):
 
 
 class DynamicInt8Linear(nn.Module):
-    """int8 weights with a scale an output, int8 activations with a scale a row, on a CPU.
+    """CPU linear layer with int8 weights, scaled per output, and int8 activations, scaled per row.
 
-    The kernel has one scale for all its rows, the range of what it is given. So rows come to it
-    divided by their own largest number, and one more row holds 1 and -1: its range, and with it the
-    result of a row, is always the same. A CPU without VNNI adds two products in 16 bits, where
-    activations of 8 bits overflow: there they have 7.
+    The kernel has one scale for all its rows, from the range of its input. Each row is therefore
+    divided by its own largest absolute value, and one more row holds 1 and -1: the range, and with
+    it the result of a row, is always the same. A CPU without VNNI adds two products in 16 bits,
+    where activations of 8 bits overflow: there they have 7.
     """
 
     def __init__(self, weight_NK: Tensor) -> None:
@@ -138,7 +138,7 @@ class DynamicInt8Linear(nn.Module):
         plain_NK = weight_NK.detach().float().contiguous()
         scales_N, zeros_N = to_int8(plain_NK)[0], torch.zeros(outputs, dtype=torch.long)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its age; the kernel has no other door yet
+            warnings.simplefilter("ignore")  # deprecation; the kernel has no other API yet
             quantised = torch.quantize_per_channel(plain_NK, scales_N, zeros_N, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(quantised, None)
         self.narrow = not torch.cpu.get_capabilities().get("avx512_vnni", False)
@@ -154,7 +154,7 @@ class DynamicInt8Linear(nn.Module):
 
 
 class NativeInt8Linear(nn.Module):
-    """As DynamicInt8Linear, by native.c: sooner, for few rows above all (docs/ledger.md)."""
+    """`DynamicInt8Linear` by native.c: faster, especially for few rows (docs/ledger.md)."""
 
     ints_NK: Tensor
     scales_N: Tensor
@@ -173,7 +173,7 @@ class NativeInt8Linear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """int8 weights with a scale an output; activations as they are."""
+    """Linear layer with int8 weights, one scale per output, and activations in their own dtype."""
 
     ints_NK: Tensor
     scales_N: Tensor
@@ -191,7 +191,7 @@ class Int8Linear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """int4 weights with a scale and a zero for each GROUP of a row; activations in bf16."""
+    """Linear layer with int4 weights, a scale and a zero per GROUP, and bf16 activations."""
 
     def __init__(self, weight_NK: Tensor) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class Int4Linear(nn.Module):
 
 
 class PackedSwiGLU(nn.Module):
-    """A SwiGLU feed-forward part whose gate and up are one packed matrix."""
+    """SwiGLU feed-forward whose gate and up are one packed matrix."""
 
     def __init__(self, wide: nn.Module, down: nn.Module) -> None:
         super().__init__()
@@ -230,16 +230,16 @@ class PackedSwiGLU(nn.Module):
 
 
 class PackedHead:
-    """Logits of a slice of the vocabulary, which is packed when it is first asked for."""
+    """Output head that packs each slice of the vocabulary on first use."""
 
     def __init__(self, weight_VK: Tensor, pack: Callable[[Tensor], nn.Module]) -> None:
         self.weight_VK, self.pack = weight_VK, pack
         self.packed: dict[tuple[int, int], nn.Module] = {}
 
     def logits(self, hidden_K: Tensor, ids: slice | None = None) -> Tensor:
-        """Return what `Decoder.logits` does."""
+        """Return the same logits as `Decoder.logits`, in this precision."""
         ids = slice(0, len(self.weight_VK)) if ids is None else ids
-        if ids.stop - ids.start < FEW or (ids.stop - ids.start) % 16:  # int4 packs no others
+        if ids.stop - ids.start < FEW or (ids.stop - ids.start) % 16:  # int4 needs multiples of 16
             return F.linear(hidden_K, self.weight_VK[ids])
         key = ids.start, ids.stop
         if key not in self.packed:
@@ -249,14 +249,16 @@ class PackedHead:
 
 
 def to_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """One scale an output, and whole numbers in -127..127."""
+    """Return one scale per output, and the weights as integers in -127..127."""
     scales_N = (weight_NK.abs().amax(1) / 127).clamp(min=1e-30)
     return scales_N, (weight_NK / scales_N[:, None]).round().to(torch.int8)
 
 
 def to_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers in 0..15, and for each group of a row scale and zero: a weight is
-    `(number - 8) * scale + zero`."""
+    """Return the weights as integers in 0..15, and a scale and a zero for each group of a row.
+
+    A weight is `(number - 8) * scale + zero`.
+    """
     groups_NGK = weight_NK.unflatten(1, (-1, GROUP))
     low_NG1, high_NG1 = groups_NGK.aminmax(dim=2, keepdim=True)
     scales_NG1 = ((high_NG1 - low_NG1) / 15).clamp(min=1e-6)
