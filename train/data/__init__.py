@@ -1,1 +1,1 @@
-"""Training rows: from tars to token shards, and from shards to rows of a step."""
+"""Data pipeline of training: from tars to token shards, and from shards to batches of rows."""

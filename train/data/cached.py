@@ -1,12 +1,12 @@
-"""Training rows kept on the device, for a GPU that reads rows faster than the host makes them.
+"""Training rows cached on the device, for a GPU that reads rows faster than the host makes them.
 
-Beside `data`, in the place of rows made anew for every step: so many rows of the run are made once,
-by as many processes as the recipe's `workers`, and lie on the device as one table. Each step takes
-the next of them, from the beginning again after the last, and draws its noise there. Captions and
-masks so come again every `cached_rows` rows; noise never does.
+An alternative to making rows for every step (`train/data/rows.py`): the first `cached_rows` rows
+are made once, by as many processes as the recipe's `workers`, and stay on the device as one table.
+Each step takes the next of them, starting again after the last, and samples its noise on the
+device. Captions and masks therefore repeat every `cached_rows` rows; noise does not.
 """
 
-# Shapes: M = rows kept, B = rows of a micro-batch, L = ids a row, P = images, N = codes of one
+# Shapes: M = cached rows, B = rows of a micro-batch, L = ids per row, P = images, N = codes each
 
 from collections.abc import Iterator
 
@@ -21,14 +21,14 @@ from train.data.noise import level
 from train.data.rows import STEP, Mixture, Rows, rows_of_steps
 from train.objective import targets_and_weights
 
-CHUNK = 64  # rows that a process makes at a time
+CHUNK = 64  # rows that a worker process makes at a time
 
 
 class CachedRows:
     """The first `recipe.cached_rows` rows of a run, on a device.
 
-    Rows of one process are those of its share of each step, as on the host; all is a function of
-    the seed and the step.
+    Each process takes its share of the rows of each step, as without the cache; all is a function
+    of the seed and the step.
     """
 
     def __init__(
@@ -49,14 +49,16 @@ class CachedRows:
         for number, row in enumerate(kept):
             ids_ML[number, : len(row)] = row
         self.ids_ML = torch.from_numpy(ids_ML).to(device)
-        # what counts is decided once too; the last id of a row is only predicted
+        # the loss weights are computed once too; the last id of a row is only a target
         _, weights_ML = targets_and_weights(ids_ML.astype(np.int64), vocabulary, recipe.mask)
         self.weights_ML = torch.from_numpy(weights_ML).to(device)
         self.codes_PN = torch.from_numpy(rows.codes_PN.astype(np.int32)).to(device)
 
     def micros(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs, targets and weights of a step's micro-batches, all [B, L], on the device; rows of
-        like length stand together."""
+        """Yield inputs, targets and weights of a step's micro-batches, all [B, L], on the device.
+
+        Rows of similar length share a micro-batch.
+        """
         numbers = (step * self.recipe.batch + np.array(self.share)) % len(self.lengths_M)
         numbers = numbers[np.argsort(self.lengths_M[numbers], kind="stable")]
         draw = torch.Generator(self.device)
@@ -76,7 +78,7 @@ class CachedRows:
 def noisy(
     ids_BL: Tensor, vocabulary: Vocabulary, most: float, codes_PN: Tensor, draw: torch.Generator
 ) -> Tensor:
-    """`train.data.noise.read_with_noise` of many rows at once, where they lie."""
+    """Apply `train.data.noise.read_with_noise` to a batch of rows, on their device."""
     image, device = vocabulary.image_ids, ids_BL.device
     (rows, length), (images, codes) = ids_BL.shape, codes_PN.shape
     at_L = torch.arange(length, device=device)

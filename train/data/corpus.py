@@ -1,15 +1,15 @@
-"""Raw pictures and texts -> pixels, text lines and documents: what tokenizers are trained on.
+"""Readers of a raw corpus: pixels, text lines and documents, which the tokenizers are trained on.
 
-On the path: tars (`tokenizer/data/tars.py`), edits and questions -> pixels for the image
-tokenizer's training, lines for the text tokenizer's; once both are made `encode.py` turns the same
-into token shards for everything else. `exclude` holds ids that nothing may see: their pictures go,
-and with them every edit and question that touches them.
+Tars (`tokenizer/data/tars.py`), edits and questions become pixels for the training of the image
+tokenizer and lines for that of the text tokenizer; once both are trained, `encode.py` turns the
+same corpus into token shards for all other training. `exclude` holds ids held out from training:
+their images are left out, and with them every edit and question that refers to them.
 
-`edits` and `questions` are files of JSON lines, maybe gzipped: {"source", "target",
-"instructions": [...], "type"} and {"id", "question", "answer", "type"}, with the ids of pictures.
+`edits` and `questions` are JSON lines files, optionally gzipped: {"source", "target",
+"instructions": [...], "type"} and {"id", "question", "answer", "type"}, with the ids of images.
 """
 
-# Shapes: P = pictures, B = batch, 3 = red, green, blue, H = height, W = width, L = codes
+# Shapes: P = images, B = batch, 3 = RGB, H = height, W = width, L = codes
 
 import gzip
 import hashlib
@@ -40,9 +40,9 @@ def read_pictures(
     *,
     keep: Set[str] | None = None,
 ) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
-    """Metadata and pixels, uint8 [size, size, 3], of all pictures but those in `exclude`.
+    """Yield metadata and pixels, uint8 [size, size, 3], of all images except those in `exclude`.
 
-    With `keep`, of none but those in it. Damaged pictures are skipped and noted in `tally`.
+    With `keep`, of only the images in it. Damaged images are skipped and recorded in `tally`.
     """
     samples = chosen(read_samples(tars, tally), exclude, keep, tally)
     for metadata, image in decode(samples, tally, size):
@@ -58,10 +58,10 @@ def load_pixels(
     say: Say,
     keep: Set[str] | None = None,
 ) -> tuple[list[dict[str, Any]], NDArray[np.uint8]]:
-    """Metadata and pixels, uint8 [P, 3, size, size], of a whole corpus.
+    """Return metadata and pixels, uint8 [P, 3, size, size], of a whole corpus.
 
-    Under the folder `cache` they are kept for the next time, under a name that tells the tars'
-    names and sizes, `size`, `exclude` and `keep`; the pixels then stay on disk and are mapped.
+    With `cache`, they are stored in that folder for later runs, under a hash of the tars' names and
+    sizes, `size`, `exclude` and `keep`; the pixels then stay on disk and are memory-mapped.
     """
     folder = cache and cache / f"pixels-{_key(tars, size, exclude, keep)}"
     if folder and not (folder / manifest.MANIFEST).is_file():
@@ -87,10 +87,10 @@ def text_lines(
     also: Callable[[Mapping[str, Any]], Iterable[str]] = lambda _: (),
     say: Say,
 ) -> Iterator[str]:
-    """Every text of a corpus for the text tokenizer's training, none of an excluded picture, and
-    what is `also` said of each picture's metadata.
+    """Yield every text of a corpus, for the training of the text tokenizer.
 
-    Each comes once, so that templates told a thousand times do not drown the captions.
+    Texts of excluded images are left out. `also`: returns further texts for an image's metadata.
+    Each text is yielded once, so that templates repeated a thousand times do not outweigh captions.
     """
     tally = Tally()
     ids: set[str] = set()
@@ -119,7 +119,7 @@ def text_lines(
 def chosen(
     samples: Iterable[Sample], exclude: Set[str], keep: Set[str] | None, tally: Tally
 ) -> Iterator[Sample]:
-    """The samples whose ids are not in `exclude`, and are in `keep` where there is one."""
+    """Yield the samples whose ids are not in `exclude` and, if `keep` is given, are in `keep`."""
     for sample in samples:
         picture_id = sample.metadata["id"]
         if picture_id in exclude or (keep is not None and picture_id not in keep):
@@ -129,7 +129,7 @@ def chosen(
 
 
 def read_edits(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[dict[str, Any]]:
-    """The edit documents of a file whose both pictures are among `ids`."""
+    """Yield the edit documents of a file whose two images are both in `ids`."""
     for where, row in rows_of(path, tally):
         match row:
             case {
@@ -148,7 +148,7 @@ def read_edits(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[dict[
 
 
 def read_questions(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[dict[str, Any]]:
-    """The question documents of a file whose picture is among `ids`."""
+    """Yield the question documents of a file whose image is in `ids`."""
     for where, row in rows_of(path, tally):
         match row:
             case {"id": str(picture), "question": str(question), "answer": str(answer)} if (
@@ -165,12 +165,15 @@ def read_questions(path: Path | None, ids: Set[str], tally: Tally) -> Iterator[d
 
 
 def rows_of(path: Path | None, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) for every line of a file of JSON lines, gzipped where its name says so."""
+    """Yield (location, object) for every line of a JSON lines file, gzipped if it ends in .gz.
+
+    Damaged lines are recorded in `tally`. Raises UserError for a file that cannot be read.
+    """
     if path is None:
         return
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            # The limit keeps a small gzip of endless zeros from swelling in memory.
+            # The limit bounds the memory that a small gzip file of zeros would expand to.
             lines = iter(lambda: file.readline(MAX_TEXT_BYTES), b"")
             for number, line in enumerate(lines, start=1):
                 where = f"{path.name} line {number}"
@@ -188,7 +191,7 @@ def rows_of(path: Path | None, tally: Tally) -> Iterator[tuple[str, dict[str, An
 def _told(
     tars: Sequence[Path], size: int, exclude: Set[str], keep: Set[str] | None, say: Say
 ) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
-    """`read_pictures` that must find something, and says what it found."""
+    """Yield from `read_pictures` and report the counts. Raises UserError if no image was read."""
     tally = Tally()
     yield from read_pictures(tars, size, exclude, tally, keep=keep)
     tally.tell(say)

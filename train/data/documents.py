@@ -1,8 +1,8 @@
-"""`data encode --documents`: JSON lines of documents of any task -> documents of token shards.
+"""Reader of `data encode --documents`: JSON lines of documents of any task, for token shards.
 
-Beside `read_edits` and `read_questions` of `corpus.py`, which know one task each. A line names its
-`task`, the ids of its pictures and its texts, by the keys of `TASKS`; what else may stand in it is
-in OPTIONAL. A line that could not be worded in training is skipped here, with the reason.
+`read_edits` and `read_questions` of `corpus.py` read one task each. A line has its `task`, the ids
+of its images and its texts, under the keys of `TASKS`; OPTIONAL lists its optional keys. A line
+that no training template could format is skipped here, with the reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -23,10 +23,10 @@ OPTIONAL: dict[str, tuple[str, ...]] = {"scienceqa": ("context", "explanation")}
 def read_documents(
     path: Path | None, ids: Set[str], tally: Tally, size: int
 ) -> Iterator[dict[str, Any]]:
-    """The documents of a file whose pictures are all among `ids`.
+    """Yield the documents of a file whose images are all in `ids`.
 
-    size: side in pixels of the pictures as they are encoded, in which boxes are told; a line with
-    the `width` and `height` of a picture tells its boxes in that picture's own pixels.
+    size: side in pixels of the encoded images, the coordinate system of boxes; in a line with the
+    `width` and `height` of an image, boxes are in the original image's pixels.
     """
     for where, row in rows_of(path, tally):
         try:
@@ -60,7 +60,7 @@ def _checked(row: object, size: int) -> dict[str, Any]:
 
 
 def _value(key: str, table: Mapping[str, Any], size: int) -> Any:
-    """What a line says under a key, as its form wants it."""
+    """Return the checked value of a key, in the form that its template expects."""
     value = table.get(key)
     match key:
         case "instructions" | "options":
@@ -121,8 +121,11 @@ def _object(one: object, table: Mapping[str, Any], size: int) -> dict[str, Any] 
 
 
 def on_canvas(box: Box, width: int, height: int, size: int) -> Box | None:
-    """A box of a picture of width x height, on its middle square seen `size` x `size`, as
-    `pixels.fit` makes it; None where less than a pixel of it is left."""
+    """Map a box of a width x height image to its middle square resized to `size` x `size`, as by
+    `pixels.fit`.
+
+    Returns None if less than a pixel of the box is left. Raises UserError for an empty image.
+    """
     if width < 1 or height < 1:
         raise UserError(f"its width and height are {width} and {height}")
     side = min(width, height)

@@ -1,15 +1,15 @@
-"""`cm3leon data encode`: sources of pictures and an image tokenizer -> token shards.
+"""`cm3leon data encode`: encode sources of images with an image tokenizer into token shards.
 
-A source is a place of captioned pictures (`tokenizer/data/sources.py`) or a slice of a published
-data set (`tokenizer/data/layouts.py`), whose documents come with its pictures. Each becomes a part,
-token shards by itself, in the folder OUT.parts; what a killed run has finished is not done again.
-`python -m torch.distributed.run --nproc-per-node N --module cm3leon data encode ...` shares the
-work: process r of N takes every N-th source, then the first gathers the parts in the order of the
-sources and adds the documents. However it was shared or interrupted, the shards are the same. All
-processes must see one OUT, and the same sources.
+A source is a location of captioned images (`tokenizer/data/sources.py`) or a slice of a published
+data set (`tokenizer/data/layouts.py`), which has documents as well as images. Each source becomes a
+part, token shards of its own, in the folder OUT.parts; a restarted run keeps the finished parts.
+`python -m torch.distributed.run --nproc-per-node N --module cm3leon data encode ...` distributes
+the work: process r of N takes every N-th source, then process 0 gathers the parts in the order of
+the sources and adds the documents. The shards do not depend on the number of processes or on
+interruptions. All processes must see the same OUT and the same sources.
 """
 
-# Shapes: B = batch, 3 = red, green, blue, H = height, W = width, L = codes of a picture
+# Shapes: B = batch, 3 = RGB, H = height, W = width, L = codes per image
 
 import hashlib
 import json
@@ -45,19 +45,21 @@ from train.data.documents import read_documents
 from train.state import Say
 
 SHARDS, TALLY = "shards", "tally.json"
-OURS = re.compile(r"\.?part-[0-9a-f]{16}")  # with the dot: written aside, its writer was killed
-ENDS = 1 << 16  # bytes of a tar that are looked at, at either end
-MOST_BAD = 0.1  # share of damaged things at which a corpus is not what it should be,
-FEW = 100  # but of so many at least
+OURS = re.compile(r"\.?part-[0-9a-f]{16}")  # the dot: temporary folder of a killed run
+ENDS = 1 << 16  # bytes hashed at the start and at the end of a tar
+MOST_BAD = 0.1  # largest accepted share of damaged items,
+FEW = 100  # checked once at least this many items were read
 
-Coded = tuple[dict[str, Any], list[int]]  # metadata and codes of a picture
+Coded = tuple[dict[str, Any], list[int]]  # metadata and codes of an image
 Source = str | Slice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is done with each source. `exclude` and `keep`: ids that may not come, and the only ones
-    that may."""
+    """Settings of the encoding of each source.
+
+    exclude: ids to leave out; keep: if given, the only ids to encode.
+    """
 
     image_tokenizer: PictureEncoder
     exclude: Set[str] = frozenset()
@@ -67,11 +69,11 @@ class Work:
 
     @cached_property
     def choice(self) -> str:
-        """Stands for `exclude` and `keep`."""
+        """Hash of `exclude` and `keep`."""
         return _digest([sorted(self.exclude), None if self.keep is None else sorted(self.keep)])
 
     def key(self, source: Source) -> str:
-        """The name of a source's part: another one where anything that it depends on changed."""
+        """Return the name of a source's part, a hash of everything that its content depends on."""
         told = [str(source), _stamp(source), self.image_tokenizer.hash, self.choice]
         return f"part-{_digest(told)[:16]}"
 
@@ -90,13 +92,12 @@ def encode(
     replace: bool = False,
     say: Say,
 ) -> dict[str, int]:
-    """Write the token shards of some sources to the folder `out`; return the counts, none where
-    another process gathers them.
+    """Write the token shards of `sources` to the folder `out`; return the counts.
 
-    Documents: a pair for every picture with a caption; those of slices, and of the files `edits`,
-    `questions` and `documents`, whose pictures all came into the folder. Raises UserError for a
-    source that is not there, and where more than a share `most_bad` of one source, or of all, is
-    damaged. Finished parts stay.
+    Only process 0 gathers the shards; the others return an empty dict. Documents: a pair for every
+    image with a caption; those of slices and of the files `edits`, `questions` and `documents`
+    whose images were all encoded. Raises UserError for a missing source, and if more than a share
+    `most_bad` of one source, or of all of them, is damaged; finished parts are then kept.
     """
     assert work.image_tokenizer.hash, "save the image tokenizer first: shards carry its hash"
     for path in (edits, questions, documents):
@@ -129,13 +130,16 @@ def encode(
     tally.tell(say)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # it may hold parts of sources that are named no more
+    with suppress(OSError):  # it may hold parts of sources of an earlier command
         parts.rmdir()
     return counts
 
 
 def _make_room(parts: Path, sources: Sequence[Source]) -> Path:
-    """The folder of parts. Raises UserError where it cannot be, or holds what is not ours."""
+    """Create and return the folder of parts.
+
+    Raises UserError if it cannot be created, lies within a source or has other content.
+    """
     for source in sources:
         if isinstance(source, Slice) or not os.path.isdir(source):
             continue
@@ -152,8 +156,10 @@ def _make_room(parts: Path, sources: Sequence[Source]) -> Path:
 
 
 def _write_part(folder: Path, source: Source, work: Work) -> None:
-    """The pictures and documents of one source as token shards, none where it has no pictures, and
-    what was skipped."""
+    """Write the images and documents of one source as token shards, and the tally of its reading.
+
+    A source without images has no shards.
+    """
     tally = Tally()
     entries = source.entries() if isinstance(source, Slice) else ()
     samples = (
@@ -176,7 +182,7 @@ def _write_part(folder: Path, source: Source, work: Work) -> None:
 
 
 def coded(samples: Iterator[Sample], work: Work, tally: Tally, ids: set[str]) -> Iterator[Coded]:
-    """The pictures that may come, as codes; their ids are added to `ids`."""
+    """Yield metadata and codes of the images that `work` allows; add their ids to `ids`."""
     wanted = chosen(samples, work.exclude, work.keep, tally)
     decoded = decode(wanted, tally, work.image_tokenizer.size)
     while group := list(islice(decoded, work.batch)):
@@ -196,9 +202,11 @@ def _gather(
     text_tokenizer_hash: str | None,
     replace: bool,
 ) -> dict[str, int]:
-    """All parts, in order, the documents of their pictures and those that are `told` of these, as
-    one folder; what is skipped now is added to `tally`. Of two pictures with one id the first
-    comes."""
+    """Merge all parts, in order, into one folder of token shards; return the counts.
+
+    Documents: pairs, those of the parts, and those that `told` returns for the ids of the images.
+    Of two images with one id the first is kept; skipped items are added to `tally`.
+    """
     captioned: dict[str, bool] = {}
     parts = [
         Shards.open(folder / SHARDS, work.image_tokenizer.hash)
@@ -263,8 +271,11 @@ def _read_tally(folder: Path) -> Tally:
 
 
 def _stamp(source: Source) -> Any:
-    """What tells whether a source that lies here is still the same, on any machine: of a tar its
-    size, beginning and end, of a folder the names and sizes of its files."""
+    """Return a fingerprint of a local source, the same on any machine.
+
+    For a tar: size and SHA-256 of its first and last ENDS bytes; for a folder: the names and sizes
+    of its files; for an url or a command: empty. Raises UserError for a missing tar.
+    """
     if isinstance(source, Slice):
         return source.stamp()
     if source.startswith((*URLS, COMMAND)):
@@ -305,10 +316,12 @@ def main(
     device: str = "auto",
     say: Say,
 ) -> Path:
-    """Encode every picture once and write the folder `out`; `exclude` and `keep` are files with
-    one picture id a line. Shards made for a `text_tokenizer` are refused with others. With a
-    `layout` the sources are files of a data set of that layout, its pictures in `images`.
-    Returns `out`."""
+    """Encode every image once, write the token shards to the folder `out` and return it.
+
+    exclude, keep: files with one image id per line. text_tokenizer: its hash is stored in the
+    shards, which are then refused with another text tokenizer. layout: layout of a published data
+    set, whose files the sources are; its images are in the folder `images`.
+    """
     if layout is None and images is not None:
         raise UserError("--images goes with --as, which tells what layout the sources have")
     found = find_slices(layout, sources, images) if layout else find_sources(sources)

@@ -1,14 +1,14 @@
-"""Input codes replaced by another image's, so that a model in training must read the caption.
+"""Input noise: image codes replaced by another image's, so that training depends on the caption.
 
-After the objective has masked a row, before the model reads it; the targets stay clean. An image's
-first rows tell much of the rest, so a model that always reads true codes hardly needs the caption;
-and when it generates, the codes before are its own. With noise from the first step on, a wrong
-caption costs several bits a code, and more prompts show what they ask for (docs/ledger.md).
+Applied after the objective has masked a row and before the model reads it; the targets stay clean.
+The first rows of an image predict much of the rest, so a model that always reads true codes hardly
+needs the caption; and at generation it reads its own codes. With noise from the first step on, a
+wrong caption costs several bits per code, and more prompts show what they ask for (docs/ledger.md).
 
 Ours; akin to reAR's random input codes (arXiv 2510.04450) and to word dropout (arXiv 1511.06349).
 """
 
-# Shapes: L = ids a row, P = images, N = codes of one
+# Shapes: L = ids per row, P = images, N = codes per image
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from train.objective import Ids, MaskConfig
 
 
 def level(config: MaskConfig, step: int, steps: int) -> float:
-    """The most of an image's codes that are replaced at a step, on a line from the first step to
-    the last."""
+    """Return the largest share of an image's codes to replace at a step, interpolated linearly from
+    the first step to the last."""
     if config.noise_end is None:
         return config.noise
     return config.noise + (config.noise_end - config.noise) * step / max(1, steps - 1)
@@ -32,11 +32,11 @@ def read_with_noise(
     codes_PN: NDArray[np.uint16],
     rng: np.random.Generator,
 ) -> Ids:
-    """The row as it is read: a share of the last image's codes, drawn evenly from 0 to `most`, are
-    those of some other images at the same places. What stands before that image is left.
+    """Return the input row, with a share of the last image's codes replaced by those of random
+    other images at the same positions. The share is drawn uniformly from 0 to `most`.
 
-    codes_PN: the images to take codes from. Where spans of the image were moved, places are counted
-    among the codes that are left.
+    Ids before that image are unchanged. codes_PN: the images to take codes from. If spans of the
+    image were moved, positions are counted among the remaining codes.
     """
     image = vocabulary.image_ids
     codes = (image.start <= row_L) & (row_L < image.stop)

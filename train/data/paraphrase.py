@@ -1,9 +1,9 @@
-"""A picture in the words that people type: rules over its label, tags, and style.
+"""Rule-based paraphrases of captions, in the style of user prompts, from label, tags and style.
 
-metadata of a picture -> `reword` -> a caption for a training row, where `data` asks for one. A
-corpus's captions follow templates, and a model that read no others is lost for "can you draw a
-small car, flat". The rules know kinds of words (articles, requests, colours, names of styles), and
-no thing in particular. What is drawn here is never asked back of a model as a caption.
+`reword` turns the metadata of an image into a caption for a training row, at the rate set in the
+recipe. The captions of a corpus follow templates, and a model trained on them alone fails on "can
+you draw a small car, flat". The rules know kinds of words (articles, requests, colours, names of
+styles), not particular objects. A paraphrase is never a target of captioning.
 """
 
 import re
@@ -36,13 +36,13 @@ FILLERS = (
     "cool",
     "cartoon",
 )
-# What may go without another thing being meant: a green pear is a pear. Not the first word of a
-# compound, which may be anything else.
+# Adjectives that may be dropped without changing the object: a green pear is a pear. The first word
+# of a compound is not in this list: without it the object may be another.
 LOOSE = _words(
     "red green blue yellow orange purple brown black white grey pink open closed wrapped glowing "
     "sparkling tropical old mobile large medium small heavy slightly dotted unlit"
 )
-# Of tags: they name what is much wider than a thing.
+# Tags that name a category much wider than the object.
 WIDE = _words(
     "animal face person people body hand food fruit vegetable plant flower place building vehicle "
     "clothing sport music tool object symbol sign button arrow flag weather time office mail money "
@@ -73,11 +73,11 @@ _WHO = {"man": "male", "woman": "female"}
 
 
 def reword(picture: Mapping[str, Any], rng: np.random.Generator) -> str | None:
-    """A caption that no template has, or None for a picture without a label."""
+    """Return a random paraphrased caption, or None for an image without a label."""
     label = str(picture.get("label") or "").strip()
     if not label:
         return None
-    tags: object = picture.get("tags")  # a stranger's may be anything
+    tags: object = picture.get("tags")  # of a foreign corpus: any type
     thing = _thing(label, [str(tag) for tag in tags] if isinstance(tags, list) else [], rng)
     styles = STYLES.get(str(picture.get("style")), ())
     said = _styled(thing, styles, rng) if styles and rng.random() < 0.45 else _plain(thing, rng)
@@ -93,7 +93,7 @@ def _pick(things: Sequence[T], rng: np.random.Generator) -> T:
 
 
 def _thing(label: str, tags: Sequence[str], rng: np.random.Generator) -> str:
-    """The noun: the label, or a part or another name of it, with what qualifies it."""
+    """Return a noun phrase: the label, a part of it or a tag instead of it, with its qualifiers."""
     base, _, rest = label.partition(":")
     base, qualities = base.strip() or label, [one.strip() for one in rest.split(",") if one.strip()]
     if base == "flag" and qualities:
@@ -158,7 +158,7 @@ def _styled(thing: str, styles: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def with_article(thing: str, rng: np.random.Generator) -> str:
-    """`a fox`, `an owl`, `the fox`, `some cherries`, or now and then the plural of one thing."""
+    """Return `a fox`, `an owl`, `the fox`, `some cherries`, or sometimes a singular in plural."""
     if re.match(r"(?i)(the|a|an|some|number) ", thing):
         return thing
     last = thing.split(" with ")[0].split()[-1].lower()

@@ -1,11 +1,12 @@
-"""Which rows stand in which step: documents drawn from token shards, encoded and masked.
+"""Training rows by step: documents sampled from token shards, encoded and masked.
 
-After the shards, before the objective's loss. Every draw is a function of (seed, place): the row's
-number decides its form, the place within the form decides the document, and both together seed
-the choice of caption and masks. No reader has a state, so a run resumed anywhere goes on exactly.
+Reads token shards; its micro-batches go to the model and the loss. Every draw is a function of
+(seed, place): the row number decides the form, the place within the form decides the document, and
+both together seed the choice of caption and masks. There is no reader state, so a run resumed at
+any step continues with exactly the same rows.
 """
 
-# Shapes: B = rows, L = ids of the longest row
+# Shapes: B = rows, L = ids of the longest row, P = images, N = codes per image, V = views
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,21 +31,22 @@ from train.data.templates import FORMS
 from train.objective import Ids, MaskConfig, Span, mask_row
 
 PACKED = "packed"
-WINDOW = 8  # blocks that are cut from one run of the stream
-STEP = 16  # ids: rows are read in whole steps of it
+WINDOW = 8  # consecutive packed blocks that are cut from one sequence of documents
+STEP = 16  # padded input lengths are rounded up to multiples of this
 
-Swap = NDArray[np.int64]  # of each code the one that it is to be
+Swap = NDArray[np.int64]  # a permutation of the codes: code -> its replacement
 
-# The forms of a picture under one of its captions
+# Forms of an image with one of its captions
 CAPTIONED = {"pair": prompts.pair, "described": prompts.described}
 
 
 class Rows:
     """Training rows by number: form, document, caption, retrieved documents, masks.
 
-    neighbours_PN: for each picture of the shards the numbers of those that may be retrieved for it
-    (`retrieval/neighbours.py`); None retrieves nothing. views_VPN: their codes seen anew (`views`).
-    Raises UserError where the shards lack what `config` asks for.
+    neighbours_PN: for each image of the shards, the numbers of the images that may be retrieved for
+    it (`retrieval/neighbours.py`); None disables retrieval. views_VPN: the images' codes in
+    augmented views (`train/data/views.py`). Raises UserError if the shards lack what `config` asks
+    for.
     """
 
     def __init__(
@@ -61,9 +63,9 @@ class Rows:
         self.shards, self.config, self.mask, self.seed = shards, config, mask, seed
         self.neighbours_PN, self.views_VPN = neighbours_PN, views_VPN
         self.codes_PN = shards.codes_PN
-        # without a context: what is too long is cut here, where others refuse it
+        # no context limit in the codec, which would refuse long documents: they are truncated here
         self.codec = Codec(codec.vocabulary, codec.text, codec.picture_codes)
-        self.room = codec.context + 1  # one more: the last id is only predicted
+        self.room = codec.context + 1  # one more: the last id is only a target
         as_found = {task: float(n) for task, n in shards.counts.items() if task != "pictures"}
         forms = config.forms or as_found
         whole = sum(forms.values())
@@ -88,7 +90,7 @@ class Rows:
 
     @property
     def documents(self) -> int:
-        """How many documents its forms draw from; a picture with captions is one."""
+        """Number of documents that the forms draw from; an image with captions counts as one."""
         counts = {
             "captioned" if form in CAPTIONED else form: source.count
             for form, source in self.sources.items()
@@ -104,18 +106,22 @@ class Rows:
         return Picture(tuple((codes_N if swap is None else swap[codes_N]).tolist()))
 
     def swap(self, rng: np.random.Generator) -> Swap | None:
-        """What each code is to stand for in a row of several pictures, in a share `config.swapped`.
+        """Return a random permutation of the codes, with probability `config.swapped`, else None.
 
-        Pictures that are known by heart teach nobody to look at the one before: swapped, nobody
-        knows them, and what is alike in both is all that can be known. Ours.
+        It is applied to all images of a row with several. Memorised images do not teach the model
+        to attend to the preceding image; permuted codes cannot be memorised, so only what the
+        images have in common can be predicted. Ours.
         """
         if not self.config.swapped or rng.random() >= self.config.swapped:
             return None
         return rng.permutation(self.shards.codes)
 
     def encoded(self, form: str, place: int | None, rng: np.random.Generator) -> Encoded:
-        """The document of a form at its place, behind those retrieved for it; `rng` chooses among
-        captions, wordings, neighbours and views."""
+        """Return the encoded document at a place of a form, after the documents retrieved for it.
+
+        `rng` chooses captions, wordings, neighbours and views; without a place, the document too.
+        Raises UserError for a damaged document.
+        """
         item = self.sources[form].at(place, rng)
         if form in FORMS:
             own, table = self.columns.pictures(item), self.shards.document(item)
@@ -126,7 +132,7 @@ class Rows:
                 return self.codec.encode(document, self.retrieved(own, rng, swap)[0])
             except UserError:
                 raise
-            except Exception as error:  # texts may be anything in a stranger's JSON
+            except Exception as error:  # the fields of a foreign JSON may have any type
                 raise UserError(
                     f"{self.shards.folder}: a document of task '{form}' is damaged ({error!r})"
                 ) from error
@@ -139,7 +145,10 @@ class Rows:
         return Encoded(encoded.ids, ()) if own_words else encoded
 
     def caption(self, item: int, rng: np.random.Generator) -> tuple[str, bool]:
-        """One of a picture's captions, or people's words for it; and whether it is those."""
+        """Return a caption of an image, or a paraphrase (`reword`), and whether it is a paraphrase.
+
+        Raises UserError for an image without captions.
+        """
         metadata = self.shards.metadata(item)
         captions: Sequence[str] = metadata.get("captions", ())
         if not captions:
@@ -159,12 +168,13 @@ class Rows:
         *,
         seen_anew: bool = False,
     ) -> tuple[list[Document], int | None]:
-        """K neighbours of the first of a document's own pictures, K drawn evenly from 0 to
-        `config.retrieved` (RA-CM3; CM3Leon's K in training is not told but for its 3 of long rows).
+        """Return K neighbours of a document's first image as documents, and their view's number.
 
-        They are worded as a memory words them: the first caption, then the picture. With
-        `seen_anew`, and the number of that view, in a share `config.seen_anew` of the times that
-        there are any; the document itself must then be seen through it too.
+        K is drawn uniformly from 0 to `config.retrieved` (RA-CM3; CM3Leon does not state its K in
+        training, except 3 for long rows). A neighbour has the form of a retrieved document: its
+        first caption, then the image. With `seen_anew`, if there are neighbours, they are encoded
+        in a random view with probability `config.seen_anew`; the document itself must then use the
+        same view. The view is None if the codes are the original ones.
         """
         if self.neighbours_PN is None:
             return [], self.moved(rng) if seen_anew else None
@@ -189,27 +199,36 @@ class Rows:
         return documents, view
 
     def moved(self, rng: np.random.Generator) -> int | None:
-        """The view of a document that none can stand in front of, in a share `config.moved`."""
+        """Return a random view with probability `config.moved`, else None.
+
+        Only for sources with views and without a table of neighbours.
+        """
         if self.views_VPN is None or self.neighbours_PN is not None or not self.config.moved:
             return None
         return int(rng.integers(len(self.views_VPN))) if rng.random() < self.config.moved else None
 
     @cached_property
     def window_places(self) -> int:
-        """About how many documents of the stream fill a window."""
+        """Estimated number of documents of the stream that fill a window."""
         tried = [len(self.streamed(place, 0, place).ids) for place in range(64)]
         return max(1, round(WINDOW * self.room * len(tried) / sum(tried)))
 
     def streamed(self, place: int | None, window: int, number: int) -> Encoded:
-        """The document at a place of the stream; with no place, any. `window` and `number` draw."""
+        """Return the document at a place of the stream, or a random one if `place` is None.
+
+        `window` and `number` seed all random choices.
+        """
         rng = np.random.default_rng((self.seed, 10, window, number))
         form, rank = self.stream.at(int(rng.integers(DECK)) if place is None else place)
         return self.encoded(form, None if place is None else rank, rng)
 
     def _window(self, number: int) -> Encoded:
-        """WINDOW blocks of documents one after another. So that no block has to know all before
-        it, a window has places of its own in the stream: a few at its end may not be reached, or a
-        few be drawn beside."""
+        """Return the consecutive documents of WINDOW blocks.
+
+        Each window has its own range of `window_places` places in the stream, so that a block does
+        not depend on all blocks before it. The range is an estimate: the last few places may stay
+        unused, or a few more documents are drawn at random.
+        """
         ids: list[int] = []
         fields: list[Span] = []
         for step in count():
@@ -223,7 +242,7 @@ class Rows:
         raise AssertionError
 
     def packed(self, place: int) -> Encoded:
-        """Block number `place` of the stream (facts: metaseq's blocks of context + 1 ids)."""
+        """Return block number `place` of the stream, of context + 1 ids as in metaseq."""
         window = self.window(place // WINDOW)
         start = place % WINDOW * self.room
         end = start + self.room
@@ -231,7 +250,7 @@ class Rows:
         return Encoded(window.ids[start:end], tuple(fields))
 
     def at(self, row: int) -> Ids:
-        """Row number `row` of the run, masked: at most context + 1 ids."""
+        """Return row number `row` of the run, masked: at most context + 1 ids."""
         rng = np.random.default_rng((self.seed, 4, row))
         form, place = self.deck.at(row)
         if form == PACKED:
@@ -250,7 +269,7 @@ class Rows:
 
 
 class Mixture:
-    """Rows of several sources, each in its share: row -> source -> row of that source."""
+    """Mixture of several sources, each with its share of the rows."""
 
     def __init__(self, sources: Mapping[str, Rows], shares: Mapping[str, float], seed: int) -> None:
         self.sources = sources
@@ -265,9 +284,10 @@ class Mixture:
 def balanced(
     weights: Mapping[str, float], documents: Mapping[str, int], limits: tuple[float, float]
 ) -> dict[str, float]:
-    """Shares by weight, none further from its share of documents than the `limits` times.
+    """Return shares proportional to the weights, each clamped to its share of the documents times
+    the two `limits`.
 
-    The paper's balancing of tasks (section 4.1: 0.3 and 3; facts 6.1: how it is read here).
+    Our reading of the paper's balancing of tasks (section 4.1: limits 0.3 and 3).
     """
     found = {name: count / sum(documents.values()) for name, count in documents.items()}
     least, most = limits
@@ -279,14 +299,14 @@ def balanced(
         }
 
     low, high = 0.0, max(most * found[name] / weight for name, weight in weights.items())
-    for _ in range(100):  # what the limits take from one source is shared by the others' weights
+    for _ in range(100):  # bisection: find the factor at which the clamped shares add up to 1
         middle = (low + high) / 2
         low, high = (middle, high) if sum(shares(middle).values()) < 1 else (low, middle)
     return shares(high)
 
 
 class Steps(Dataset[list[Ids]]):
-    """The rows of a step by its number; `share` are the places in it that are asked for."""
+    """Data set of steps: the rows of a step at the places `share`, this process's share."""
 
     def __init__(self, rows: Rows | Mixture, batch: int, share: range) -> None:
         self.rows, self.batch, self.share = rows, batch, share
@@ -296,7 +316,7 @@ class Steps(Dataset[list[Ids]]):
 
 
 def _let_be(_: int) -> None:
-    """To be asked to end is the loop's affair, which ends its helpers itself."""
+    """Ignore SIGTERM and SIGHUP in a loader process: the training loop ends its workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -304,10 +324,10 @@ def _let_be(_: int) -> None:
 def rows_of_steps(
     rows: Rows | Mixture, batch: int, share: range, steps: range, workers: int
 ) -> Iterator[list[Ids]]:
-    """The rows of each step, in order; `workers` processes make the same ones ahead of time.
+    """Return the rows of each step, in order; `workers` processes make them ahead of time.
 
-    A GPU reads as many rows a second as several CPU cores make: with no process beside the loop it
-    would wait. Processes, not threads: a thread would take the interpreter from the loop.
+    A GPU consumes as many rows per second as several CPU cores make, so without workers it would
+    wait. Processes, not threads, because threads would hold the training loop's interpreter lock.
     """
     table = Steps(rows, batch, share)
     if not workers:
@@ -319,23 +339,25 @@ def rows_of_steps(
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=_let_be,
-        multiprocessing_context="fork",  # they share what `rows` holds
+        multiprocessing_context="fork",  # they share the memory of `rows`
     )
     return iter(loader)
 
 
 def micro_batches(rows: Sequence[Ids], tokens: int) -> Iterator[Ids]:
-    """Rows of like length together, right-padded: ids_BL of at most `tokens` ids, or one row.
+    """Yield micro-batches of rows of similar length, right-padded: ids_BL of at most `tokens` ids,
+    or of one row.
 
-    Every row stands in one of them. It may be a quarter longer than the shortest beside it, so
-    little is spent on padding; lengths come in few, for each new one a CPU makes its products anew.
+    Every row is in exactly one of them. A row may be a quarter longer than the shortest of its
+    micro-batch, which limits padding. Widths are rounded up to STEP, so that there are few distinct
+    ones: for each new length a CPU prepares its matrix products again.
     """
     order, start = sorted(rows, key=len), 0
     while start < len(order):
         end, most = start + 1, len(order[start]) * 5 // 4
         width = longest = len(order[-1])
         for more, row in enumerate(order[start:], 1):
-            wide = min((len(row) - 2) // STEP * STEP + STEP + 1, longest)  # the last is not read
+            wide = min((len(row) - 2) // STEP * STEP + STEP + 1, longest)  # last id: no input
             if more > 1 and (len(row) > most or more * wide > tokens):
                 break
             end, width = start + more, wide

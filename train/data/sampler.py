@@ -1,5 +1,6 @@
-"""Which document stands at which place of a stream: names in given shares, then items in an order
-of their own every epoch. Below `data`, which makes rows of them; nothing here has a state.
+"""Stateless sampling: the document at each place of a stream, by given shares and shuffled epochs.
+
+`train/data/rows.py` makes rows of these documents.
 """
 
 import hashlib
@@ -12,14 +13,14 @@ import numpy as np
 from tokenizer.data.columns import Group
 from tokenizer.errors import UserError
 
-DECK = 1000  # places in which every share is met exactly
-ODD, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1  # mixes 64 bits
+DECK = 1000  # places within which every share is met exactly
+ODD, WORD = 0x9E3779B97F4A7C15, (1 << 64) - 1  # multiplier and mask of the 64-bit mixing
 
 
 class Deck:
-    """Names in given shares: place -> (name, how many of that name came before).
+    """Stream of names in given shares: place -> (name, number of earlier places of that name).
 
-    Shares are rounded to thousandths; a name with less than half of one may never come.
+    Shares are rounded to thousandths; a name with a share below half a thousandth may never occur.
     """
 
     def __init__(self, shares: Mapping[str, float], seed: tuple[int, ...]) -> None:
@@ -34,7 +35,7 @@ class Deck:
         self.shuffled = lru_cache(4)(self._shuffled)
 
     def _shuffled(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Deck `number`: the name at each slot, and how many of that name came before in it."""
+        """Return the name at each slot of deck `number`, and its number of earlier slots there."""
         rng = np.random.default_rng((*self.seed, number))
         names = rng.permutation(np.repeat(np.arange(len(self.names)), self.counts))
         before = np.zeros(DECK, dtype=int)
@@ -43,7 +44,7 @@ class Deck:
         return names, before
 
     def at(self, place: int) -> tuple[str, int]:
-        """The name at a place, and its rank among the places of that name."""
+        """Return the name at a place, and its rank among the places of that name."""
         names, before = self.shuffled(place // DECK)
         slot = place % DECK
         name = int(names[slot])
@@ -51,10 +52,10 @@ class Deck:
 
 
 class Shuffle:
-    """Items in an order of their own every epoch: place -> number of an item.
+    """Random permutation of the items for each epoch: place -> number of an item.
 
-    The order is a formula, so that none of its length is held: a Feistel network permutes the
-    numbers below the next power of two, and what falls outside the items is permuted again.
+    The permutation is computed, not stored: a Feistel network permutes the numbers below the next
+    power of two, and a number outside the items is permuted again (cycle walking).
     """
 
     def __init__(self, count: int, seed: tuple[int, ...]) -> None:
@@ -65,12 +66,12 @@ class Shuffle:
         self.keys = lru_cache(4)(self._keys)
 
     def _keys(self, epoch: int) -> tuple[int, ...]:
-        """A key for each round."""
+        """Return a key for each round."""
         told = repr((self.seed, epoch)).encode()
         return struct.unpack(f"<{self.rounds}Q", hashlib.shake_128(told).digest(8 * self.rounds))
 
     def at(self, place: int) -> int:
-        """The item at a place; every item comes once in `count` places."""
+        """Return the item at a place; every item occurs once per `count` places."""
         epoch, item = divmod(place, self.count)
         if self.count == 1:
             return 0
@@ -91,9 +92,11 @@ class Shuffle:
 
 
 class Source:
-    """Documents of one task by place: first the group (in shares), then the unit, then the one.
+    """Documents of one task by place: first the group (by shares), then a unit of the group, then a
+    document of the unit.
 
-    Every unit of a group comes once before any comes twice; of a unit any document is drawn.
+    Every unit of a group occurs once before any occurs twice; the document is drawn at random from
+    its unit. Raises UserError if there are no groups, or if the shares do not fit them.
     """
 
     def __init__(
@@ -129,7 +132,8 @@ class Source:
         }
 
     def at(self, place: int | None, rng: np.random.Generator) -> int:
-        """The document at a place of the stream; with no place, any, in the same shares."""
+        """Return the document at a place of the stream, or a random one by the same shares if
+        `place` is None."""
         name, rank = self.deck.at(int(rng.integers(DECK)) if place is None else place)
         group = self.groups[name]
         unit = int(rng.integers(group.units)) if place is None else self.shuffles[name].at(rank)

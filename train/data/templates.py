@@ -1,7 +1,7 @@
-"""How a document of token shards is worded: task -> form, for rows of training and for `inspect`.
+"""Templates of the documents of token shards, by task, for training rows and for `inspect`.
 
-Between the shards, which hold texts and the ids of pictures, and the codec. What there is a choice
-of (instructions, wordings) is left to the caller.
+They turn the records of the shards (texts and ids of images) into documents for the codec. Choices
+(of instructions and wordings) are made by a function of the caller.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ from cm3leon import templates as forms
 from tokenizer.document import Document, Picture
 
 Choose = Callable[[int], int]
-"""count -> one of 0 .. count - 1."""
+"""Function from count to an index in 0 .. count - 1."""
 Form = Callable[[Mapping[str, Any], Sequence[Picture], Choose], Document]
-"""A document, its pictures in the order of TASKS, and a choice -> its words and pictures."""
+"""Function from a record, its images in the order of TASKS, and a choice to a document."""
 
 
 def first(_: int) -> int:
-    """The choice that is always the same."""
+    """Return 0: the deterministic choice."""
     return 0
 
 
@@ -56,7 +56,7 @@ def _narrative(table: Mapping[str, Any], pictures: Sequence[Picture], choose: Ch
 
 
 def _science(table: Mapping[str, Any], pictures: Sequence[Picture], choose: Choose) -> Document:
-    """With its explanation, where it has one, half of the times."""
+    """Return a science question; if it has an explanation, include it with probability 1/2."""
     explanation = table.get("explanation", "")
     return forms.science(
         table["question"],

@@ -1,16 +1,17 @@
-"""Views: the codes of all pictures of a corpus, seen through a few random changes of the pixels.
+"""Views: the codes of all images of a corpus under a few random augmentations of the pixels.
 
-    codes.npy        uint16 [V, P, N]: for each view the codes of each picture of token shards
-    about.json       of which shards; the views
+    codes.npy        uint16 [V, P, N]: for each view the codes of each image of token shards
+    about.json       the shards they belong to; the views
     manifest.json    size and SHA-256 of each part
 
-Offline, beside the token shards: pictures -> `View` -> image tokenizer -> table, which `data`
-reads. A model that knows its pictures by heart has no use for a document in front of one. With all
-pictures of a row seen through the same view, the documents tell what no weight does: which way the
-thing looks, where it stands, what is red. Ours; the papers train on pictures as they are.
+Computed offline, next to the token shards: images -> `View` -> image tokenizer -> table, which
+`train/data/rows.py` reads. A model that has memorised its images does not need the documents before
+an image. If all images of a row have the same view, these documents carry information that is not
+in the weights: direction and position of the object, and the order of its colour channels. Ours;
+the papers train on images without augmentation.
 """
 
-# Shapes: V = views, P = pictures, N = codes of one, B = batch, 3 = red, green, blue, H, W = pixels
+# Shapes: V = views, P = images, N = codes per image, B = batch, 3 = RGB, H, W = pixels
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,24 +38,24 @@ from train.state import Say
 
 BATCH = 64
 TABLE = "codes.npy"
-LEAST, MOST = 0.8, 1.2  # how large a thing comes out
-FAR = 0.15  # how far it moves, of the picture's side
+LEAST, MOST = 0.8, 1.2  # range of the zoom factor
+FAR = 0.15  # largest shift, as a fraction of the image's side
 
 
 @dataclass(frozen=True)
 class View:
-    """One change of pixels: which channels are red, green, blue; mirrored or not; size; place."""
+    """One augmentation: permutation of the RGB channels, mirroring, zoom and shift."""
 
     channels: tuple[int, ...]
     mirrored: bool
     zoom: float
-    right: float  # of the picture's side
+    right: float  # as a fraction of the image's side
     down: float
 
     def __call__(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels as they look through it, of the same shape; an edge goes on beyond itself."""
+        """Return the augmented pixels, of the same shape; border pixels are repeated outside."""
         across = -1 / self.zoom if self.mirrored else 1 / self.zoom
-        # where in -1..1 of the old picture a place of the new one comes from
+        # affine map from coordinates of the output to those of the input, both in -1..1
         theta = pixels_B3HW.new_tensor(
             [
                 [across, 0, -2 * self.right * across],
@@ -69,7 +70,8 @@ class View:
 
 
 def draw_views(count: int, seed: int) -> list[View]:
-    """`count` views; every sixth has the colours as they are, the others each other order."""
+    """Return `count` random views, whose channel orders cycle through all six permutations; every
+    sixth keeps the original colours."""
     rng = np.random.default_rng(seed)
     orders = list(permutations(range(3)))
     return [
@@ -92,11 +94,11 @@ def write_views(
     views: Sequence[View],
     device: torch.device | str = "cpu",
 ) -> None:
-    """Write the table of some (id, picture), all or nothing; ids that the shards lack are left out.
+    """Write the table of codes of `pictures`, pairs of (id, image), atomically.
 
-    Raises UserError where one of the shards' pictures did not come.
+    Ids that the shards lack are ignored. Raises UserError if an image of the shards is missing.
     """
-    # of two pictures with one id the first counts, as in the shards
+    # of two images with one id the first is used, as in the shards
     left = {picture["id"]: number for number, picture in enumerate(shards.every_picture())}
     rest = ((left.pop(name), image) for name, image in pictures if name in left)
     with new_folder(folder) as aside:
@@ -119,8 +121,8 @@ def write_views(
 
 
 def read_views(folder: Path | str, shards: Shards) -> NDArray[np.uint16]:
-    """The table [V, P, N] of these shards, mapped. Raises UserError where it is missing, damaged or
-    of other shards."""
+    """Return the memory-mapped table [V, P, N] of these shards. Raises UserError if it is missing,
+    damaged or of other shards."""
     shape = (None, *shards.codes_PN.shape)
     return read_table(folder, TABLE, shards, np.uint16, shape, "cm3leon data views")
 
@@ -136,8 +138,8 @@ def main(
     device: str = "auto",
     say: Say,
 ) -> Path:
-    """`cm3leon data views`: write the views of token shards from the sources that those were made
-    from. Returns `out`."""
+    """Write the views of token shards, from the sources of these shards (`cm3leon data views`).
+    Returns `out`."""
     place = pick_device(device)
     tokenizer = ImageTokenizer.load(image_tokenizer).to(place)
     tally = Tally()

@@ -1,7 +1,7 @@
-"""Synonyms of a corpus's labels from WordNet's files, for the training of a text tokenizer.
+"""Synonyms of a corpus's labels from WordNet's files, for the training of a text tokenizer only.
 
-Read where the text tokenizer is trained and nowhere else: the folder is Debian's
-`/usr/share/wordnet` (package wordnet-base) or the `dict` folder of WordNet 3. Format: wndb(5WN).
+The folder is Debian's `/usr/share/wordnet` (package wordnet-base) or the `dict` folder of
+WordNet 3. Format: wndb(5WN).
 """
 
 import re
@@ -11,14 +11,14 @@ from typing import IO
 
 from tokenizer.errors import UserError
 
-SENSES = 2  # of each noun: the commonest come first
+SENSES = 2  # read per noun; the most frequent are first
 WORD = re.compile(r"[a-z]{3,}")
 
 
 def synonyms(folder: Path, labels: Iterable[str]) -> list[str]:
-    """The words that share a noun sense with a label, or with the last word of one, in order.
+    """Return the sorted words that share a noun sense with a label or with a label's last word.
 
-    Raises UserError where the folder has no WordNet.
+    Raises UserError if the folder has no WordNet.
     """
     index, data = folder / "index.noun", folder / "data.noun"
     try:
@@ -41,22 +41,22 @@ def synonyms(folder: Path, labels: Iterable[str]) -> list[str]:
 
 
 def _names(label: str) -> tuple[str, str]:
-    """A label, and its last word, as WordNet writes them."""
+    """Return a label and its last word, in WordNet's spelling."""
     words = label.lower().replace("-", " ").split() or [""]
     return "_".join(words), words[-1]
 
 
 def _senses(lines: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
-    """(lemma, places of its senses in the data file) of an index's lines."""
+    """Yield (lemma, offsets of its senses in the data file) for the lines of an index file."""
     for line in lines:
-        if not line.startswith(" "):  # the licence stands in front
+        if not line.startswith(" "):  # the licence header
             fields = line.split()
             count, pointers = int(fields[2]), int(fields[3])
             yield fields[0], [int(place) for place in fields[6 + pointers :][:count]]
 
 
 def _lemmas(file: IO[bytes], place: int) -> list[str]:
-    """The words of one sense."""
+    """Return the words of the sense at an offset of the data file."""
     file.seek(place)
     fields = file.readline().decode("utf-8").split()
     return fields[4 : 4 + 2 * int(fields[3], 16) : 2]

@@ -1,1 +1,1 @@
-"""Builds the default corpus from packages of npm and Debian."""
+"""Construction of the default corpus from npm and Debian packages."""

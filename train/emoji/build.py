@@ -1,12 +1,12 @@
-"""`cm3leon data emoji`: named packages of npm and Debian -> the corpus of the default models.
+"""`cm3leon data emoji`: build the corpus of the default models from npm and Debian packages.
 
-On the path: packages (`emoji_packages.py`) -> names (`emoji_names.py`) -> a part for every style
-(`emoji_styles.py`, `emoji_clipart.py`, `emoji_pictures.py`, `emoji_parts.py`) -> tars of captioned
-pictures, `emoji_edits.py`, `emoji_questions.py`, the ids held out -> one folder for `data encode`.
+Packages (`fetch.py`) and names (`names.py`) give a part for every style (`styles.py`, `clipart.py`,
+`draw.py`, `parts.py`); the parts give tars of captioned images, edits (`edits.py`), questions
+(`questions.py`) and the held-out ids, in one folder for `data encode`.
 
-The splits are by family: an emoji stands in the same one in every style, tone and gender. The
-photos of groceries that the default models saw too lie in no registry of packages and are not made
-here.
+The splits are by family: an emoji is in the same split in every style, tone and gender. The default
+models were also trained on photos of groceries, which are in no package registry and are not part
+of this corpus.
 """
 
 import gzip
@@ -37,11 +37,11 @@ from train.emoji.questions import make_questions
 from train.emoji.styles import EMOJI, ICONS, NAMED_BY, drawings
 
 SPLITS = ("train", "val", "test")
-OF_TAR = 4096  # pictures of one tar
+OF_TAR = 4096  # images per tar
 SHUFFLE = 7  # seed of the order within a split
-OURS = re.compile(r"\.?part-[0-9a-f]{16}")  # with the dot: written aside, its writer was killed
+OURS = re.compile(r"\.?part-[0-9a-f]{16}")  # the dot: temporary folder of a killed run
 NAMES, CLIPART, SPARES = "emojibase-data", "openclipart-svg", "openclipart-png"
-OPENCLIPART = "openclipart"  # the style
+OPENCLIPART = "openclipart"  # name of the style
 
 
 def main(
@@ -55,10 +55,10 @@ def main(
 ) -> Path:
     """Write the corpus to the folder `out` and return it.
 
-    packages: where the packages lie or are downloaded to, OUT.packages if not given. npm, debian:
-    addresses of a registry and a mirror. jobs: processes that paint, one a core if not given.
-    What a killed run has finished is not done again. Raises UserError where a package cannot be
-    had, or the result not be written.
+    packages: folder that the packages are in or are downloaded to, OUT.packages by default. npm,
+    debian: addresses of a registry and a mirror. jobs: processes that render images, one per core
+    by default. A restarted run keeps what is finished. Raises UserError if a package cannot be
+    obtained or the result cannot be written.
     """
     check_writable(out)
     rasteriser = check_rasteriser()
@@ -86,7 +86,7 @@ def main(
 def paint_styles(
     files: Mapping[str, Path], parts: Path, rasteriser: str, paint_all: Painter, say: Say
 ) -> list[Path]:
-    """A part for every style, in order; those that are there are let be."""
+    """Write a part for every style, except those that exist; return the folders in order."""
     names = names_of(files)
     every: list[tuple[str, list[str], Iterable[Drawing]]] = [
         (style.name, [style.package], drawings(style, files[style.package], names))
@@ -103,7 +103,7 @@ def paint_styles(
 
 
 def names_of(files: Mapping[str, Path]) -> Names:
-    """The emoji's names in these packages."""
+    """Return the names of all emoji, read from these packages."""
     data, messages = read_texts(files[NAMES], ["en/data.json", "en/messages.json"])
     return read_names(
         data, messages, [read_texts(files[name], ["chars.json"])[0] for name in NAMED_BY]
@@ -111,7 +111,7 @@ def names_of(files: Mapping[str, Path]) -> Names:
 
 
 def write_corpus(folder: Path, pictures: Sequence[Painted]) -> dict[str, int]:
-    """The files of a corpus, and what is in them."""
+    """Write the files of a corpus; return the counts of their content."""
     abouts = [picture.about for picture in pictures]
     assert len({about["id"] for about in abouts}) == len(abouts)
     for split in SPLITS:
@@ -132,14 +132,14 @@ def write_corpus(folder: Path, pictures: Sequence[Painted]) -> dict[str, int]:
 
 
 def is_kept_from_training(about: About) -> bool:
-    """Whether a train picture is one of the pairs of style and family that are held out."""
+    """Return whether an image of the train split is of a held-out pair of style and family."""
     if about["kind"] != "emoji" or about["split"] != "train":
         return False
     return is_held_out(about["style"], about["family"])
 
 
 def write_tar(path: Path, pictures: Iterable[Painted]) -> None:
-    """A WebDataset tar: KEY.webp and KEY.json of every picture; the same bytes from the same."""
+    """Write a WebDataset tar: KEY.webp and KEY.json of every image; the bytes are reproducible."""
     with tarfile.open(path, "w") as tar:
         for picture in pictures:
             told = {
@@ -154,13 +154,13 @@ def write_tar(path: Path, pictures: Iterable[Painted]) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Gzipped JSON lines; the same bytes from the same rows."""
+    """Write gzipped JSON lines; the bytes are reproducible."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def notice(abouts: Iterable[About]) -> str:
-    """Whom to thank, under which licences; to be shipped beside whatever is trained on this."""
+    """Return the attribution and licence notice, to ship with all models trained on the corpus."""
     counts = Counter(about["source"] for about in abouts)
     styles = {style.package: style.name for style in (*EMOJI, *ICONS)}
 

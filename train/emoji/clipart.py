@@ -1,10 +1,10 @@
-"""Debian's Open Clip Art -> drawings with what is told of them.
+"""Drawings and metadata of Debian's Open Clip Art packages.
 
-On the path: the packages openclipart-svg and -png -> `clipart_drawings` -> `emoji_pictures.py`.
-The second holds pictures of the first; they stand in for the many drawings of old programs whose
-size is in points or millimetres, which resvg refuses. What is told of a drawing stands in its own
-metadata, written by many hands: only what says that it is in the public domain is taken, and a
-title that says nothing gives way to the words of the file's name.
+`clipart_drawings` reads the packages openclipart-svg and -png; `draw.py` renders the drawings. The
+second package has PNG images of the first; they replace the many drawings of old programs whose
+size is in points or millimetres, which resvg refuses. The metadata is each drawing's own, written
+by many authors: only drawings marked as public domain are used, and an uninformative title is
+replaced by the words of the file name.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from train.emoji.names import Names, split_of
 from train.emoji.styles import OTHERS
 
 ROOT, SPARE_ROOT = "./usr/share/openclipart/svg/", "./usr/share/openclipart/png/"
-LARGEST = 900_000  # bytes of a drawing; what is larger is left out
-HEAD = 60_000  # characters of a drawing in which its metadata is looked for
-COMMON = 6  # drawings with one title; where there are more it says nothing
+LARGEST = 900_000  # bytes of a drawing; larger ones are left out
+HEAD = 60_000  # characters of a drawing that are searched for its metadata
+COMMON = 6  # a title that more drawings share is uninformative
 VAGUE = re.compile(
     r"collection|clipart|clip art|theme|HASH|iconset|AIGA|Etiquette|gramastar|untitled|^icons?$|"
     r"svg|^card$|cliparts|^shapes?$|example|^\d+$",
@@ -38,10 +38,10 @@ EMPTY_WORDS = {"clipart", "clip", "art", "icon", "svg"}
 
 @dataclass(frozen=True, kw_only=True)
 class Art:
-    """One drawing in the public domain, and what its author said."""
+    """One public-domain drawing with its author's metadata."""
 
     path: str
-    """Below ROOT, without its ending."""
+    """Path relative to ROOT, without its extension."""
     svg: str
     title: str
     description: str
@@ -50,15 +50,15 @@ class Art:
 
 
 def clipart_drawings(path: Path, spare: Path, names: Names) -> Iterator[Drawing]:
-    """The drawings of the package `path` that can be named, in the order of their paths, each with
-    its picture in the package `spare`."""
+    """Yield the drawings of the package `path` that have a usable name, ordered by path, each with
+    its PNG image from the package `spare`."""
     members = read_members(path, lambda name: name.startswith(ROOT) and name.endswith(".svg"))
     small = ((name, data) for name, data in members if len(data) <= LARGEST)
     read = (read_art(name[len(ROOT) : -len(".svg")], data) for name, data in small)
     arts = sorted((art for art in read if art), key=lambda art: f"{art.path}.svg")
     titles = Counter(art.title for art in arts)
     known = vocabulary(arts, names)
-    links: dict[str, str] = {}  # many drawings lie in two folders
+    links: dict[str, str] = {}  # many drawings are linked from a second folder
     spares = dict(read_members(spare, lambda name: name.startswith(SPARE_ROOT), links=links))
     for art in arts:
         label = "" if UNWANTED.match(art.path) else name_of(art, titles[art.title], known)
@@ -74,7 +74,7 @@ def clipart_drawings(path: Path, spare: Path, names: Names) -> Iterator[Drawing]
 
 
 def read_art(path: str, data: bytes) -> Art | None:
-    """What a drawing's metadata says; None where it is not said to be in the public domain."""
+    """Parse a drawing's metadata; return None if it is not marked as public domain."""
     svg = data.decode("utf-8", "ignore")
     metadata = _first(r"(<metadata.*?</metadata>)", svg[:HEAD])
     if "ublic" not in _first(r'cc:license rdf:resource="([^"]*)"', metadata):
@@ -93,7 +93,7 @@ def read_art(path: str, data: bytes) -> Art | None:
 
 
 def vocabulary(arts: Sequence[Art], names: Names) -> set[str]:
-    """The words that name things: of emoji, titles and keywords."""
+    """Return the known words: those of emoji names and tags, and of titles and keywords."""
     words: set[str] = set()
     for emoji in names.emojis.values():
         words.update(re.findall("[a-z]{3,}", f"{emoji.label} {' '.join(emoji.tags)}".lower()))
@@ -103,7 +103,8 @@ def vocabulary(arts: Sequence[Art], names: Names) -> set[str]:
 
 
 def name_of(art: Art, same: int, known: set[str]) -> str:
-    """What a drawing may be called, empty where nothing tells; `same` drawings have its title."""
+    """Return a name for a drawing, empty if there is none; `same`: number of drawings with its
+    title."""
     authors = _authors(art)
 
     def tells(word: str) -> bool:
@@ -123,7 +124,7 @@ def name_of(art: Art, same: int, known: set[str]) -> str:
 
 
 def about_art(art: Art, name: str) -> About:
-    """A drawing's metadata and captions."""
+    """Return a drawing's metadata and captions."""
     creator, authors = art.creator.lower(), _authors(art)
     folders = [part.replace("_", " ") for part in art.path.split("/")[:-1]]
     folders = [part for part in folders if part not in ("unsorted", "special")]
@@ -165,7 +166,7 @@ def about_art(art: Art, name: str) -> About:
 
 
 def is_wide(svg: str) -> bool:
-    """Whether a drawing is at least as wide as high."""
+    """Return whether a drawing is at least as wide as high."""
     start = _first(r"(<svg\b[^>]*>)", svg)
     number = r"[\d.eE]+"
     sides = re.search(

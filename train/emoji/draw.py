@@ -1,8 +1,8 @@
-"""Drawings -> small pictures: SVG or a picture file -> 128 x 128 RGB on white -> WebP.
+"""Rendering of drawings: SVG or an image file -> 128 x 128 RGB on white -> WebP.
 
-On the path: `emoji_styles.py` and `emoji_clipart.py` make `Drawing`s -> `paint`, in many processes
-at once -> `emoji_parts.py` keeps what comes out. The drawings come out of packages whose hashes are
-known, but no drawing may look at a file beside it: references that do not stay inside it are cut.
+`styles.py` and `clipart.py` make `Drawing`s, `paint` renders them in many processes, and `parts.py`
+stores the images. The drawings are from packages with known hashes, but no drawing may read other
+files: references that point outside of a drawing are removed.
 """
 
 import hashlib
@@ -17,49 +17,49 @@ from PIL import Image, ImageChops, UnidentifiedImageError
 
 from tokenizer.errors import UserError
 
-SIZE, THUMB = 128, 32  # sides in pixels, of a picture and of what edits are compared by
-MARGIN, LARGE = 4, 384  # of cropped pictures: white around, and the side they are drawn with
-FLAT = 8  # a picture with less between its darkest and its lightest in every colour is blank
+SIZE, THUMB = 128, 32  # side in pixels of an image, and of the thumbnail that edits compare
+MARGIN, LARGE = 4, 384  # of cropped images: white margin, and side at which they are rasterised
+FLAT = 8  # an image whose range of values is smaller in every channel is blank
 QUALITY, EFFORT = 90, 6  # of WebP
 WHITE = (255, 255, 255)
 OUTSIDE = re.compile(r"""(\bhref\s*=\s*)(?:"(?!#|data:)[^"]*"|'(?!#|data:)[^']*')""")
 
-About = dict[str, Any]  # a picture's metadata, as its JSON will tell it, and its split
+About = dict[str, Any]  # an image's metadata, as in its JSON file, and its split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture that is not painted yet."""
+    """An image before rendering."""
 
     about: About
     data: str | bytes
-    """SVG, or a picture file."""
+    """SVG, or an image file."""
     spare: bytes = b""
-    """A picture file to take where the SVG cannot be drawn, or nothing is seen of it."""
+    """Fallback image file, used if the SVG cannot be rendered or is empty."""
     wide: bool = True
-    """Its width fills the square, not its height."""
+    """True if the width fills the square, not the height."""
     cropped: bool = False
-    """Cut to what is drawn, with a small margin."""
+    """True if the image is cropped to its content, with a small margin."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A painted picture."""
+    """A rendered image."""
 
     webp: bytes
     thumb: bytes
-    """Its 32 x 32 RGB pixels."""
+    """Thumbnail of 32 x 32 RGB pixels."""
     digest: str
-    """Stands for its pixels before they went into WebP."""
+    """SHA-256 of the pixels before WebP compression."""
 
 
 def paint(drawing: Drawing) -> Picture | str:
-    """The picture of a drawing, or why there is none."""
+    """Render a drawing; return the image, or the reason why there is none."""
     try:
         image = _square(drawing)
-    except UnidentifiedImageError:  # whose words differ each time
+    except UnidentifiedImageError:  # its message differs each time
         return "cannot be drawn: no picture"
-    # PIL and resvg raise nearly anything at a damaged drawing; all of it means the same.
+    # PIL and resvg may raise any exception for a damaged drawing; all are treated alike.
     except Exception as error:
         return " ".join(f"cannot be drawn: {error}".split())[:100]
     if image is None or all(high - low < FLAT for low, high in _extremes(image)):
@@ -71,7 +71,7 @@ def paint(drawing: Drawing) -> Picture | str:
 
 
 def check_rasteriser() -> str:
-    """The version of what draws SVG. Raises UserError where it is not installed."""
+    """Return the version of the SVG renderer. Raises UserError if it is not installed."""
     try:
         return str(import_module("resvg_py").__version__)
     except ImportError as error:
@@ -82,13 +82,13 @@ def check_rasteriser() -> str:
 
 
 def rasterise(svg: str, side: int, wide: bool) -> bytes:
-    """A PNG of an SVG whose width (`wide`) or height has `side` pixels; fonts are not used."""
+    """Render an SVG as PNG, with `side` pixels as its width (`wide`) or height, without fonts."""
     sides = {"width" if wide else "height": side}
     return _resvg().svg_to_bytes(svg_string=svg, skip_system_fonts=True, **sides)
 
 
 def inside(svg: str) -> str:
-    """An SVG without references to anything outside of it."""
+    """Return an SVG without references to anything outside of it."""
     return OUTSIDE.sub(r'\1""', svg)
 
 
@@ -116,7 +116,7 @@ def _shaped(drawing: Drawing, data: str | bytes) -> Image.Image | None:
 
 
 def fit(image: Image.Image) -> Image.Image:
-    """The whole of an RGBA picture in the middle of a white square."""
+    """Scale a whole RGBA image to fit a white square, centred."""
     if image.size != (SIZE, SIZE):
         image = _scaled(image, SIZE)
     square = Image.new("RGBA", (SIZE, SIZE), (*WHITE, 255))
@@ -125,7 +125,7 @@ def fit(image: Image.Image) -> Image.Image:
 
 
 def crop(image: Image.Image) -> Image.Image | None:
-    """What is drawn in an RGBA picture, in the middle of a white square; None if all is white."""
+    """Crop an RGBA image to its content and centre it in a white square; None if all is white."""
     ground = Image.new("RGBA", image.size, (*WHITE, 255))
     ground.alpha_composite(image)
     plain = ground.convert("RGB")
@@ -139,17 +139,17 @@ def crop(image: Image.Image) -> Image.Image | None:
 
 
 def _scaled(image: Image.Image, side: int) -> Image.Image:
-    """Its longer side made `side` pixels."""
+    """Resize an image so that its longer side has `side` pixels."""
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     if (width, height) == image.size:
-        return image  # weighing colours and back would round them for nothing
-    # Which way goes first changes the rounding, and is not the same in every Pillow: say it. To
-    # shrink what is much higher than wide, the height first leaves the least to do.
+        return image  # premultiplying by alpha and back would only round the colours
+    # The order of the two axes changes the rounding and differs between Pillow versions, so it is
+    # explicit. For shrinking an image much higher than wide, height first is the least work.
     height_first = scale < 1 and image.height > 2 * image.width
     halfway = (image.width, height) if height_first else (width, image.height)
     mode = image.mode
-    if mode == "RGBA":  # colours weighed by how much is seen of them, once for both ways
+    if mode == "RGBA":  # premultiplied by alpha, once for both axes
         image = image.convert("RGBa")
     for size in (halfway, (width, height)):
         image = image.resize(size, Image.Resampling.LANCZOS)

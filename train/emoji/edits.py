@@ -1,10 +1,9 @@
-"""Edits between pictures that were there anyway: of two emoji that differ in one thing, each is the
-other with that thing changed.
+"""Editing examples from pairs of existing images: two emoji that differ in one attribute.
 
-On the path: the metadata of all pictures -> `make_edits` -> `visible` drops those whose two
-pictures look alike -> edits.jsonl.gz. Both ends of an edit are in one split. The types: style,
-skin tone, gender, age, hair, direction, recolour, clock, moon, arrow, keycap, globe, cat face,
-day/night.
+`make_edits` reads the metadata of all images; `visible` drops the pairs of images that look alike;
+the rest are written to edits.jsonl.gz. Source and target of an edit are in the same split. The
+types: style, skin tone, gender, age, hair, direction, recolour, clock, moon, arrow, keycap, globe,
+cat face, day/night.
 """
 
 import re
@@ -20,9 +19,7 @@ from train.emoji.draw import About
 from train.emoji.names import TONES, normal
 from train.emoji.styles import SHORT
 
-LEAST = (
-    0.6  # mean difference of two pictures' thumbs, of 255, below which nothing is seen to change
-)
+LEAST = 0.6  # smallest visible change: mean difference of two images' thumbnails, of 0..255
 JOINER, FEMALE, MALE, RIGHT = "200d", "2640", "2642", "27a1"
 # Three ages of three genders, in that order.
 PEOPLE = {
@@ -61,13 +58,13 @@ SERIES: dict[str, tuple[str, ...]] = {
     "globe": ("turn the globe to show {}",),
 }
 
-Set = Mapping[str, About]  # the emoji of one style by their code points
+Set = Mapping[str, About]  # the emoji of one style, by code points
 Change = tuple[About, About, list[str], str]  # from, to, instructions, type
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit, as the file tells it."""
+    """One edit, as in the output file."""
 
     source: str
     target: str
@@ -77,7 +74,7 @@ class Edit:
 
 
 def make_edits(pictures: Sequence[About]) -> list[Edit]:
-    """All edits between these pictures, each pair and type once."""
+    """Return all edits between these images, one per pair and type."""
     styles: dict[str, dict[str, About]] = defaultdict(dict)
     drawn: dict[str, dict[str, About]] = defaultdict(dict)
     for picture in pictures:
@@ -99,7 +96,7 @@ def make_edits(pictures: Sequence[About]) -> list[Edit]:
 
 
 def visible(edits: Iterable[Edit], thumbs: Mapping[str, NDArray[np.uint8]]) -> Iterator[Edit]:
-    """The edits whose two pictures differ to the eye; `thumbs` are small pixels by id."""
+    """Yield the edits whose two images differ visibly; `thumbs`: thumbnail pixels by id."""
     for edit in edits:
         source, target = (thumbs[name].astype(np.int16) for name in (edit.source, edit.target))
         if np.abs(source - target).mean() >= LEAST:
@@ -107,7 +104,7 @@ def visible(edits: Iterable[Edit], thumbs: Mapping[str, NDArray[np.uint8]]) -> I
 
 
 def restyled(drawn: Iterable[Mapping[str, About]]) -> Iterator[Change]:
-    """One emoji from each style to each other."""
+    """Yield edits of an emoji from each style to each other style."""
     for styles in drawn:
         for source, target in permutations(styles, 2):
             if target == "circle-flags":
@@ -120,7 +117,7 @@ def restyled(drawn: Iterable[Mapping[str, About]]) -> Iterator[Change]:
 
 
 def tones(emojis: Set) -> Iterator[Change]:
-    """One skin tone to another; people of two tones are left as they are."""
+    """Yield edits between skin tones; emoji with two different tones are left out."""
     groups: dict[str, list[tuple[str, About]]] = defaultdict(list)
     for points, picture in emojis.items():
         parts = points.split("-")
@@ -139,7 +136,7 @@ def tones(emojis: Set) -> Iterator[Change]:
 
 
 def people(emojis: Set) -> Iterator[Change]:
-    """Another gender or age, where one person stands alone."""
+    """Yield edits of gender or age, for emoji of a single person."""
     order = list(PEOPLE)
     for points, picture in emojis.items():
         first, *rest = points.split("-")
@@ -155,7 +152,7 @@ def people(emojis: Set) -> Iterator[Change]:
 
 
 def signs(emojis: Set) -> Iterator[Change]:
-    """Another gender, where a sign at the end tells it."""
+    """Yield edits of gender, for emoji whose last code point is a gender sign."""
     names = {FEMALE: "woman", MALE: "man"}
     for points, picture in emojis.items():
         *rest, sign = points.split("-")
@@ -171,7 +168,7 @@ def signs(emojis: Set) -> Iterator[Change]:
 
 
 def hair(emojis: Set) -> Iterator[Change]:
-    """Another hair, where a sign at the end tells it."""
+    """Yield edits of hair, for emoji whose last code point is a hair component."""
     for points, picture in emojis.items():
         *rest, sign = points.split("-")
         if sign not in HAIR:
@@ -186,7 +183,7 @@ def hair(emojis: Set) -> Iterator[Change]:
 
 
 def directions(emojis: Set) -> Iterator[Change]:
-    """Who faces left, as all do unless a sign tells, to the right and back."""
+    """Yield edits of direction: emoji face left unless their last code point is a right arrow."""
     for points, picture in emojis.items():
         *rest, sign = points.split("-")
         left = emojis.get("-".join(rest[:-1]))
@@ -197,7 +194,7 @@ def directions(emojis: Set) -> Iterator[Change]:
 
 
 def colours(emojis: Set) -> Iterator[Change]:
-    """One thing in another colour."""
+    """Yield edits between objects that differ in colour only."""
     groups: dict[str, list[tuple[str, About]]] = defaultdict(list)
     for picture in emojis.values():
         label = picture["label"].lower().replace("light blue", "light-blue").replace("gray", "grey")
@@ -211,7 +208,7 @@ def colours(emojis: Set) -> Iterator[Change]:
 
 
 def series(emojis: Set) -> Iterator[Change]:
-    """Things that come in a row: the hours, the moon's phases, arrows, keys, sides of the globe."""
+    """Yield edits within series: clock times, moon phases, arrows, keycaps, sides of the globe."""
     groups: dict[str, list[tuple[str, About]]] = defaultdict(list)
     for points, picture in emojis.items():
         label = picture["label"]
@@ -231,12 +228,12 @@ def series(emojis: Set) -> Iterator[Change]:
 
 
 def is_clock(points: str) -> bool:
-    """Whether an emoji is one of the clock's faces."""
+    """Return whether an emoji is a clock face."""
     return int(points.split("-")[0], 16) in CLOCKS
 
 
 def cats(emojis: Set) -> Iterator[Change]:
-    """A face's mood on a cat."""
+    """Yield edits between a face and the cat face of the same expression."""
     labels = {picture["label"]: (points, picture) for points, picture in emojis.items()}
     for label, (points, cat) in labels.items():
         before, found, after = label.rpartition("cat")
@@ -250,7 +247,7 @@ def cats(emojis: Set) -> Iterator[Change]:
 
 
 def weather(pictures: Iterable[About]) -> Iterator[Change]:
-    """The weather by day and by night."""
+    """Yield edits between the day and night versions of weather icons."""
     icons = {picture["id"]: picture for picture in pictures}
     turns: tuple[tuple[str, str, str], ...] = (
         ("day", "night", "make it night"),

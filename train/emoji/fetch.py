@@ -1,9 +1,8 @@
-"""The packages that the emoji corpus is made of: which, from where, and what may come out of them.
+"""Pinned packages of the emoji corpus: download, verification and reading.
 
-On the path: a name, a version and a SHA-256 -> `fetch` -> a file in the user's folder of packages
--> `read_members` -> bytes, for `emoji_styles.py` and `emoji_clipart.py`. A file that is already
-there is not fetched again, and none is used whose hash is another. Packages are read member by
-member and never unpacked.
+`fetch` downloads a package of a given name, version and SHA-256 to the user's folder of packages;
+`read_members` reads its files for `styles.py` and `clipart.py`. An existing file is not downloaded
+again, and a file with another hash is refused. Packages are read member by member, never unpacked.
 """
 
 import hashlib
@@ -26,14 +25,14 @@ from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash, write_file
 
 NPM, DEBIAN = "https://registry.npmjs.org", "https://deb.debian.org/debian"
-PATIENCE = 60  # seconds without a byte, then a download is given up
-MOST_BYTES = 200_000_000  # of one member
+PATIENCE = 60  # timeout of a download, in seconds without data
+MOST_BYTES = 200_000_000  # size limit of one member
 AR_MAGIC, AR_HEADER = b"!<arch>\n", 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One file of a registry. `pool`: its folder on a Debian mirror; a package of npm has none."""
+    """One file of a registry. `pool`: its folder on a Debian mirror, empty for an npm package."""
 
     name: str
     version: str
@@ -45,28 +44,28 @@ class Package:
 
     @property
     def file(self) -> str:
-        """Its name in the folder of packages: as `npm pack` and `apt-get download` call it, but
-        for Debian's epoch, which its mirrors leave out too."""
+        """File name in the folder of packages, as by `npm pack` and `apt-get download`, but without
+        Debian's epoch, which the mirrors leave out too."""
         if self.pool:
             return f"{self.name}_{self.version.partition(':')[2]}_all.deb"
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
     @property
     def source(self) -> str:
-        """Name and version, as every picture's metadata tells it."""
+        """Name and version, as in the metadata of every image."""
         if self.pool:
             return f"{self.name} {self.version} (Debian)"
         return f"{self.name}@{self.version}"
 
     def url(self, npm: str, debian: str) -> str:
-        """Where it lies on an npm registry or a Debian mirror."""
+        """Return the address of the file on an npm registry or a Debian mirror."""
         if self.pool:
             return f"{debian.rstrip('/')}/{self.pool}/{self.file}"
         base = self.name.rpartition("/")[2]
         return f"{npm.rstrip('/')}/{self.name}/-/{base}-{self.version}.tgz"
 
 
-# Sizes and hashes are of the very files that the registries hold; nothing else is accepted.
+# Sizes and hashes of the files in the registries; a file with another hash is refused.
 _ALL = (
     Package(
         name="@iconify-json/noto",
@@ -227,9 +226,9 @@ PACKAGES = {package.name.rpartition("/")[2]: package for package in _ALL}
 
 
 def fetch(package: Package, folder: Path, npm: str, debian: str, say: Say) -> Path:
-    """The file of a package in `folder`, downloaded if it is not there.
+    """Return the path of a package's file in `folder`; download the file if it is missing.
 
-    Raises UserError where it cannot be had, or has not the hash that is wanted.
+    Raises UserError if the download fails or the hash is not the expected one.
     """
     path = folder / package.file
     if path.exists():
@@ -254,7 +253,7 @@ def fetch(package: Package, folder: Path, npm: str, debian: str, say: Say) -> Pa
 
 
 def download(url: str, size: int) -> bytes:
-    """At most one byte more than `size` from an url. Raises UserError where it cannot be had."""
+    """Download at most `size` + 1 bytes from an url. Raises UserError if the download fails."""
     if not url.startswith(("https://", "http://")):
         raise UserError(f"cannot fetch {url}: a registry's address begins with https:// or http://")
     try:
@@ -263,7 +262,7 @@ def download(url: str, size: int) -> bytes:
     except (OSError, HTTPException, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, HTTPError):
-            error.close()  # it is an answer too, and holds its socket
+            error.close()  # an HTTPError is a response, which holds a socket
         raise UserError(
             f"cannot fetch {url} ({reason}); check the network, name a mirror with --npm or "
             "--debian, or put the file into --packages"
@@ -276,11 +275,11 @@ def read_members(
     at_most: int = MOST_BYTES,
     links: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every plain file in a package whose name is `wanted`, in its order.
+    """Yield name and bytes of every regular file of a package whose name is `wanted`, in its order.
 
-    Links and devices are not followed; into `links` goes the name that each link means within the
-    package. Raises UserError for a file above `at_most` bytes, and for a
-    package that cannot be read.
+    Links and devices are not followed; the target of each `wanted` symbolic link within the package
+    is stored in `links`. Raises UserError for a file above `at_most` bytes, and for a package that
+    cannot be read.
     """
     is_deb = path.suffix == ".deb"
     try:
@@ -307,7 +306,7 @@ def read_members(
 
 
 def read_texts(path: Path, names: Sequence[str]) -> list[Any]:
-    """The JSON files of these names in a package of npm. Raises UserError where one lacks."""
+    """Return the parsed JSON files of an npm package. Raises UserError if one is missing."""
     found: dict[str, bytes] = {}
     for name, data in read_members(path, {f"package/{name}" for name in names}.__contains__):
         found[name.removeprefix("package/")] = data
@@ -318,7 +317,7 @@ def read_texts(path: Path, names: Sequence[str]) -> list[Any]:
 
 
 def _data_of_deb(data: bytes) -> bytes:
-    """The member data.tar.xz of a Debian package, which is an ar archive."""
+    """Return the member data.tar.xz of a Debian package, which is an ar archive."""
     place = len(AR_MAGIC)
     while data.startswith(AR_MAGIC) and len(data) - place >= AR_HEADER:
         header = data[place : place + AR_HEADER]

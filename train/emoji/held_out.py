@@ -1,13 +1,13 @@
-"""The emoji that training must not see in one of their styles, so that what a model makes of a
-thing in a style that it never saw it in can be measured.
+"""Emoji held out from training in one of their styles, to measure generalisation to an unseen
+combination of object and style.
 
-On the path: `emoji.py` writes the ids of all their variants as `heldout-pairs.txt`. 500 pairs of a
-style and a family (see `emoji_names.family`), drawn once at random from the train split, each
-family there in at least three more styles. The default models were trained without these very
-pairs, so the list is kept, not drawn anew.
+`build.py` writes the ids of all their variants to `heldout-pairs.txt`. There are 500 pairs of a
+style and a family (see `names.family`), drawn once at random from the train split; each family is
+in at least three other styles too. The default models were trained without exactly these pairs, so
+the list is stored instead of drawn again.
 """
 
-NO_FAMILY = "-"  # stands for the bare skin tones
+NO_FAMILY = "-"  # the empty family, of the skin tone swatches
 
 HELD_OUT = {
     "noto": (
@@ -72,5 +72,5 @@ HELD_OUT = {
 
 
 def is_held_out(style: str, family: str) -> bool:
-    """Whether a train emoji of this style and family is kept from training."""
+    """Return whether a train emoji of this style and family is held out from training."""
     return (family or NO_FAMILY) in HELD_OUT.get(style, "").split()

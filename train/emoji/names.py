@@ -1,10 +1,10 @@
-"""What every emoji is called: Unicode's names and keywords, and the many ways icon sets spell them.
+"""Names of emoji: Unicode's names and keywords, and the spellings of the icon sets.
 
-On the path: emojibase's tables -> `Names` -> for an icon's name its code points -> label, tags,
-family, split and captions of a picture in `emoji_styles.py`.
+`Names` is read from emojibase's tables and maps an icon's name to code points, from which
+`styles.py` takes label, tags, family, split and captions of an image.
 
-Code points are written in lower case hexadecimal with '-' between, without the variation selectors,
-which change no meaning: 2764-fe0f is 2764.
+Code points are lower case hexadecimal numbers joined by '-', without variation selectors, which do
+not change the meaning: 2764-fe0f is 2764.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ TONES = {
     "1f3fe": "medium-dark",
     "1f3ff": "dark",
 }
-# Joiner, female and male sign, four kinds of hair, facing right: no family of their own.
+# Joiner, female and male sign, four kinds of hair, facing right: ignored in the family.
 UNTOLD = {*TONES, "200d", "2640", "2642", "1f9b0", "1f9b1", "1f9b2", "1f9b3", "27a1"}
-# People who differ only by gender (or, with a beard, by what was drawn for them) -> one of them.
+# People who differ only by gender, or also by a beard -> the code point of one of them.
 SAME = {
     "1f468": "1f9d1",
     "1f469": "1f9d1",
@@ -42,8 +42,8 @@ SAME = {
     "1f46c": "1f9d1",
     "1f46d": "1f9d1",
 }
-TEST, VALIDATION = 5, 3  # of a hundred families
-# How some sets spell a name otherwise: what is found here -> what stands in the tables.
+TEST, VALIDATION = 5, 3  # percent of families
+# Other spellings of some icon sets: pattern in the icon's name -> spelling of the tables.
 SPELLINGS = (
     (r"^flag-for-flag-", "flag-"),
     (r"^flag-for-", "flag-"),
@@ -63,11 +63,11 @@ SPELLINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji:
-    """One emoji, whoever draws it."""
+    """One emoji, independent of style."""
 
     points: str
     codepoint: str
-    """As Unicode writes it, with selectors: 2764-FE0F."""
+    """Unicode's notation, with variation selectors: 2764-FE0F."""
     label: str
     tags: list[str]
     group: str
@@ -76,24 +76,24 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Names:
-    """Every emoji by its code points, and what else leads to them."""
+    """All emoji by code points, and tables from names to code points."""
 
     emojis: dict[str, Emoji] = field(default_factory=dict[str, Emoji])
     slugs: dict[str, str] = field(default_factory=dict[str, str])
     squashed: dict[str, str] = field(default_factory=dict[str, str])
     icons: dict[str, str] = field(default_factory=dict[str, str])
-    """The names of icon sets that tell the code points of each."""
+    """Icon names -> code points, from the icon sets that list both."""
 
     def find(self, icon: str) -> str | None:
-        """The code points that an icon's name means, by the tables' own spellings."""
+        """Return the code points of an icon's name in the spelling of the tables, or None."""
         return self.slugs.get(icon) or self.icons.get(icon)
 
     def find_squashed(self, icon: str) -> str | None:
-        """As `find`, or by its letters alone."""
+        """Return the result of `find`, or else the code points by letters and digits only."""
         return self.find(icon) or self.squashed.get(icon.replace("-", ""))
 
     def find_respelt(self, icon: str) -> str | None:
-        """As `find`, for a name in one of the other spellings."""
+        """Return the result of `find` for the name rewritten by one of SPELLINGS, or None."""
         respelt = (self.find(re.sub(old, new, icon)) for old, new in SPELLINGS)
         return next((points for points in respelt if points), None)
 
@@ -103,7 +103,7 @@ def read_names(
     messages: Mapping[str, list[dict[str, Any]]],
     characters: list[Mapping[str, str]],
 ) -> Names:
-    """The names in emojibase's `data.json` and `messages.json`, and in the tables of icon sets
+    """Build the names from emojibase's `data.json` and `messages.json` and the tables of icon sets
     (code points -> icon)."""
     groups = {group["order"]: group["message"] for group in messages["groups"]}
     subgroups = {group["order"]: group["message"] for group in messages["subgroups"]}
@@ -137,40 +137,40 @@ def read_names(
 
 
 def normal(codepoint: str) -> str:
-    """`2764-FE0F` -> `2764`."""
+    """Return normalised code points: `2764-FE0F` -> `2764`."""
     parts = re.split("[-_]", codepoint.lower())
     return "-".join(part.lstrip("0") or "0" for part in parts if part not in SELECTORS)
 
 
 def family(points: str) -> str:
-    """The code points less tone, gender, hair and direction: all that must share a split."""
+    """Return the code points without tone, gender, hair and direction. A family shares a split."""
     return "-".join(SAME.get(part, part) for part in points.split("-") if part not in UNTOLD)
 
 
 def split_of(name: str, salt: str = "cm3leon-emoji:") -> str:
-    """train, val or test, the same for a family in every style and on every machine."""
+    """Return train, val or test from a hash of `name`: the same in every style and machine."""
     number = int(hashlib.sha256((salt + name).encode()).hexdigest(), 16) % 100
     return "test" if number < TEST else "val" if number < TEST + VALIDATION else "train"
 
 
 def slug(name: str) -> str:
-    """`Côte d'Ivoire` -> `cote-divoire`."""
+    """Return an ASCII slug: `Côte d'Ivoire` -> `cote-divoire`."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub("[^a-z0-9]+", "-", plain.replace("'", "")).strip("-")
 
 
 def squash(name: str) -> str:
-    """A name's letters and digits alone."""
+    """Return the letters and digits of a name."""
     return slug(name).replace("-", "")
 
 
 def with_article(words: str) -> str:
-    """`icon` -> `an icon`."""
+    """Prefix the indefinite article: `icon` -> `an icon`."""
     return f"an {words}" if words[:1].lower() in "aeiou" else f"a {words}"
 
 
 def captions(emoji: Emoji, phrases: tuple[str, ...]) -> list[str]:
-    """What may be said of an emoji in a style that `phrases` tell; the first names the style."""
+    """Return the captions of an emoji in a style, first the one with the style's first phrase."""
     label, first = emoji.label.replace(":", ","), phrases[0]
     tags = [tag for tag in emoji.tags if tag.lower() not in emoji.label.lower()]
     lines = [f"{label}, {first}", label, f"an emoji of {label} in {phrases[-1]}"]

@@ -1,7 +1,7 @@
-"""The pictures of one style, painted and kept, so that a killed run need not paint them again.
+"""Parts: the rendered images of one style, stored so that a restarted run does not repeat them.
 
-On the path: a style's drawings -> `write_part` -> a folder in OUT.parts -> `read_part` -> the
-corpus that `emoji.py` writes. A part's name stands for all that it was made of.
+`write_part` renders a style's drawings into a folder in OUT.parts; `read_part` reads it for the
+corpus that `build.py` writes. A part's name is a hash of everything that it is made from.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from tokenizer.manifest import MANIFEST, new_folder, verify
 from train.emoji.draw import THUMB, About, Drawing, Picture, paint
 from train.emoji.fetch import PACKAGES
 
-RECIPE = 1  # another number where pictures or metadata are made otherwise
+RECIPE = 1  # version; increment it if images or metadata are made differently
 PICTURES, WEBP, THUMBS = "pictures.jsonl", "pictures.webp", "thumbs.npy"
 
 Painter = Callable[[Sequence[Drawing]], Iterator[Picture | str]]
@@ -34,7 +34,7 @@ Painter = Callable[[Sequence[Drawing]], Iterator[Picture | str]]
 
 @dataclass(frozen=True)
 class Painted:
-    """A picture with its metadata, as the corpus has it."""
+    """An image of the corpus with its metadata."""
 
     about: About
     webp: bytes
@@ -43,13 +43,16 @@ class Painted:
 
 @contextmanager
 def painter(jobs: int | None) -> Generator[Painter]:
-    """`paint` for many drawings at once, in so many processes; in this one alone with 1."""
+    """Provide a parallel `paint` with `jobs` processes, one per core by default.
+
+    With 1 it runs in this process. Raises UserError if a process is killed.
+    """
     jobs = jobs or os.cpu_count() or 1
     if jobs == 1:
         yield lambda drawings: map(paint, drawings)
         return
-    # Fresh processes: a copy of this one would be a copy of its threads' locks too. An interrupt
-    # is for this one to hear, which then ends the others.
+    # Spawned, since a forked process would copy the locks of this one's threads too. Interrupts are
+    # handled by this process alone, which then ends the others.
     fresh = multiprocessing.get_context("spawn")
     deaf = (signal.SIGINT, signal.SIG_IGN)
     try:
@@ -63,7 +66,7 @@ def painter(jobs: int | None) -> Generator[Painter]:
 
 
 def part_name(style: str, packages: Sequence[str], rasteriser: str) -> str:
-    """The name of a style's part: another one where anything that it depends on changed."""
+    """Return the name of a style's part, a hash of everything that its content depends on."""
     told = [RECIPE, style, rasteriser, [PACKAGES[name].sha256 for name in packages]]
     return f"part-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}"
 
@@ -71,9 +74,9 @@ def part_name(style: str, packages: Sequence[str], rasteriser: str) -> str:
 def write_part(
     folder: Path, drawings: Iterable[Drawing], paint_all: Painter, say: Say, *, once: bool
 ) -> None:
-    """Paint the drawings of a style into a part; what cannot be painted is counted aloud.
+    """Render the drawings of a style into a part; report counts of those that cannot be rendered.
 
-    once: of pictures with the same pixels only the first is kept.
+    An existing part is kept. once: of images with the same pixels only the first is kept.
     """
     if (folder / MANIFEST).is_file():
         return
@@ -100,7 +103,7 @@ def write_part(
 
 
 def read_part(folder: Path) -> Iterator[Painted]:
-    """The pictures of a part, in their order."""
+    """Yield the images of a part, in order."""
     verify(folder)
     thumbs = np.load(folder / THUMBS, allow_pickle=False)
     with (folder / PICTURES).open("rb") as lines, (folder / WEBP).open("rb") as webp:

@@ -1,7 +1,7 @@
-"""Questions whose answers are known, because the picture's metadata tells them.
+"""Visual questions whose answers follow from the metadata of the image.
 
-On the path: the metadata of all pictures -> `make_questions` -> questions.jsonl.gz. The types:
-what, yesno, style, group, skin tone, flag, clock, gender, color, medium.
+`make_questions` reads the metadata of all images; the result is written to questions.jsonl.gz. The
+types: what, yesno, style, group, skin tone, flag, clock, gender, color, medium.
 """
 
 import hashlib
@@ -13,18 +13,18 @@ from train.emoji.edits import FEMALE, MALE, is_clock
 from train.emoji.names import TONES, normal
 from train.emoji.styles import SHORT
 
-LONGEST = 5  # words of a clip art's name; more are no answer
+LONGEST = 5  # words of a clip art's name; a longer one is no useful answer
 COLOURS = set("red orange yellow green blue purple brown black white grey pink".split())  # noqa: SIM905
 COLOURED = {"heart", "circle", "square", "book", "apple"}
 MAN, WOMAN = "1f468", "1f469"
-ONE_OF = {MAN, WOMAN, "1f466", "1f467"}  # of whom only one may stand in a picture
+ONE_OF = {MAN, WOMAN, "1f466", "1f467"}  # no question of gender for several of them
 
 Asked = tuple[str, str, str]  # question, answer, type
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, as the file tells it."""
+    """One question, as in the output file."""
 
     id: str
     question: str
@@ -34,7 +34,7 @@ class Question:
 
 
 def make_questions(pictures: Sequence[About]) -> Iterator[Question]:
-    """All that is asked of these pictures, in their order."""
+    """Yield all questions about these images, in their order."""
     labels = [picture["label"] for picture in pictures]
     for picture in pictures:
         if picture["kind"] == "clipart" and len(picture["label"].split()) > LONGEST:
@@ -46,7 +46,8 @@ def make_questions(pictures: Sequence[About]) -> Iterator[Question]:
 
 
 def of_name(picture: About, other: str) -> Iterator[Asked]:
-    """What it shows, and whether it shows that or something else, where they share no word."""
+    """Yield questions about the object: its name, and yes-no questions about it and about `other`,
+    if the two share no word."""
     label = picture["label"]
     yield "What is shown in this picture?", label, "what"
     words = set(f"{label} {' '.join(picture['tags'])}".lower().split())
@@ -56,7 +57,7 @@ def of_name(picture: About, other: str) -> Iterator[Asked]:
 
 
 def of_kind(picture: About) -> Iterator[Asked]:
-    """How it is drawn."""
+    """Yield questions about style, group and medium."""
     if picture["kind"] == "emoji":
         yield "Which emoji style is this drawn in?", SHORT[picture["style"]], "style"
         group = picture["group"].replace("-", " ")
@@ -66,7 +67,7 @@ def of_kind(picture: About) -> Iterator[Asked]:
 
 
 def of_details(picture: About) -> Iterator[Asked]:
-    """What only some pictures have: a skin tone, a country, a time, a gender, a colour."""
+    """Yield questions about skin tone, country, time, gender and colour, as far as they apply."""
     label = picture["label"]
     points = normal(picture["codepoint"] or "0")
     parts = points.split("-")

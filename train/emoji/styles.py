@@ -1,8 +1,8 @@
-"""The emoji styles and icon sets of npm -> drawings with all that is told of them.
+"""Drawings and metadata of the emoji styles and icon sets from npm.
 
-On the path: a style's package and the `Names` -> `drawings` -> `emoji_pictures.py`. Seven sets of
-emoji and eight of icons come in Iconify's form, one JSON of SVG bodies; one comes as WebP files.
-An icon whose name means no emoji is left out of an emoji style.
+`drawings` reads a style's package with the help of `Names`; `draw.py` renders the drawings. Seven
+sets of emoji and eight of icons are in Iconify's format, one JSON of SVG bodies; one set is WebP
+files. An icon whose name matches no emoji is left out of an emoji style.
 """
 
 import re
@@ -15,11 +15,11 @@ from train.emoji.draw import About, Drawing
 from train.emoji.fetch import PACKAGES, read_members, read_texts
 from train.emoji.names import Emoji, Names, captions, family, normal, split_of, with_article
 
-INK = "#212121"  # what an icon draws in where it leaves the colour to the page
-OTHERS = "cm3leon-extra:"  # the salt of splits of what is no emoji
-NAMED_BY = ("noto", "twemoji", "fluent-emoji-flat")  # packages whose names of icons all may use
+INK = "#212121"  # `currentColor` of the icons
+OTHERS = "cm3leon-extra:"  # salt of the splits of images that are not emoji
+NAMED_BY = ("noto", "twemoji", "fluent-emoji-flat")  # packages whose icon names extend `Names`
 ASSETS = "package/assets/"
-# Marks of firms are left out of the icon sets.
+# Brand names: their icons are left out of the icon sets.
 MARKS = re.compile(
     r"\b(linkedin|facebook|twitter|instagram|google|visa|mastercard|paypal|dribbble|stumbleupon|"
     r"youtube|android|github|gitlab|tiktok|whatsapp|skype|spotify|amazon|alipay|wechat|taobao|"
@@ -31,14 +31,14 @@ MARKS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How one set is called, drawn and thanked."""
+    """Name, package, credit and caption phrases of one set."""
 
     name: str
     package: str
     credit: str
     phrases: tuple[str, ...]
     short: str = ""
-    """What edits and questions call it, if they do."""
+    """Name of the style in edits and questions; empty if it has none there."""
 
 
 EMOJI = (
@@ -163,7 +163,7 @@ SHORT = {style.name: style.short for style in (*EMOJI, *ICONS) if style.short}
 
 
 def drawings(style: Style, path: Path, names: Names) -> Iterator[Drawing]:
-    """All that one style's package `path` draws, each id once."""
+    """Yield the drawings of one style's package `path`, each id once."""
     if style in ICONS:
         (icons,) = read_texts(path, ["icons.json"])
         yield from icon_drawings(style, icons, names)
@@ -177,8 +177,11 @@ def drawings(style: Style, path: Path, names: Names) -> Iterator[Drawing]:
 def emoji_drawings(
     style: Style, icons: dict[str, Any], characters: dict[str, str], names: Names
 ) -> Iterator[Drawing]:
-    """The emoji of a set that says the code points of most icons in `characters`; of two icons for
-    one emoji the first comes, and a name in another spelling only if there is no other."""
+    """Yield the emoji of a set whose table `characters` has the code points of most icons.
+
+    Of two icons for one emoji the first is used; a name in another spelling is used only if there
+    is no other icon.
+    """
     told: dict[str, str] = {}
     for character, icon in characters.items():
         if normal(character) in names.emojis:
@@ -204,7 +207,7 @@ def emoji_drawings(
 
 
 def file_drawings(style: Style, path: Path, names: Names) -> Iterator[Drawing]:
-    """The emoji of a set of files that are named by their code points."""
+    """Yield the emoji of a set of image files that are named by code points."""
     seen: set[str] = set()
     for name, data in sorted(read_members(path, lambda name: name.startswith(ASSETS))):
         points = normal(name.removeprefix(ASSETS).rpartition(".")[0])
@@ -214,8 +217,8 @@ def file_drawings(style: Style, path: Path, names: Names) -> Iterator[Drawing]:
 
 
 def icon_drawings(style: Style, icons: dict[str, Any], names: Names) -> Iterator[Drawing]:
-    """A set of icons, some of which are emoji or flags too, without the marks of firms."""
-    sized = style.name == "fluent-color-icon"  # has most icons in several sizes; the largest counts
+    """Yield the icons of a set, some of which are emoji or flags too, without brand icons."""
+    sized = style.name == "fluent-color-icon"  # most icons have several sizes; use the largest
     seen: set[str] = set()
     for icon in sorted(icons["icons"], key=_size, reverse=True) if sized else icons["icons"]:
         plain = re.sub(r"-\d+$", "", icon)
@@ -238,10 +241,10 @@ def _size(icon: str) -> int:
 
 
 def _meaning(style: Style, icon: str, plain: str, names: Names) -> tuple[Emoji | None, str]:
-    """The emoji that an icon is, if any, and what it is called."""
+    """Return the emoji that an icon depicts, if any, and the icon's name in words."""
     words = plain.replace("-", " ")
     match style.name:
-        case "circle-flags":  # named by countries' two letters
+        case "circle-flags":  # named by two-letter country codes
             letters = [f"{0x1F1E6 + ord(letter) - ord('a'):x}" for letter in icon]
             emoji = names.emojis.get("-".join(letters)) if len(icon) == 2 else None
             return emoji, emoji.label.replace("flag: ", "flag of ") if emoji else words
@@ -308,7 +311,7 @@ def _source(style: Style) -> dict[str, str]:
 
 
 def _svg(icons: dict[str, Any], icon: str, more: str = "") -> tuple[str, bool]:
-    """One icon of a set as a whole SVG, and whether it is at least as wide as high."""
+    """Return an icon of a set as a complete SVG, and whether it is at least as wide as high."""
     one = icons["icons"][icon]
     width, height = (one.get(side, icons.get(side, 16)) for side in ("width", "height"))
     box = f"{one.get('left', 0)} {one.get('top', 0)} {width} {height}"

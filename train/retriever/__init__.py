@@ -1,1 +1,1 @@
-"""Training of the retriever's encoder."""
+"""Training of the retriever's dual encoder."""

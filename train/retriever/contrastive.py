@@ -1,11 +1,11 @@
-"""Train the dual encoder that memories are searched by, to tell whose caption is whose.
+"""Contrastive training of the retriever's dual encoder, on images and their captions.
 
-`cm3leon train` calls `main`. The loss is CLIP's (arXiv 2103.00020, figure 3), in both
-directions; where several pictures of a batch carry one caption, each of them is right. Which
-pictures and captions stand in which batch is a function of (seed, step) alone.
+`cm3leon train` calls `main`. The loss is CLIP's (arXiv 2103.00020, figure 3), in both directions;
+if several images of a batch have the same caption, each of them is a positive. The images and
+captions of a batch are a function of (seed, step) alone.
 """
 
-# Shapes: B = batch, E = width of a vector, 3 = red, green, blue, H, W = pixels
+# Shapes: B = batch, E = embedding width, P = images, 3 = RGB, H, W = pixels
 
 import math
 import time
@@ -37,28 +37,28 @@ from train.metrics import Report
 from train.schedule import Schedule
 from train.state import Say
 
-GROUP = 64  # pictures that go through the codebook at once
+GROUP = 64  # images per batch of `through_codebook`
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecipe:
-    """One dual encoder run."""
+    """Recipe of one training run of the dual encoder."""
 
     job: Literal["encoder"] = "encoder"
     data: str  # WebDataset tars: a folder of train-*.tar, or a glob
-    exclude: str | None = None  # a file with one picture id a line that must not be seen
+    exclude: str | None = None  # file of held-out image ids, one per line
     text_tokenizer: str  # .model file
     features: str  # MobileNetV2's weights, made by scripts/convert_mobilenet.py, to start from
-    shares: dict[str, float] = field(default_factory=dict)  # kind -> share of draws; {} is as found
-    evenly: float = 0.0  # within a kind: 0 draws every picture as often as any, 1 every family
-    reworded: float = 0.0  # share of captions in people's words (`paraphrase`)
-    recoded: float = 0.0  # share of pictures as `image_tokenizer` gives them back: what is painted
+    shares: dict[str, float] = field(default_factory=dict)  # kind -> share of draws; {}: by count
+    evenly: float = 0.0  # sampling within a kind: 0 is uniform over images, 1 over families
+    reworded: float = 0.0  # share of captions that are paraphrased (`paraphrase`)
+    recoded: float = 0.0  # share of images reconstructed by `image_tokenizer`
     image_tokenizer: str | None = None  # a folder
     model: EncoderConfig
     schedule: Schedule
-    features_rate: float = 0.1  # times the rate, for what starts from MobileNetV2
+    features_rate: float = 0.1  # learning rate factor of the MobileNetV2 weights
     weight_decay: float = 0.1
-    shift: int = 4  # pixels that a picture is moved by at most, either way
+    shift: int = 4  # largest random shift of an image in pixels, in each direction
     steps: int
     batch: int
     seed: int = 0
@@ -81,7 +81,7 @@ class EncoderRecipe:
 
 
 def load(recipe: str, overrides: Sequence[str]) -> EncoderRecipe:
-    """A recipe, checked; where it does not state `model.pieces`, that is UNKNOWN for now."""
+    """Return a checked recipe; `model.pieces` is UNKNOWN for now if the recipe does not set it."""
     table = config.read(EncoderRecipe, recipe, overrides)
     if isinstance(model := table.get("model"), dict):
         model.setdefault("pieces", config.UNKNOWN)
@@ -89,7 +89,7 @@ def load(recipe: str, overrides: Sequence[str]) -> EncoderRecipe:
 
 
 class Batches:
-    """Pictures with one of their captions each, by (seed, step)."""
+    """Batches of images with one of their captions each, by (seed, step)."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Batches:
         self.weights = [weight[group] / weight[group].sum() for group in self.groups]
 
     def at(self, step: int) -> tuple[list[str], Tensor]:
-        """Captions, and pixels [B, 3, size, size] in -1..1, of step `step`."""
+        """Return captions, and pixels [B, 3, size, size] in -1..1, of step `step`."""
         rng = np.random.default_rng((self.recipe.seed, step))
         group = rng.choice(len(self.groups), self.recipe.batch, p=self.share)
         rows = [self._row(int(place), rng) for place in group]
@@ -139,7 +139,7 @@ class Batches:
         return self.pixels[row]
 
     def _moved(self, pixels_3HW: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """A picture moved a little; white comes in, as it stands round most pictures."""
+        """Shift an image at random, padding with white, the background of most images."""
         most, size = self.recipe.shift, pixels_3HW.shape[-1]
         white = ((0, 0), (most, most), (most, most))
         padded = np.pad(pixels_3HW, white, constant_values=255)
@@ -148,8 +148,10 @@ class Batches:
 
 
 def codebook_of(recipe: EncoderRecipe) -> ImageTokenizer | None:
-    """The image tokenizer that the recipe's pictures are seen through. Raises UserError where it
-    is missing or of another size."""
+    """Return the image tokenizer that reconstructs images, or None if the recipe has no `recoded`.
+
+    Raises UserError if it is missing or of another size.
+    """
     if not recipe.recoded:
         return None
     image = ImageTokenizer.load(Path(str(recipe.image_tokenizer)))
@@ -165,7 +167,7 @@ def codebook_of(recipe: EncoderRecipe) -> ImageTokenizer | None:
 def through_codebook(
     pixels_P3HW: NDArray[np.uint8], image: ImageTokenizer, device: torch.device
 ) -> NDArray[np.uint8]:
-    """All pictures as an image tokenizer gives them back."""
+    """Return the reconstructions of all images by an image tokenizer, as uint8."""
     image = image.to(device)
     rows: list[NDArray[np.uint8]] = []
     for start in range(0, len(pixels_P3HW), GROUP):
@@ -176,8 +178,10 @@ def through_codebook(
 
 
 def contrastive_loss(text_BE: Tensor, picture_BE: Tensor, scale: Tensor, same_BB: Tensor) -> Tensor:
-    """Symmetric cross-entropy of who belongs to whom, in nats; `same_BB[i, j]` where picture j
-    carries caption i too, and is as right as picture i."""
+    """Return the symmetric contrastive cross-entropy in nats.
+
+    `same_BB[i, j]` is true if image j has caption i too, and is then a positive like image i.
+    """
     logits_BB = scale * text_BE @ picture_BE.T
     wanted_BB = same_BB.to(logits_BB.dtype)
     losses = [
@@ -188,12 +192,12 @@ def contrastive_loss(text_BE: Tensor, picture_BE: Tensor, scale: Tensor, same_BB
 
 
 def same_captions(captions: Sequence[str]) -> Tensor:
-    """Bool [B, B]: where two captions of a batch are one text."""
+    """Return bool [B, B]: true for pairs of equal captions of a batch."""
     return torch.tensor([[one == other for other in captions] for one in captions])
 
 
 class Job:
-    """Network and optimiser of one run; `step` is one step of it."""
+    """Network and optimiser of one run; `step` does one training step."""
 
     def __init__(
         self, recipe: EncoderRecipe, text: TextTokenizer, batches: Batches, device: torch.device
@@ -215,7 +219,7 @@ class Job:
         )
 
     def step(self, step: int) -> dict[str, float]:
-        """One step; what it found."""
+        """Do one training step; return its metrics. Raises UserError if the loss is not finite."""
         rate = self.recipe.schedule.rate(step, self.recipe.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
@@ -247,8 +251,8 @@ def main(
 ) -> Path:
     """Train, and return the folder `out/encoder`.
 
-    After `minutes` the run stops with its state saved, and `out` is returned in its place. Raises
-    UserError for what does not fit together, before the first step.
+    After `minutes` the run stops with its state saved, and `out` is returned instead. Raises
+    UserError for inconsistent settings, before the first step.
     """
     deadline = time.monotonic() + 60 * minutes
     named = load(recipe, overrides)
@@ -280,7 +284,7 @@ def main(
 def run(
     job: Job, folder: Path, say: Say, deadline: float = math.inf, resume: str = "latest"
 ) -> int:
-    """Train from a state in `folder`, or from the start; return the steps done."""
+    """Train from a checkpoint in `folder`, or from the start; return the number of steps done."""
     recipe = job.recipe
     done = 0
     if found := state.find(folder, resume, say):

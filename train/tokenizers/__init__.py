@@ -1,1 +1,1 @@
-"""Training of image tokenizers and text tokenizers."""
+"""Training of image and text tokenizers."""

@@ -1,9 +1,9 @@
-"""The codebook's own training: entries follow the encoder, and those nobody chooses are revived.
+"""Codebook updates: moving-average entries, and re-seeding of unused ones.
 
-Beside the gradient, at every step of `image_tokenizer`.
+Done at every training step of the image tokenizer, in addition to the gradient step.
 """
 
-# Shapes: B = batch, L = codes of one picture, H, W = feature height and width, E = code width,
+# Shapes: B = batch, L = codes per image, H, W = feature height and width, E = code width,
 #         K = codebook entries, N = B * L
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from tokenizer.vqgan.network import VQGAN
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookConfig:
-    """How entries follow the encoder and what becomes of those nobody chooses."""
+    """Settings of the codebook's moving average and of the re-seeding of unused entries."""
 
-    ema: float | None = 0.99  # moving average; None learns entries by gradient as taming does
-    dead: float = 0.03  # an entry whose moving count is below this share of the mean is re-seeded
+    ema: float | None = 0.99  # decay of the moving average; None: learned by gradient, as in taming
+    dead: float = 0.03  # an entry is re-seeded if its moving count is below this share of the mean
 
     def __post_init__(self) -> None:
         if self.ema is not None and not 0 < self.ema < 1:
@@ -34,12 +34,12 @@ class CodebookConfig:
 
 
 class Codebook:
-    """Moving-average entries (van den Oord et al., 1711.00937, appendix A) and their revival."""
+    """Moving-average entries (van den Oord et al., 1711.00937, appendix A) and their re-seeding."""
 
     def __init__(
         self, net: VQGAN, config: CodebookConfig, seed: int, *, fixed: bool = False
     ) -> None:
-        """`fixed` entries stay as they are; how often each is chosen is counted all the same."""
+        """Initialise the counts. `fixed`: entries do not change, but their use is still counted."""
         weight_KE = net.quantize.embedding.weight
         weight_KE.requires_grad_(config.ema is None and not fixed)
         self.net, self.config, self.seed, self.fixed = net, config, seed, fixed
@@ -55,7 +55,7 @@ class Codebook:
 
     @torch.no_grad()
     def update(self, z_BEHW: Tensor, codes_BL: Tensor, step: int) -> int:
-        """Move the entries to what was assigned to them; returns how many were re-seeded."""
+        """Move entries to the mean of their assigned vectors; return how many were re-seeded."""
         decay = self.config.ema if self.config.ema is not None else 0.99
         z_NE = z_BEHW.permute(0, 2, 3, 1).reshape(-1, z_BEHW.shape[1])
         codes_N = codes_BL.flatten()
@@ -67,31 +67,31 @@ class Codebook:
             return 0
         weight_KE = self.net.quantize.embedding.weight
         if self.config.ema is not None:
-            known = self.count_K > 1e-8  # the others stay where they were
+            known = self.count_K > 1e-8  # the others are unchanged
             weight_KE[known] = self.sum_KE[known] / self.count_K[known].unsqueeze(1)
         mean = len(codes_N) / len(self.count_K)
         dead = (self.count_K < self.config.dead * mean).nonzero().flatten()
-        if step == 0:  # nothing is known yet: every entry starts at an encoder output
+        if step == 0:  # no counts yet: every entry is initialised with an encoder output
             dead = torch.arange(len(self.count_K), device=dead.device)
         if len(dead):
             rng = np.random.default_rng((self.seed, step, 1))
-            # where the codebook serves worst, so that a crowd of equal cells draws no second entry
+            # in proportion to the error, so that frequent equal vectors do not get a second entry
             far_N = (z_NE - self.net.quantize.entries()[codes_N]).square().sum(1).double() + 1e-9
             share_N = (far_N / far_N.sum()).cpu().numpy()
             chosen = rng.choice(len(z_NE), size=len(dead), p=share_N)
             picked = torch.from_numpy(chosen).to(dead.device)
             weight_KE[dead] = z_NE[picked]
-            # A start that leaves time to be chosen before an entry is judged again.
+            # An initial count that leaves time to be used before the entry counts as dead again.
             self.count_K[dead] = mean * max(10 * (1 - decay), 3 * self.config.dead)
             self.sum_KE[dead] = z_NE[picked] * self.count_K[dead].unsqueeze(1)
         return len(dead)
 
 
 def keep_codes(net: VQGAN, folder: Path) -> None:
-    """Give a network another one's encoder and codebook, which then are not trained; and its
-    decoder to begin with, where they are of one shape.
+    """Load encoder and codebook of the image tokenizer in `folder` into `net`, and freeze them.
 
-    Raises UserError for one whose codes are made otherwise, and as `ImageTokenizer.load`.
+    The decoder is initialised from it too if both have the same shape. Raises UserError if the two
+    networks compute codes differently, and like `ImageTokenizer.load`.
     """
     other = ImageTokenizer.load(folder).net
     wanted = replace(net.config, decoder_ch=other.config.decoder_ch)

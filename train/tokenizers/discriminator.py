@@ -1,4 +1,4 @@
-"""The patch discriminator of the image tokenizer's training, after taming's (2012.09841, 3.1)."""
+"""Patch discriminator for training the image tokenizer, after taming's (2012.09841, 3.1)."""
 
 # Shapes: B = batch, H, W = pixels
 
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from tokenizer.distributed import DistributedContext
 
-SMALLEST = 24  # pixels a side: below it nothing is left for the last convolution
+SMALLEST = 24  # side in pixels: smaller images are too small for the last convolution
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of every patch how real it looks: [B, 3, H, W] -> [B, 1, h, w], positive is real."""
+    """Discriminator with a logit per patch: [B, 3, H, W] -> [B, 1, h, w]; positive is real."""
 
     def __init__(self, width: int = 64, layers: int = 3) -> None:
         super().__init__()
@@ -37,13 +37,16 @@ class PatchDiscriminator(nn.Module):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the discriminator's two answers."""
+    """Return the hinge loss of the discriminator's logits for real and generated images."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(seen: Tensor, fooled: Tensor, last: Tensor, dist: DistributedContext) -> Tensor:
-    """How much the adversarial loss may weigh: its gradient at the last layer made as long as the
-    reconstruction's, at most 1e4 times (taming, equation 7); of the batch of all processes."""
+    """Return the weight of the adversarial loss (taming, equation 7).
+
+    It scales the gradient norm at the last layer to that of the reconstruction loss, by at most
+    1e4. Gradients are averaged over all processes.
+    """
     (g_seen,) = torch.autograd.grad(seen, last, retain_graph=True)
     (g_fooled,) = torch.autograd.grad(fooled, last, retain_graph=True)
     dist.mean_((g_seen, g_fooled))

@@ -1,8 +1,8 @@
-"""Train the image tokenizer: reconstruction, perceptual and adversarial terms, and a codebook
-that is kept alive.
+"""Training of the image tokenizer: reconstruction, perceptual and adversarial losses, and codebook
+updates.
 
-The first job of the house: pictures in, an image tokenizer folder out. Pixels are held in memory
-as bytes; which pictures stand in which batch is a function of (seed, step) alone.
+The first stage of training: it reads images and writes an image tokenizer folder. Pixels are in
+memory as bytes; the images of a batch are a function of (seed, step) alone.
 """
 
 # Shapes: B = batch, H, W = feature height and width, E = code width
@@ -43,13 +43,13 @@ from train.tokenizers.discriminator import (
 )
 
 CPU = torch.device("cpu")
-HELD = 4 << 30  # bytes of pixels that a GPU keeps, rather than wait for each batch
+HELD = 4 << 30  # largest corpus in bytes that is kept in GPU memory, to avoid copies per batch
 FREE = ("save_every", "sample_every", "keep", "keep_every", "hung_after")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the terms; 0 leaves a term out."""
+    """Weights of the loss terms; 0 disables a term."""
 
     l1: float = 1.0
     l2: float = 0.0
@@ -58,32 +58,32 @@ class LossConfig:
     features: str | None = None  # safetensors of MobileNetV2, made by scripts/convert_mobilenet.py
     adversarial: float = 0.0
     adversarial_start: int = 0  # first step of the adversarial term
-    commitment: float = 0.25  # beta, on the encoder's side of the codebook term
+    commitment: float = 0.25  # beta: weight of the encoder's part of the codebook loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTokenizerRecipe:
-    """One image tokenizer run."""
+    """Recipe of one training run of an image tokenizer."""
 
     job: Literal["image-tokenizer"] = "image-tokenizer"
     data: str  # WebDataset tars: a folder of train-*.tar, or a glob
-    exclude: str | None = None  # a file with one picture id a line that must not be seen
-    shares: dict[str, float] = field(default_factory=dict)  # kind -> share of draws; {} is as found
+    exclude: str | None = None  # file of held-out image ids, one per line
+    shares: dict[str, float] = field(default_factory=dict)  # kind -> share of draws; {}: by count
     steps: int
     batch: int
     seed: int = 0
     schedule: Schedule
-    betas: tuple[float, float] = (0.5, 0.9)  # Adam's, of both networks; taming's
+    betas: tuple[float, float] = (0.5, 0.9)  # of Adam, for both networks; taming's
     model: VQGANConfig
-    codes_of: str | None = None  # an image tokenizer whose codes stay: only a decoder is trained
+    codes_of: str | None = None  # image tokenizer to keep the codes of: only the decoder is trained
     loss: LossConfig = LossConfig()
     codebook: CodebookConfig = CodebookConfig()  # noqa: RUF009
-    precision: Precision = "fp32"  # of the network; on a GPU its convolutions then take TF32
+    precision: Precision = "fp32"  # of the network; on a GPU, fp32 convolutions use TF32
     save_every: int = 500
     sample_every: int = 1000
-    keep: int = 2  # newest states
-    keep_every: int | None = None  # states of every so many steps are kept for good
-    hung_after: float = 1800  # seconds without a step after which a process is said to hang
+    keep: int = 2  # newest checkpoints to keep
+    keep_every: int | None = None  # checkpoints at multiples of this are kept for good
+    hung_after: float = 1800  # seconds without a step after which a process counts as hanging
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "save_every", "sample_every", "keep", "keep_every"):
@@ -99,7 +99,7 @@ class ImageTokenizerRecipe:
 
 
 class Batches:
-    """Pictures by (seed, step): every draw is independent of all earlier ones."""
+    """Batches of images by (seed, step): every draw is independent of all earlier ones."""
 
     def __init__(
         self,
@@ -123,8 +123,10 @@ class Batches:
         self.share = np.array(list(shares.values())) / sum(shares.values())
 
     def at(self, step: int) -> Tensor:
-        """Pixels [B, 3, size, size] in -1..1 of step `step`, of them this process's share; half of
-        all are mirrored."""
+        """Return this process's share of the images of step `step`: [B, 3, size, size] in -1..1.
+
+        Each is mirrored with probability 1/2.
+        """
         rng = np.random.default_rng((self.recipe.seed, step))
         group = rng.choice(len(self.groups), self.recipe.batch, p=self.share)
         rows = [self.groups[g][rng.integers(len(self.groups[g]))] for g in group]
@@ -138,7 +140,7 @@ class Batches:
 
 
 class Terms:
-    """The loss of one batch from its terms."""
+    """Terms of the loss of one batch."""
 
     def __init__(self, recipe: ImageTokenizerRecipe, say: Say) -> None:
         self.c = recipe.loss
@@ -149,7 +151,7 @@ class Terms:
             self.features = FeatureNet.load(Path(self.c.features))
 
     def seen(self, x_B3HW: Tensor, y_B3HW: Tensor, step: int) -> Tensor:
-        """Reconstruction and perceptual terms."""
+        """Return the sum of the reconstruction and perceptual terms."""
         loss = self.c.l1 * (x_B3HW - y_B3HW).abs().mean()
         loss = loss + self.c.l2 * F.mse_loss(y_B3HW, x_B3HW)
         if self.features is not None and step >= self.c.perceptual_start:
@@ -158,13 +160,14 @@ class Terms:
         return loss
 
     def codes(self, z_BEHW: Tensor, entries_BEHW: Tensor) -> Tensor:
-        """Commitment, and the entries' own term (no gradient where a moving average holds them)."""
+        """Return the commitment term plus the codebook term, which has no gradient if the entries
+        follow a moving average."""
         commitment = self.c.commitment * F.mse_loss(z_BEHW, entries_BEHW.detach())
         return commitment + F.mse_loss(entries_BEHW, z_BEHW.detach())
 
 
 class Job:
-    """Networks, optimisers and codebook of one run; `step` is one step of it."""
+    """Networks, optimisers and codebook of one run; `step` does one training step."""
 
     def __init__(
         self,
@@ -205,8 +208,8 @@ class Job:
             state.unpack(table, self.judge, self.judge_optimizer, "judge.")
 
     def step(self, step: int) -> dict[str, float]:
-        """One step of both networks; what it found."""
-        torch.manual_seed(self.recipe.seed * 1_000_003 + step)  # dropout draws by step alone too
+        """Do one training step of both networks; return its metrics."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + step)  # dropout depends on step alone
         rate = self.recipe.schedule.rate(step, self.recipe.steps)
         for group in (*self.optimizer.param_groups, *self.judge_optimizer.param_groups):
             group["lr"] = rate
@@ -254,7 +257,7 @@ class Job:
 
 
 def psnr(error: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB from a mean squared error of 8-bit values."""
+    """Return the peak signal-to-noise ratio in dB of a mean squared error of 8-bit values."""
     return 10 * torch.log10(255.0**2 / error.clamp_min(1e-3))
 
 
@@ -267,12 +270,12 @@ def main(
     device: str = "auto",
     minutes: float = math.inf,
 ) -> Path | None:
-    """`cm3leon train`: train, and return the folder `out/image_tokenizer`; None in
-    all processes but the first.
+    """Train, and return the folder `out/image_tokenizer`; None in all processes but the first.
 
-    After `minutes`, or when asked to stop by SIGTERM, the run ends with its state saved, and `out`
-    is returned in its place. Among processes the batch is shared and gradients are averaged; only
-    the judge's batch norms look at one process's pictures alone, as taming's do.
+    `cm3leon train` calls it. After `minutes`, or when asked to stop by SIGTERM, the run ends with
+    its state saved, and `out` is returned instead. The batch is distributed over the processes and
+    gradients are averaged; only the discriminator's batch norms use the images of one process, as
+    taming's do.
     """
     deadline = time.monotonic() + 60 * minutes
     wanted = config.load(ImageTokenizerRecipe, recipe, overrides)
@@ -283,7 +286,7 @@ def main(
         tars = find_tars(wanted.data, "train-")
         exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
         with state.open_run(out, wanted, resume, FREE, dist):
-            if dist.first:  # who makes the cache; the others find it
+            if dist.first:  # writes the cache, which the others read
                 with dist.at_work(0, "reading pictures"):
                     load_pixels(tars, wanted.model.size, exclude, out, say=say)
             dist.wait()
@@ -299,7 +302,7 @@ def main(
 
 
 def check(recipe: str, overrides: Sequence[str], size: int) -> None:
-    """Refuse, before any process starts, what `size` of them would refuse."""
+    """Check the recipe's batch size for `size` processes, before any process starts."""
     config.check_batch(config.load(ImageTokenizerRecipe, recipe, overrides).batch, size)
 
 
@@ -312,10 +315,10 @@ def run(
     resume: str = "latest",
     dist: DistributedContext = ALONE,
 ) -> ImageTokenizer | None:
-    """Train from a state in `folder` (or from the start) to the end of the recipe.
+    """Train from a checkpoint in `folder` (or from the start) to the end of the recipe.
 
-    None where the clock (`time.monotonic`) passed `deadline` before, or somebody asked to stop; the
-    state is then saved.
+    Returns None if the clock (`time.monotonic`) passed `deadline` before the end, or a stop was
+    requested; the state is then saved.
     """
     job = Job(recipe, batches, say, dist)
     start = 0
@@ -341,7 +344,7 @@ def run(
 
 
 def save(job: Job, folder: Path, done: int) -> None:
-    """The state after `done` steps, by all processes together."""
+    """Save a checkpoint after `done` steps; all processes must call it together."""
     keep, keep_every = job.recipe.keep, job.recipe.keep_every
     tensors = job.tensors().items()
     state.save(folder, done, tensors, keep=keep, keep_every=keep_every, dist=job.dist)
@@ -349,7 +352,7 @@ def save(job: Job, folder: Path, done: int) -> None:
 
 @torch.no_grad()
 def save_samples(job: Job, path: Path) -> None:
-    """Originals above their reconstructions."""
+    """Save a sheet of images above their reconstructions."""
     x_B3HW = job.batches.at(0)
     x_B3HW = x_B3HW[: 16 if len(x_B3HW) >= 16 else 8]
     y_B3HW = job.net.decode(job.net.encode(x_B3HW))

@@ -1,4 +1,4 @@
-"""Train the text tokenizer on the captions, instructions, questions and answers of a corpus."""
+"""Training of the text tokenizer on captions, instructions, questions and answers of a corpus."""
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +19,16 @@ from train.data.paraphrase import reword
 from train.data.wordnet import synonyms
 from train.state import Say
 
-OFTEN = 2000  # times a template counts as a line
-SYNONYM = 4  # times a synonym does
+OFTEN = 2000  # repetitions of each template in the training text
+SYNONYM = 4  # repetitions of each synonym
 
 
 def main(recipe: str, overrides: Sequence[str], out: Path, say: Say) -> Path:
-    """`cm3leon train`: write a SentencePiece model to `out`, return its path."""
+    """Train a SentencePiece model, write it to `out` and return that path (`cm3leon train`)."""
     settings = config.load(config.TextTokenizerRecipe, recipe, overrides)
     check_writable(out)
     lines = list(texts(settings, say))
-    # as fields stand in a row: the space before a text belongs to it
+    # as in a training row, where a field includes the space before its text
     spaced = (f" {line}" for line in lines)
     trained = TextTokenizer.train(chain(spaced, templates()), settings.pieces, fold=settings.fold)
     write_file(out, trained.model)
@@ -37,7 +37,7 @@ def main(recipe: str, overrides: Sequence[str], out: Path, say: Say) -> Path:
 
 
 def texts(recipe: TextTokenizerRecipe, say: Say) -> Iterator[str]:
-    """The texts of the corpus, and the further words that the recipe asks for."""
+    """Yield the texts of the corpus, and the paraphrases and synonyms that the recipe adds."""
     labels: set[str] = set()
 
     def also(metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -62,7 +62,7 @@ def texts(recipe: TextTokenizerRecipe, say: Say) -> Iterator[str]:
 
 
 def templates() -> Iterator[str]:
-    """The words around every task, often enough that each becomes a piece."""
+    """Yield the template text of the tasks, repeated so often that each word becomes a piece."""
     for _ in range(OFTEN):
         yield prompts.DESCRIBE
         yield prompts.EDIT
