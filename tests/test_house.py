@@ -1,4 +1,4 @@
-"""The walls of the house, read from the source: who imports whom, what is shipped, how long it is.
+"""The rules of the source: imports, what is shipped, sizes of files, names and docstrings.
 
 CONTRIBUTING.md says the same in words.
 """
@@ -167,8 +167,73 @@ def test_files_and_functions_stay_short(source: str) -> None:
 
 
 @each_source
-def test_every_file_says_where_it_stands(source: str) -> None:
+def test_every_file_has_a_docstring(source: str) -> None:
     assert ast.get_docstring(tree(source))
+
+
+CLAUSES = ("What", "How", "Whether", "Where", "Which", "Those", "Who", "Whose")
+
+
+@each_source
+def test_docstrings_begin_with_a_verb_or_a_noun(source: str) -> None:
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    docstrings = [
+        ast.get_docstring(n) or "" for n in ast.walk(tree(source)) if isinstance(n, kinds)
+    ]
+    assert [text for text in docstrings if text.partition(" ")[0] in CLAUSES] == []
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for source in SOURCES:
+        for node in tree(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(source)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_folder_has_more_than_twenty_files() -> None:
+    counts: dict[str, int] = {}
+    for path in [*SOURCES, *TESTS]:
+        folder = path.rpartition("/")[0]
+        counts[folder] = counts.get(folder, 0) + 1
+    assert {folder: count for folder, count in counts.items() if count > 20} == {}
+
+
+def test_no_module_imports_itself_by_a_circle() -> None:
+    """Follow imports at the top of files; those inside functions are resolved when they run."""
+    modules = {dotted(source): source for source in SOURCES}
+    edges: dict[str, set[str]] = {}
+    for name, source in modules.items():
+        top = ast.Module(
+            [n for n in tree(source).body if isinstance(n, ast.Import | ast.ImportFrom)], []
+        )
+        found = {one if one in modules else one.rpartition(".")[0] for one in imports(top)}
+        edges[name] = found & modules.keys()
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in modules:
+        visit(name, ())
+
+
+def test_the_readme_names_every_folder() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.partition("## Files")[2].partition("```")[2].partition("```")[0]
+    named: set[str] = set()
+    top = ""
+    for line in block.strip().splitlines():
+        folder = line.strip().partition(" ")[0].rstrip("/")
+        top = top if line.startswith(" ") else folder
+        named.add(f"{top}/{folder}" if line.startswith(" ") else folder)
+    on_disk = {source.rpartition("/")[0] for source in SOURCES}
+    assert named == on_disk | {"tests", "cm3leon/assets/default"}
 
 
 def project() -> dict[str, Any]:
@@ -231,6 +296,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:
             "*/*/*.c",
             "retrieval/assets/**/*",
             "train/recipes/*.yaml",
+            "train/emoji/*.yaml",
         )
         for path in ROOT.glob(pattern)
         if path.is_file() and path.name not in ("verified.json", ".lock")  # left by opening it

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizer import config as settings
 from train.emoji.draw import About, Drawing
 from train.emoji.fetch import PACKAGES, read_members, read_texts
 from train.emoji.names import Emoji, Names, captions, family, normal, split_of, with_article
@@ -41,124 +42,14 @@ class Style:
     """Name of the style in edits and questions; empty if it has none there."""
 
 
-EMOJI = (
-    Style(
-        name="noto",
-        package="noto",
-        credit="Noto Emoji, Google",
-        phrases=("Noto emoji style", "Google Noto style", "flat Google emoji"),
-        short="Noto",
-    ),
-    Style(
-        name="twemoji",
-        package="twemoji",
-        credit="Twemoji, Twitter/X and jdecked contributors",
-        phrases=("Twemoji style", "flat Twitter emoji style", "simple flat vector style"),
-        short="Twemoji",
-    ),
-    Style(
-        name="fluent-color",
-        package="fluent-emoji",
-        credit="Fluent Emoji, Microsoft",
-        phrases=(
-            "Fluent color emoji style",
-            "Microsoft Fluent style with soft gradients",
-            "glossy gradient vector style",
-        ),
-        short="Fluent color",
-    ),
-    Style(
-        name="fluent-flat",
-        package="fluent-emoji-flat",
-        credit="Fluent Emoji, Microsoft",
-        phrases=("Fluent flat emoji style", "Microsoft flat style", "flat minimal vector style"),
-        short="Fluent flat",
-    ),
-    Style(
-        name="noto-v1",
-        package="noto-v1",
-        credit="Noto Emoji (v1, blobs), Google",
-        phrases=("old Android blob emoji style", "Google blob emoji style", "blob style"),
-        short="Android blob",
-    ),
-    Style(
-        name="emojione-v2",
-        package="emojione",
-        credit="EmojiOne 2, Ranks.com",
-        phrases=("EmojiOne style", "rounded EmojiOne vector style"),
-        short="EmojiOne",
-    ),
-    Style(
-        name="fxemoji",
-        package="fxemoji",
-        credit="Firefox OS Emojis, Mozilla",
-        phrases=("Firefox OS emoji style", "Mozilla emoji style"),
-        short="Firefox OS",
-    ),
-    Style(
-        name="fluent-3d",
-        package="fluent-emoji-3d",
-        credit="Fluent Emoji, Microsoft",
-        phrases=(
-            "3D Fluent emoji style",
-            "3D rendered style",
-            "glossy 3D render, Microsoft Fluent",
-        ),
-        short="3D Fluent",
-    ),
-)
-ICONS = (
-    Style(
-        name="flat-color-icons",
-        package="flat-color-icons",
-        credit="Flat Color Icons, Icons8",
-        phrases=("flat color icon",),
-    ),
-    Style(
-        name="streamline-ultimate",
-        package="streamline-ultimate-color",
-        credit="Ultimate color icons, Streamline",
-        phrases=("outlined color icon, Streamline Ultimate style",),
-    ),
-    Style(
-        name="streamline-freehand",
-        package="streamline-freehand-color",
-        credit="Freehand color icons, Streamline",
-        phrases=("hand drawn color icon, freehand style",),
-    ),
-    Style(
-        name="streamline-emojis",
-        package="streamline-emojis",
-        credit="Streamline Emojis, Streamline",
-        phrases=("Streamline emoji style",),
-        short="Streamline",
-    ),
-    Style(
-        name="icon-park",
-        package="icon-park",
-        credit="IconPark, ByteDance",
-        phrases=("two tone outlined icon, IconPark style",),
-    ),
-    Style(
-        name="meteocons",
-        package="meteocons",
-        credit="Meteocons, Bas Milius",
-        phrases=("weather icon",),
-    ),
-    Style(
-        name="circle-flags",
-        package="circle-flags",
-        credit="Circle Flags, HatScripts",
-        phrases=("round flag icon",),
-        short="round icon",
-    ),
-    Style(
-        name="fluent-color-icon",
-        package="fluent-color",
-        credit="Fluent UI System Color Icons, Microsoft",
-        phrases=("soft gradient Fluent system icon",),
-    ),
-)
+@dataclass(frozen=True, kw_only=True)
+class _Styles:
+    emoji: tuple[Style, ...]
+    icons: tuple[Style, ...]
+
+
+_ALL = settings.load(_Styles, Path(__file__).with_name("styles.yaml"))
+EMOJI, ICONS = _ALL.emoji, _ALL.icons
 SHORT = {style.name: style.short for style in (*EMOJI, *ICONS) if style.short}
 
 

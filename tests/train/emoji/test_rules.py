@@ -15,10 +15,10 @@ from PIL import Image
 from tokenizer.errors import UserError
 from train.emoji import draw as emoji_pictures
 from train.emoji import parts as emoji_parts
+from train.emoji.build import HELD_OUT, is_kept_from_training
 from train.emoji.clipart import about_art, is_wide, name_of, read_art
 from train.emoji.draw import Drawing, Picture, crop, fit, inside, paint
 from train.emoji.edits import Edit, make_edits, visible
-from train.emoji.held_out import HELD_OUT, is_held_out
 from train.emoji.names import TONES, Names, family, normal, read_names, slug, split_of, squash
 from train.emoji.parts import painter
 from train.emoji.questions import make_questions
@@ -61,8 +61,10 @@ def test_splits_and_code_points_never_change() -> None:
     assert normal("2764-FE0F") == normal("2764") == "2764"
     assert normal("0023_FE0F_20E3") == "23-20e3"
     assert len([1 for style in HELD_OUT.values() for _ in style.split()]) == 500
-    assert is_held_out("twemoji", "")
-    assert not is_held_out("icon-park", "1f609")
+    about = {"kind": "emoji", "split": "train", "style": "twemoji", "family": ""}
+    assert is_kept_from_training(about)
+    assert not is_kept_from_training({**about, "split": "val"})
+    assert not is_kept_from_training({**about, "style": "icon-park", "family": "1f609"})
 
 
 def test_names_in_many_spellings_lead_to_one_emoji() -> None:
