@@ -1,1 +1,1 @@
-"""Examples for a prompt: embed, index, search, and hand back documents."""
+"""Retrieval for prompts: embed documents, index them, search them and return documents."""

@@ -1,14 +1,14 @@
-"""Pictures of a user's sources -> a memory: each with its captions is encoded, embedded and kept.
+"""Build a retrieval memory: encode, embed and store images with their captions.
 
-Offline, before anything is retrieved. A source's documents come in segments of a bounded number, so
-what is held at once is bounded, and a build that was killed goes on with the documents that are
-not there yet when the same command is given again. Many processes share the work
-(`fill_together`): process r of N takes every N-th source from the r-th on. A source's documents
-become a part, a memory by itself in a folder inside the memory's; gathered in the order of the
-sources they are what one process would have made.
+Runs offline, before retrieval. The documents of a source are added in segments of bounded size, so
+that memory use is bounded, and a build that was killed continues with the missing documents when
+the same command is run again. Several processes share the work (`fill_together`): process r of N
+takes every N-th source, starting from the r-th. The documents of a source become a part, which is a
+memory of its own in a subfolder of the memory's folder; the parts, gathered in the order of the
+sources, give the result of a single process.
 """
 
-# Shapes: D = documents, B = batch, 3 = red, green, blue, H, W = pixels, L = codes, E = vector
+# Shapes: D = documents, B = batch, 3 = red, green, blue, H, W = pixels, L = codes, E = vector width
 
 import shutil
 from array import array
@@ -35,19 +35,20 @@ from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer, PictureEncoder
 from tokenizer.pixels import fit, to_image, to_pixels
 
-BATCH = 64  # pictures encoded and embedded together,
-BATCH_PIXELS = 1 << 26  # fewer where they have more pixels than this
-SEGMENT = 50_000  # documents added at once, at most
-PROBED = 2000  # documents whose nearest other one is looked up for the threshold
-ASKED = 500  # documents whose words and pictures are searched by for the recall
+BATCH = 64  # maximum number of images encoded and embedded together
+BATCH_PIXELS = 1 << 26  # a batch ends early once its images have this many pixels
+SEGMENT = 50_000  # maximum number of documents added at once
+PROBED = 2000  # documents whose nearest neighbour is looked up for the threshold
+ASKED = 500  # documents whose captions and images are the queries that measure recall
 
 Say = Callable[[str], None]
 Fill = Callable[[Memory, Sequence[str], Memory | None], Memory]
-Pictures = Iterator[tuple[dict[str, Any], Image.Image]]  # with their metadata
+Pictures = Iterator[tuple[dict[str, Any], Image.Image]]  # images with their metadata
 
 
 def codebook_of(encoder: PictureEncoder) -> Codebook:
-    """What the memory says of its codes. The tokenizer was saved, so that it has a hash."""
+    """Return the codebook metadata that the memory records. The tokenizer must have been saved, so
+    that it has a hash."""
     assert encoder.hash
     return Codebook(
         image_tokenizer=encoder.hash, size=encoder.size, grid=encoder.grid, codes=encoder.codes
@@ -57,7 +58,8 @@ def codebook_of(encoder: PictureEncoder) -> Codebook:
 def create(
     folder: Path, embedder: Embedder, encoder: PictureEncoder, least: float = Rules().least
 ) -> Memory:
-    """A new, empty memory for what these two make, with `Rules.least`; see `Memory.create`."""
+    """Create an empty memory for this embedder and this image tokenizer, with `least` as
+    `Rules.least`; see `Memory.create`."""
     contents = Contents(
         encoder=embedder.id,
         dimension=embedder.dimension,
@@ -82,10 +84,10 @@ def add_sources(
     tally: Tally,
     say: Say,
 ) -> Memory:
-    """The memory with the documents of the sources that it does not hold yet, nor `beside`.
+    """Return the memory with the documents of the sources that neither it nor `beside` holds.
 
-    `exclude`: ids that may not come. `limit`: the first so many of each source. What is damaged is
-    noted in `tally` and left out. The encoder is on `device`.
+    `exclude`: ids that are left out. `limit`: number of samples read from the start of each source.
+    Damaged samples are recorded in `tally` and skipped. `device`: the device of the encoder.
     """
     first = len(memory.segments)
     for source in sources:
@@ -102,8 +104,8 @@ def add_sources(
 
 
 def merge(memory: Memory, budget: int | None = None) -> Memory:
-    """The memory in one segment with the best index for a budget in bytes (None: no limit); as it
-    is where it is so already."""
+    """Merge the memory into a single segment with the best index for a budget in bytes (None: no
+    limit). Return it unchanged if it already has that form."""
     kind = plan(memory.count, memory.contents.dimension, budget)
     kinds = [segment.kind for segment in memory.segments]
     removed = any(one.removed for one in memory.contents.segments)
@@ -111,7 +113,8 @@ def merge(memory: Memory, budget: int | None = None) -> Memory:
 
 
 def calibrate(memory: Memory) -> Memory:
-    """The memory with its own threshold of near copies; see `retrieve.threshold`."""
+    """Return the memory with its own near-duplicate threshold; see `rules.threshold`. Raises
+    UserError for fewer than two documents."""
     places = list(memory.places())
     if len(places) < 2:
         raise UserError(f"{memory.folder} has {len(places)} documents; a memory needs two")
@@ -120,7 +123,7 @@ def calibrate(memory: Memory) -> Memory:
     vectors_DE = np.stack([memory.segments[p.segment].vector(p.row) for p in probed])
     names = [memory.segments[p.segment].document(p.row)[0]["id"] for p in probed]
     scores = [
-        next((one.score for one in found if one.id != name), -1.0)  # an index may miss the other
+        next((one.score for one in found if one.id != name), -1.0)  # an index may miss all others
         for name, found in zip(names, memory.search(vectors_DE, 2), strict=True)
     ]
     return memory.with_near(threshold(scores))
@@ -132,11 +135,11 @@ def recall_by_kind(
     tokenizer: ImageTokenizer,
     device: torch.device | str = "cpu",
 ) -> dict[str, tuple[float, float]]:
-    """Recall@1 and @10 of a merged memory's index against an exact search, for three kinds of
-    queries; empty where its own search is exact.
+    """Compute recall@1 and @10 of a merged memory's index against an exact search, for three kinds
+    of queries. Return an empty dict if the memory's own search is exact.
 
-    The queries are the first captions of ASKED documents taken evenly, their pictures as the
-    codebook gives them back (a build that goes on has no others), and both.
+    The queries are the first captions of ASKED documents at even intervals, their images as
+    reconstructed from their codes (a resumed build has no other images), and both together.
     """
     (segment,) = memory.segments
     if segment.index.built is None:
@@ -182,7 +185,8 @@ def _new(
     exclude: Set[str],
     tally: Tally,
 ) -> Iterator[Sample]:
-    """What the memory lacks; a document in a segment from `first` on came in this build."""
+    """Yield the samples that the memory does not hold; a document in a segment from `first` on was
+    added by this build."""
     for sample in samples:
         name = sample.metadata["id"]
         place = memory.find(name)
@@ -201,22 +205,22 @@ def _new(
 def _documents(
     found: Pictures, embedder: Embedder, encoder: PictureEncoder, device: torch.device | str
 ) -> Iterator[tuple[Row, Vectors]]:
-    """Every picture as a row of a memory, with its vector [E]."""
+    """Yield each image as a row of a memory, with its vector [E]."""
     for group in groups(found):
         codes_BL = encoder.encode(pixels(group, encoder.size).to(device))
         texts = [next(iter(metadata["captions"]), None) for metadata, _ in group]
         vectors_BE = document_vectors(embedder, texts, [image for _, image in group])
         for (metadata, _), codes, vector_E in zip(group, codes_BL, vectors_BE, strict=True):
-            yield (metadata, array("H", codes.tolist())), vector_E  # 2 bytes a code, not 36
+            yield (metadata, array("H", codes.tolist())), vector_E  # 2 bytes per code, not 36
 
 
 def pixels(group: Sequence[tuple[dict[str, Any], Image.Image]], size: int) -> Tensor:
-    """The pictures of a group as an image tokenizer reads them, [B, 3, size, size]."""
+    """Return the images of a group as input of an image tokenizer, [B, 3, size, size]."""
     return torch.stack([to_pixels(fit(image, size)) for _, image in group])
 
 
 def groups(found: Pictures) -> Iterator[list[tuple[dict[str, Any], Image.Image]]]:
-    """Pictures in groups that are held at once."""
+    """Yield images in groups that are held in memory together."""
     group: list[tuple[dict[str, Any], Image.Image]] = []
     held = 0
     for metadata, image in found:
@@ -232,11 +236,11 @@ def groups(found: Pictures) -> Iterator[list[tuple[dict[str, Any], Image.Image]]
 def fill_together(
     memory: Memory, sources: Sequence[str], dist: DistributedContext, fill: Fill, tally: Tally
 ) -> Memory:
-    """The memory with the documents of all sources; where there are several processes, the first
-    has it and the others the memory that was there.
+    """Return the memory with the documents of all sources. With several processes only the first
+    returns it; the others return the memory as it was.
 
-    `fill(memory, sources, beside)` is the memory with what neither it nor `beside` holds of some
-    sources.
+    `fill(memory, sources, beside)` returns the memory with the documents of some sources that
+    neither it nor `beside` holds.
     """
     if dist.size == 1:
         return fill(memory, sources, None)
@@ -249,8 +253,8 @@ def fill_together(
 
 
 def gather(memory: Memory, tally: Tally) -> Memory:
-    """The memory with the documents of its parts, which are no more. Of two with one id the first
-    comes; the other is noted in `tally`."""
+    """Return the memory with the documents of its parts, and delete the parts. Of two documents
+    with the same id the first is kept; the other is recorded in `tally`."""
     for top in sorted(memory.folder.glob(f"part-*/{TOP}")):
         for segment in Memory.open(top.parent).segments:
             names = [picture["id"] for picture in segment.shards.every_picture()]
@@ -260,7 +264,7 @@ def gather(memory: Memory, tally: Tally) -> Memory:
             if new:
                 rows = (segment.document(row) for row in new)
                 memory = memory.add(rows, segment.index.vectors_DE[new])
-        top.unlink()  # gathered, whatever becomes of the rest
+        top.unlink()  # marks the part as gathered, even if deleting the rest fails
     for part in memory.folder.glob("part-*"):
         shutil.rmtree(part, ignore_errors=True)
     return memory

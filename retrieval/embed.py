@@ -1,11 +1,11 @@
-"""Words and pictures -> vectors of length 1 that can be compared: what a memory is searched by.
+"""Embeddings of texts and images: vectors of length 1 by which a memory is searched.
 
-On the path: document or query -> `Embedder` -> vectors -> index. The paper's embedder is CLIP
-ViT-B/32 (CM3Leon, section 2.1), taken here from a folder through transformers; whatever has the
-face of `Embedder` may stand in its place.
+Data path: document or query -> `Embedder` -> vectors -> index. The paper's embedder is CLIP
+ViT-B/32 (CM3Leon, section 2.1), loaded here from a folder with transformers; any class that
+implements the protocol `Embedder` can replace it.
 """
 
-# Shapes: D = documents, B = batch, E = width of a vector
+# Shapes: D = documents, B = batch, E = vector width
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,36 +22,37 @@ from tokenizer.errors import UserError
 from tokenizer.manifest import file_hash
 
 BATCH = 64
-WORDS = ("tokenizer.json", "vocab.json")  # transformers makes an empty tokenizer where it has none
-PLAIN = ["*.json", "*.txt", "*.safetensors"]  # what is fetched of a model: no pickles
+WORDS = ("tokenizer.json", "vocab.json")  # without these, transformers creates an empty tokenizer
+PLAIN = ["*.json", "*.txt", "*.safetensors"]  # files downloaded from the hub: no pickles
 DECISIVE = ("*.safetensors", "config.json", "preprocessor_config.json", "merges.txt", *WORDS)
 T = TypeVar("T")
 
 
 class Embedder(Protocol):
-    """What a memory asks of an embedder. The same thing gets the same vector in any batch."""
+    """Protocol of an embedder. An input has the same vector in any batch."""
 
     id: str
-    """Tells its weights apart: vectors of two ids are never compared."""
+    """Identifier of the weights: vectors of different ids are never compared."""
     dimension: int
 
     def texts(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of length 1 of texts, [B, E]; what is longer than it reads is cut."""
+        """Return vectors of length 1 of texts, [B, E]; texts that are too long are truncated."""
         ...
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Vectors:
-        """Vectors of length 1 of RGB pictures of any size, [B, E]."""
+        """Return vectors of length 1 of RGB images of any size, [B, E]."""
         ...
 
 
 def document_vectors(
     embedder: Embedder, texts: Sequence[str | None], pictures: Sequence[Image.Image | None]
 ) -> Vectors:
-    """One vector of length 1 a document, [D, E]: its text's and its picture's vector averaged and
-    made of length 1 again; of a document with one of them alone, that one's.
+    """Return one vector of length 1 per document, [D, E]: the normalised mean of its text vector
+    and its image vector, or the only one of the two that it has.
 
-    Section 2.1 averages the two; making the mean of length 1 is ours, so that scores of documents
-    lie in -1..1 like those of parts. Raises UserError for a document with neither.
+    Section 2.1 averages the two vectors; normalising the mean is our addition, so that scores of
+    documents lie in -1..1 like those of a text or an image alone. Raises UserError for a document
+    with neither text nor image.
     """
     assert len(texts) == len(pictures)
     sums_DE = np.zeros((len(texts), embedder.dimension), np.float32)
@@ -66,18 +67,19 @@ def document_vectors(
 
 
 def closeness(embedder: Embedder, text: str, pictures: Sequence[Image.Image]) -> list[float]:
-    """The cosine of a text with each picture: which of several shows it best."""
+    """Return the cosine similarity of a text with each image, to select the best image."""
     return (embedder.pictures(pictures) @ embedder.texts([text])[0]).tolist()
 
 
 def unit(vectors_DE: Vectors) -> Vectors:
-    """The vectors made of length 1 (one of length 0 stays)."""
+    """Return the vectors scaled to length 1 (a vector of length 0 is unchanged)."""
     lengths_D1 = np.linalg.norm(vectors_DE, axis=1, keepdims=True)
     return (vectors_DE / np.maximum(lengths_D1, 1e-12)).astype(np.float32)
 
 
 class ClipEmbedder:
-    """CLIP through `transformers.CLIPModel`: a folder as the hub has it, in safetensors."""
+    """CLIP embedder based on `transformers.CLIPModel`: a folder in the hub's format, with
+    safetensors weights."""
 
     def __init__(self, model: Any, tokenizer: Any, processor: Any, weights_id: str) -> None:
         self.model, self.tokenizer, self.processor = model.eval(), tokenizer, processor
@@ -87,9 +89,9 @@ class ClipEmbedder:
 
     @classmethod
     def load(cls, source: str, device: torch.device | str = "cpu") -> Self:
-        """Read a folder, or `hf:owner/name` from the hub or its cache.
+        """Read a model folder, or `hf:owner/name` from the hub or its cache.
 
-        Raises UserError where transformers is missing, or the folder is not of a CLIP.
+        Raises UserError if transformers is not installed, or if the folder is not a CLIP model.
         """
         try:
             from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -109,12 +111,12 @@ class ClipEmbedder:
             )
             tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
             processor = CLIPImageProcessor.from_pretrained(folder, **local)
-        # transformers, safetensors and the hub's configs raise nearly anything for a bad file
+        # transformers, safetensors and malformed configs raise almost any exception
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{source}: cannot be read as a CLIP model ({reason})") from error
         model, report = loaded
-        missing = sorted(report["missing_keys"])  # which transformers draws at random
+        missing = sorted(report["missing_keys"])  # transformers initialises these at random
         if missing:
             raise UserError(
                 f"{source}: its weights lack {missing[0]!r} and {len(missing) - 1} more; copy the "
@@ -170,6 +172,6 @@ def _folder(source: str) -> Path:
 
 
 def files_id(files: Iterable[Path]) -> str:
-    """Twelve hexadecimal digits over the files that decide what the vectors are."""
+    """Return twelve hexadecimal digits that identify the files which determine the vectors."""
     told = "".join(f"{path.name} {file_hash(path)}\n" for path in sorted(files))
     return hashlib.sha256(told.encode()).hexdigest()[:12]

@@ -1,11 +1,11 @@
-"""The small dual encoder that ships: a text tower and a picture tower into one space.
+"""Small dual encoder shipped with the package: texts and images to vectors in one space.
 
-An Embedder for those who have no CLIP at hand; `train/retriever/contrastive.py` makes it. Pictures
-go through MobileNetV2's features, texts through a few bidirectional transformer layers over the
-pieces of a text tokenizer of its own; both end in a vector of length 1.
+An `Embedder` for users without CLIP; `train/retriever/contrastive.py` trains it. Images go through
+MobileNetV2's features, texts through a few bidirectional transformer layers over the pieces of its
+own text tokenizer; both encoders end in a vector of length 1.
 """
 
-# Shapes: B = batch, L = pieces, D = width, E = width of a vector, H, W = pixels
+# Shapes: B = batch, L = pieces, D = width, E = vector width, H, W = pixels
 
 import json
 from collections.abc import Sequence
@@ -31,18 +31,18 @@ from tokenizer.text import TextTokenizer
 from tokenizer.vqgan.perceptual import FeatureNet
 
 CONFIG, WEIGHTS, TEXT, CARD = "config.json", "model.safetensors", "tokenizer.model", "README.md"
-FEATURES = 1280  # of MobileNetV2, pooled
-FIRST_SCALE, MOST_SCALE = 1 / 0.07, 100.0  # of similarities in the loss; CLIP's
+FEATURES = 1280  # width of MobileNetV2's pooled features
+FIRST_SCALE, MOST_SCALE = 1 / 0.07, 100.0  # initial and maximum logit scale, as in CLIP
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Sizes of a dual encoder."""
 
-    pieces: int  # of its text tokenizer
-    dimension: int = 128  # of a vector
-    size: int = 64  # side of a picture in pixels
-    longest: int = 48  # pieces of a text; the rest is cut
+    pieces: int  # vocabulary size of the text tokenizer
+    dimension: int = 128  # width of a vector
+    size: int = 64  # side of an image in pixels
+    longest: int = 48  # maximum pieces of a text; the rest is truncated
     width: int = 192
     layers: int = 2
     heads: int = 4
@@ -56,12 +56,12 @@ class EncoderConfig:
 
 
 class DualEncoder(nn.Module):
-    """Both towers, and the scale that the contrastive loss learns."""
+    """Text and image encoders, and the learned logit scale of the contrastive loss."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.pieces + 1, config.width)  # the last is padding
+        self.embed = nn.Embedding(config.pieces + 1, config.width)  # the last row is padding
         self.position = nn.Embedding(config.longest, config.width)
         for table in (self.embed, self.position):
             nn.init.normal_(table.weight, std=0.02)
@@ -82,14 +82,14 @@ class DualEncoder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
 
     def of_texts(self, pieces: Sequence[Sequence[int]]) -> Tensor:
-        """Vectors of length 1 of texts as pieces, [B, E]; an empty text has a vector too."""
+        """Return vectors of length 1 of texts as pieces, [B, E]; an empty text has a vector too."""
         device, most = self.position.weight.device, self.config.longest
         length = max(1, min(most, max(map(len, pieces))))
         padding = self.config.pieces
         rows = [[*row[:length], *[padding] * (length - len(row))] for row in pieces]
         ids_BL = torch.tensor(rows, device=device)
         blank_BL = ids_BL == padding
-        blank_BL[:, 0] = False  # a row of nothing but padding would have nothing to attend to
+        blank_BL[:, 0] = False  # a row of only padding would have no key to attend to
         x_BLD = self.embed(ids_BL) + self.position.weight[:length]
         x_BLD = self.text(x_BLD, src_key_padding_mask=blank_BL)
         there_BL1 = (~blank_BL).unsqueeze(-1)
@@ -97,16 +97,16 @@ class DualEncoder(nn.Module):
         return F.normalize(self.text_out(mean_BD), dim=-1)
 
     def of_pictures(self, pixels_B3HW: Tensor) -> Tensor:
-        """Vectors of length 1 of pixels in -1..1, [B, E]."""
+        """Return vectors of length 1 of pixels in -1..1, [B, E]."""
         return F.normalize(self.picture_out(self.features.pooled(pixels_B3HW)), dim=-1)
 
     def scale(self) -> Tensor:
-        """What similarities are multiplied by in the loss."""
+        """Return the factor by which the loss multiplies similarities."""
         return self.log_scale.exp().clamp(max=MOST_SCALE)
 
 
 class SmallEmbedder:
-    """A trained dual encoder with its files: an Embedder (`retrieval/embed.py`)."""
+    """Trained dual encoder with its files; implements `Embedder` (`retrieval/embed.py`)."""
 
     def __init__(self, net: DualEncoder, text: TextTokenizer, files_id: str = "") -> None:
         if net.config.pieces != text.pieces:
@@ -139,7 +139,7 @@ class SmallEmbedder:
         return np.concatenate([empty, *(row.float().cpu().numpy() for row in rows)])
 
     def save(self, folder: Path, *, card: str | None = None, replace: bool = False) -> None:
-        """Write it as a new folder, weights in fp16."""
+        """Write the encoder as a new folder, with weights in fp16."""
         state = {name: tensor.half().contiguous() for name, tensor in self.net.state_dict().items()}
         with new_folder(folder, replace=replace) as aside:
             save_file(state, aside / WEIGHTS)
@@ -150,9 +150,9 @@ class SmallEmbedder:
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
-        """Read a folder written by `save`, strictly; it computes in fp32.
+        """Read a folder written by `save`, strictly; the network computes in fp32.
 
-        Raises UserError for a part that is missing, damaged or of another encoder.
+        Raises UserError for a part that is missing, damaged or from another encoder.
         """
         folder = Path(folder)
         verify(folder)

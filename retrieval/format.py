@@ -1,7 +1,7 @@
-"""What a memory holds, as its memory.json confirms it, and the one step from a state to the next.
+"""Contents of a memory's memory.json, and their atomic update.
 
-Below memory. A change writes a segment aside, under a lock, and then `confirm`s the new state in
-one rename; what a killed change left behind is dropped with the next one.
+Used by `memory.py`. A change writes a segment aside, under a lock, and then calls `confirm`, which
+replaces memory.json in one rename; files left by a killed change are deleted by the next change.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ NAME = re.compile(r"segment-\d{6,}-[0-9a-f]{8}")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A segment as memory.json lists it; `manifest` is the hash of the segment's own manifest."""
+    """Entry of a segment in memory.json; `manifest` is the hash of the segment's own manifest."""
 
     name: str
     rows: int
     manifest: str
-    removed: tuple[int, ...] = ()  # rows that count no more, rising
+    removed: tuple[int, ...] = ()  # rows of removed documents, in ascending order
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -43,14 +43,14 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What memory.json confirms."""
+    """Contents of memory.json."""
 
     format: int = FORMAT
-    encoder: str  # the Embedder's id: vectors of another mean nothing here
+    encoder: str  # the Embedder's id: vectors of another embedder cannot be compared
     dimension: int
     codebook: Codebook
-    near: float  # above this score two documents are near copies; see retrieve.Rules
-    least: float = -1.0  # below it a document is of something else than the words say
+    near: float  # two documents with a higher score are near duplicates; see rules.Rules
+    least: float = -1.0  # documents with a lower score are irrelevant to a text query
     segments: tuple[Entry, ...] = ()
 
     def __post_init__(self) -> None:
@@ -63,13 +63,13 @@ class Contents:
 
     @property
     def count(self) -> int:
-        """Documents that can be found."""
+        """Number of documents that are not removed."""
         return sum(one.rows - len(one.removed) for one in self.segments)
 
 
 def read_contents(folder: Path) -> Contents:
-    """What memory.json confirms. Raises UserError where it is missing or damaged, or where a file
-    that we write is a link: a stranger's memory could make us write over what it points to."""
+    """Read memory.json. Raises UserError if it is missing or damaged, or if a file that we write is
+    a symbolic link: an untrusted memory could otherwise make us overwrite its target."""
     for name in (TOP, VERIFIED, LOCK):
         if (folder / name).is_symlink():
             raise UserError(f"{folder / name}: is a link; copy the memory with what it points to")
@@ -91,7 +91,7 @@ def read_contents(folder: Path) -> Contents:
 
 
 def confirm(folder: Path, contents: Contents) -> None:
-    """Confirm a new state; then drop what it does not hold."""
+    """Write the new state to memory.json; then delete the segments that it does not list."""
     body = settings.table_of(contents)
     text = json.dumps({"sha256": _digest(body), "memory": body}, indent=1) + "\n"
     manifest.write_file(folder / TOP, text.encode())
@@ -99,13 +99,13 @@ def confirm(folder: Path, contents: Contents) -> None:
     for path in [*folder.glob("segment-*"), *folder.glob(".segment-*")]:
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".*.json.*"):  # written aside
+    for path in folder.glob(".*.json.*"):  # temporary files
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
-    """Be the only one that changes the memory in this folder."""
+    """Hold the lock of the memory in this folder, so that only this process changes it."""
     with manifest.locked(folder / LOCK, f"{folder} is being changed by another; try again"):
         yield
 

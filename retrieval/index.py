@@ -1,11 +1,11 @@
-"""Vectors of length 1 and the nearest of them, through FAISS; the only file that imports it.
+"""Nearest-neighbour index of vectors of length 1 with FAISS; the only file that imports FAISS.
 
-Below memory (which keeps one index a segment), above nothing. Few vectors are searched exactly;
-many go into an index that fits a budget of memory, and what it finds is scored again with the
-exact vectors, which stay on disk.
+A memory has one index per segment. Few vectors are searched exactly; many are stored in an
+approximate index that fits a memory budget, and its results are rescored with the exact vectors,
+which stay on disk.
 """
 
-# Shapes: D = vectors, Q = queries, E = width of a vector, K = found for each query
+# Shapes: D = vectors, Q = queries, E = vector width, K = results per query
 
 import math
 from collections.abc import Iterator
@@ -18,26 +18,26 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import UserError
 
-EXACT_UP_TO = 50_000  # vectors; up to it an exact search takes some milliseconds
-TRAINED_ON = 200_000  # most vectors that quantisers are trained on, and a block to add,
-PER_LIST = 39  # but so many for each list, which FAISS wants
-ROTATIONS = 10  # rounds in which a product code's rotation is learnt, in place of FAISS's 50
-AGAIN = 8  # times as many as asked for are found, and scored again
-PROBED = 32  # lists looked into; and the breadth of a search through a graph, times 4
-LINKS = 32  # of a vector in a graph
-POINTER = 8  # bytes of a vector's number in a list
+EXACT_UP_TO = 50_000  # vectors; an exact search of so many takes some milliseconds
+TRAINED_ON = 200_000  # vectors that quantisers are trained on, and vectors added at once
+PER_LIST = 39  # minimum number of training vectors per list, as FAISS requires
+ROTATIONS = 10  # iterations to learn the rotation of a product code; FAISS's default is 50
+AGAIN = 8  # candidates that are rescored per requested result
+PROBED = 32  # lists searched; a graph search has 4 times this breadth (efSearch)
+LINKS = 32  # links of a vector in a graph
+POINTER = 8  # bytes of a vector's id in a list
 
 Vectors = NDArray[np.float32]
-Halves = NDArray[np.float16]  # vectors as they may be kept; nothing computes with them
+Halves = NDArray[np.float16]  # storage format of vectors only; all computation is in float32
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What kind of index: FAISS's factory string, or None for an exact search of the vectors."""
+    """Kind of index: FAISS's factory string, or None for an exact search of the vectors."""
 
     factory: str | None
-    bytes_per_vector: float  # in memory while it is searched
+    bytes_per_vector: float  # memory use during a search
 
     @property
     def name(self) -> str:
@@ -45,10 +45,10 @@ class Plan:
 
 
 def plan(count: int, dimension: int, budget: int | None = None) -> Plan:
-    """The best kind of index for `count` vectors in `budget` bytes of memory (None: no limit).
+    """Return the best kind of index for `count` vectors in `budget` bytes of memory (None: any).
 
-    From the exact to the smallest: a graph, lists of whole vectors, of bytes, of product codes.
-    Raises UserError where not even the smallest fits.
+    From exact search to the smallest index: a graph, then lists of full vectors, of 8-bit codes,
+    and of product codes. Raises UserError if not even the smallest index fits.
     """
     for found in _plans(count, dimension):
         if budget is None or count * found.bytes_per_vector <= budget:
@@ -75,7 +75,7 @@ def _plans(count: int, dimension: int) -> Iterator[Plan]:
     rotation = 4.0 * dimension**2 / count
     for share in (4, 8, 16):
         parts = dimension // share
-        if parts and dimension % parts == 0 and count >= 256 * PER_LIST:  # 256 centres a part
+        if parts and dimension % parts == 0 and count >= 256 * PER_LIST:  # 256 centroids per part
             factory = f"OPQ{parts},IVF{lists},PQ{parts}"
             tables = 4.0 * 256 * dimension / count
             size = parts + POINTER + centres + rotation + tables
@@ -83,7 +83,7 @@ def _plans(count: int, dimension: int) -> Iterator[Plan]:
 
 
 def faiss() -> Any:
-    """The library. Raises UserError where it is not installed, with what to install."""
+    """Import and return FAISS. Raises UserError with installation instructions if it is missing."""
     try:
         import faiss
     except ImportError as error:
@@ -95,12 +95,12 @@ def faiss() -> Any:
 
 
 def has_gpu(library: Any) -> bool:
-    """Whether FAISS was built for GPUs and finds one."""
+    """Return whether FAISS was built for GPUs and finds a GPU."""
     return hasattr(library, "StandardGpuResources") and library.get_num_gpus() > 0
 
 
 def search_exactly(vectors_DE: Vectors, queries_QE: Vectors, most: int) -> tuple[Vectors, Rows]:
-    """Scores and rows of the `most` vectors with the greatest inner products, best first."""
+    """Return scores and rows of the `most` vectors with the largest inner products, best first."""
     most = min(most, len(vectors_DE))
     library = faiss()
     found: tuple[Vectors, Rows] = library.knn(
@@ -110,12 +110,12 @@ def search_exactly(vectors_DE: Vectors, queries_QE: Vectors, most: int) -> tuple
 
 
 class Index:
-    """Vectors with something to find them by. `vectors_DE` may be mapped from a file."""
+    """Vectors with an index to search them. `vectors_DE` may be memory-mapped from a file."""
 
     def __init__(self, vectors_DE: Vectors, built: Any = None) -> None:
         assert vectors_DE.ndim == 2
         self.vectors_DE, self.built = vectors_DE, built
-        # of what was built, the part that is told how much to look at
+        # the part of the built index that has the search parameters
         self.graph: Any = built.hnsw if "HNSW" in type(built).__name__ else None
         self.lists: Any = None
         if built is not None and self.graph is None:
@@ -123,7 +123,7 @@ class Index:
 
     @classmethod
     def build(cls, vectors_DE: Vectors, kind: Plan, seed: int = 0) -> "Index":
-        """Train and fill an index of a kind; an exact one is the vectors themselves."""
+        """Train and fill an index of a kind; an exact index consists of the vectors alone."""
         if kind.factory is None:
             return cls(vectors_DE)
         library = faiss()
@@ -137,7 +137,7 @@ class Index:
             lists = library.extract_index_ivf(built)
             count = min(len(vectors_DE), max(TRAINED_ON, PER_LIST * lists.nlist))
             chosen = np.sort(rng.choice(len(vectors_DE), count, replace=False))
-            if has_gpu(library):  # finding lists is the dear part of training
+            if has_gpu(library):  # clustering is the expensive part of training
                 on_gpu = library.index_cpu_to_all_gpus(library.IndexFlatIP(lists.d))
                 lists.clustering_index = on_gpu
             built.train(np.ascontiguousarray(vectors_DE[chosen]))
@@ -147,17 +147,18 @@ class Index:
         return cls(vectors_DE, built)
 
     def save(self, path: Path) -> None:
-        """Write what was built; an exact index has nothing beside its vectors. Raises OSError."""
+        """Write the built index; an exact index has no file except its vectors. Raises OSError."""
         assert self.built is not None
         try:
             faiss().write_index(self.built, str(path))
-        except RuntimeError as error:  # FAISS's own, of many lines
+        except RuntimeError as error:  # FAISS's message has many lines
             raise OSError(f"FAISS cannot write {path.name}; is the disk full?") from error
 
     @classmethod
     def open(cls, path: Path, vectors_DE: Vectors) -> "Index":
-        """Read an index of these vectors, mapped where FAISS can. FAISS trusts its files: whoever
-        calls has compared this one's hash. Raises UserError where it does not fit."""
+        """Read an index of these vectors, memory-mapped if FAISS supports it. FAISS trusts its
+        files, so the caller must have verified the file's hash. Raises UserError if it does not
+        match the vectors."""
         library = faiss()
         try:
             built = library.read_index(str(path), library.IO_FLAG_MMAP_IFC)
@@ -171,7 +172,8 @@ class Index:
         return cls(vectors_DE, built)
 
     def search(self, queries_QE: Vectors, most: int) -> tuple[Vectors, Rows]:
-        """Scores and rows, best first, of up to `most` for each query; a row of -1 is none.
+        """Return scores and rows of up to `most` results per query, best first; row -1 is no
+        result.
 
         The score of a vector is the same in any batch and any index.
         """
@@ -179,7 +181,7 @@ class Index:
             scores_QK, rows_QK = search_exactly(self.vectors_DE, queries_QE, most)
             if len(queries_QE) < faiss().cvar.distance_compute_blas_threshold:
                 return scores_QK, rows_QK
-            return score_again(self.vectors_DE, queries_QE, rows_QK, most)  # BLAS adds otherwise
+            return score_again(self.vectors_DE, queries_QE, rows_QK, most)  # BLAS sums differ
         more = min(AGAIN * most, len(self.vectors_DE))
         if self.graph is not None:
             self.graph.efSearch = max(4 * PROBED, more)
@@ -189,7 +191,7 @@ class Index:
         return score_again(self.vectors_DE, queries_QE, rows_QM, min(most, more))
 
     def recalls(self, queries_QE: Vectors) -> tuple[float, float]:
-        """Recall@1 and @10 of these queries against an exact search of the same vectors."""
+        """Compute recall@1 and @10 of these queries against an exact search of the same vectors."""
         _, exact_QK = search_exactly(self.vectors_DE, queries_QE, 10)
         _, found_QK = self.search(queries_QE, 10)
         return recall(exact_QK, found_QK, 1), recall(exact_QK, found_QK, 10)
@@ -198,9 +200,9 @@ class Index:
 def score_again(
     vectors_DE: Vectors, queries_QE: Vectors, rows_QM: Rows, most: int
 ) -> tuple[Vectors, Rows]:
-    """The best `most` of the rows found for each query by their exact inner products."""
+    """Return the best `most` of the rows found for each query by their exact inner products."""
     scores_QM = np.full(rows_QM.shape, -np.inf, np.float32)
-    library = faiss()  # it reads the rows where they lie, numpy would copy them first
+    library = faiss()  # it reads the rows in place; numpy would copy them first
     arrays = (scores_QM, queries_QE, vectors_DE, rows_QM)
     pointers = [library.swig_ptr(array) for array in arrays]
     library.fvec_inner_products_by_idx(*pointers, vectors_DE.shape[1], *rows_QM.shape)
@@ -210,7 +212,7 @@ def score_again(
 
 
 def recall(exact_QK: Rows, found_QK: Rows, most: int) -> float:
-    """The share of the `most` truly nearest that were among the `most` found."""
+    """Return the share of the `most` true nearest vectors that are among the `most` found."""
     exact_QK, found_QK = exact_QK[:, :most], found_QK[:, :most]
     pairs = zip(exact_QK.tolist(), found_QK.tolist(), strict=True)
     return sum(len(set(true) & set(found)) for true, found in pairs) / exact_QK.size

@@ -1,15 +1,15 @@
-"""The memory bank: documents that can be put in front of a prompt, and what finds them.
+"""Memory bank: documents that can be prepended to a prompt, with an index to search them.
 
-    memory.json               what is confirmed: encoder, codebook, segments, removed rows
-    segment-000001-9f3c1d20/  see retrieval/segment.py; never changed, only dropped whole
-    verified.json             segments whose hashes this machine has compared once
+    memory.json               confirmed state: encoder, codebook, segments, removed rows
+    segment-000001-9f3c1d20/  see retrieval/segment.py; immutable, only deleted as a whole
+    verified.json             segments whose hashes this machine has already verified
 
-On the path: build -> memory folder -> `Memory.open` -> search -> retrieve's rules -> Documents.
-A change writes a segment aside, then a new memory.json in one rename: whoever is killed in
-between leaves the state that was confirmed last.
+Data path: build -> memory folder -> `Memory.open` -> search -> the rules of `rules.py` ->
+Documents. A change writes a segment aside, then replaces memory.json in one rename: a process that
+is killed in between leaves the last confirmed state.
 """
 
-# Shapes: D = documents of a segment, Q = queries, E = width of a vector
+# Shapes: D = documents of a segment, Q = queries, E = vector width
 
 import json
 import secrets
@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 
 class Place(NamedTuple):
-    """Where a document lies: number of the segment, and of the row in it."""
+    """Position of a document: number of its segment, and row in that segment."""
 
     segment: int
     row: int
@@ -53,7 +53,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Memory:
-    """An open memory. It is not changed in place: add, remove and compact return the new one."""
+    """Open memory. It is not changed in place: add, remove and compact return a new `Memory`."""
 
     folder: Path
     contents: Contents
@@ -61,7 +61,7 @@ class Memory:
 
     @classmethod
     def create(cls, folder: Path | str, contents: Contents) -> Self:
-        """A new, empty memory. Raises UserError where something lies there already."""
+        """Create an empty memory. Raises UserError if the folder exists and is not empty."""
         folder = Path(folder)
         try:
             folder.mkdir(exist_ok=True)
@@ -85,10 +85,11 @@ class Memory:
         image_tokenizer: str | None = None,
         say: Say | None = None,
     ) -> Self:
-        """Open a memory and check that its parts are whole; what this machine has not compared
-        with its hash before is compared now, aloud.
+        """Open a memory and check its segments; those not yet verified on this machine are compared
+        with their hashes now, which is reported with `say`.
 
-        Raises UserError for no such memory, a damaged one, or one of another encoder or codebook.
+        Raises UserError if there is no memory, or if it is damaged or of another encoder or
+        codebook.
         """
         folder = Path(folder)
         contents = read_contents(folder)
@@ -113,16 +114,16 @@ class Memory:
 
     @property
     def count(self) -> int:
-        """Documents that can be found."""
+        """Number of documents that are not removed."""
         return self.contents.count
 
     def places(self) -> Iterator[Place]:
-        """Where every document lies that can be found."""
+        """Yield the position of every document that is not removed."""
         for number, (segment, removed) in enumerate(zip(self.segments, self._removed, strict=True)):
             yield from (Place(number, row) for row in range(segment.rows) if row not in removed)
 
     def find(self, document_id: str) -> Place | None:
-        """Where a document lies, None where there is none of this id."""
+        """Return the position of a document, or None if no document has this id."""
         for number, (segment, removed) in enumerate(zip(self.segments, self._removed, strict=True)):
             row = segment.find(document_id)
             if row is not None and row not in removed:
@@ -130,21 +131,21 @@ class Memory:
         return None
 
     def row(self, document_id: str) -> Row:
-        """A document's metadata (id, captions, licence, credit) and codes, none where it has no
-        picture. Raises UserError where there is no such document."""
+        """Return a document's metadata (id, captions, licence, credit) and its codes, empty if it
+        has no image. Raises UserError if there is no such document."""
         place = self._place(document_id)
         return self.segments[place.segment].document(place.row)
 
     def document(self, document_id: str) -> Document:
-        """The Document to put in front of a prompt: its first caption and its picture, as a pair
-        of training is worded; of a document with one of them alone, that one."""
+        """Return the Document to prepend to a prompt: its first caption and its image, in the form
+        of a training pair, or the only one of the two that it has."""
         metadata, codes = self.row(document_id)
         caption = caption_of(metadata)
         text = () if caption is None else (Field(f" {caption}"),)
         return (*text, Picture(tuple(codes))) if codes else text
 
     def search(self, queries_QE: Vectors, most: int) -> list[list[Candidate]]:
-        """For each query up to `most` documents with the best scores, best first."""
+        """Return up to `most` documents with the best scores for each query, best first."""
         self._check(queries_QE)
         if len(self.segments) == 1:
             return list(self.segments[0].search(queries_QE, most, self._removed[0]))
@@ -157,10 +158,10 @@ class Memory:
     def add(
         self, rows: Iterable[Row], vectors_DE: Vectors | Halves, kind: Plan | None = None
     ) -> Self:
-        """The memory with these documents too, in a segment of their own; row i has vector i.
-        Vectors in float16 are kept so (`segment.py`).
+        """Return the memory with these documents in an additional segment; row i has vector i.
+        Vectors in float16 are stored as float16 (`segment.py`).
 
-        Raises UserError, and adds none, where an id is taken or comes twice.
+        Raises UserError, and adds nothing, if an id is already taken or occurs twice.
         """
         with self._changing():
             entry = self._write(self._unknown(rows), vectors_DE, kind)
@@ -169,9 +170,9 @@ class Memory:
         return type(self).open(self.folder)
 
     def remove(self, ids: Collection[str]) -> Self:
-        """The memory without these documents; their rows go with the next `compact`.
+        """Return the memory without these documents; their rows are deleted by the next `compact`.
 
-        Raises UserError, and removes none, where an id is unknown.
+        Raises UserError, and removes nothing, if an id is unknown.
         """
         gone = [self._place(document_id) for document_id in ids]
         segments = tuple(
@@ -183,7 +184,7 @@ class Memory:
         return type(self).open(self.folder)
 
     def compact(self, kind: Plan | None = None) -> Self:
-        """The memory with all that can be found in one segment, and nothing else kept."""
+        """Return the memory with all remaining documents in a single segment; delete all else."""
         with self._changing():
             order = list(self.places())
             entries: tuple[Entry, ...] = ()
@@ -195,14 +196,14 @@ class Memory:
         return type(self).open(self.folder)
 
     def with_near(self, near: float) -> Self:
-        """The memory with another threshold of near copies."""
+        """Return the memory with another near-duplicate threshold."""
         with self._changing():
             confirm(self.folder, replace(self.contents, near=near))
         return type(self).open(self.folder)
 
     @contextmanager
     def _changing(self) -> Generator[None]:
-        """Be the only one that changes this memory, which is still what was opened."""
+        """Hold the memory's lock. Raises UserError if the memory changed since it was opened."""
         with locked(self.folder):
             if read_contents(self.folder) != self.contents:
                 raise UserError(f"{self.folder} was changed since it was opened; open it again")
@@ -210,7 +211,8 @@ class Memory:
 
     @contextmanager
     def _vectors(self, order: Sequence[Place]) -> Generator[Vectors]:
-        """The vectors of these places, in a file without a name, so that little is held at once."""
+        """Yield the vectors of these documents, in a temporary file without a name, so that few are
+        in memory at once."""
         shape = (len(order), self.contents.dimension)
         try:
             with TemporaryFile(dir=self.folder) as file:
@@ -261,7 +263,8 @@ class Memory:
 
 
 def verify_memory(folder: Path) -> Contents:
-    """Read every part again and compare it with its hash; UserError names a bad one."""
+    """Read every part again, compare it with its hash, and return the contents. Raises UserError
+    naming a damaged part."""
     contents = read_contents(folder)
     for one in contents.segments:
         _open_segment(folder, contents, one, compare=True)
@@ -269,8 +272,8 @@ def verify_memory(folder: Path) -> Contents:
 
 
 def _open_segments(folder: Path, contents: Contents, say: Say | None) -> Iterator[Segment]:
-    """Open all segments; compare those with their hashes that are not, in sizes, times and
-    inodes, what was compared before."""
+    """Open all segments. Segments whose file sizes, times or inodes differ from those verified
+    before are compared with their hashes."""
     path = folder / VERIFIED
     try:
         known: Any = json.loads(path.read_text("utf-8"))
@@ -284,7 +287,7 @@ def _open_segments(folder: Path, contents: Contents, say: Say | None) -> Iterato
             say(f"comparing {one.name} with its hashes, once on this machine")
         yield _open_segment(folder, contents, one, compare=is_new)
     if stamps != known:
-        with suppress(UserError):  # on a disk that cannot be written it is compared every time
+        with suppress(UserError):  # on a read-only disk segments are compared every time
             write_file(path, json.dumps(stamps).encode())
 
 

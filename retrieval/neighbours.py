@@ -1,15 +1,15 @@
-"""The table of neighbours: which documents may stand in front of which picture in training.
+"""Table of neighbours: documents that can be prepended to each image in training.
 
-    neighbours.npy   int32 [P, 4]: for each picture of token shards the numbers of other pictures
-                     of theirs, two found by the picture and two by its text; -1 is none
-    about.json       which shards, encoder and threshold
+    neighbours.npy   int32 [P, 4]: for each image of token shards the numbers of other images of
+                     the shards, two retrieved by its image and two by its text; -1 is none
+    about.json       shards, encoder and threshold
     manifest.json    size and SHA-256 of each part
 
-Offline, after the memory: pictures with their captions -> search -> the rules -> table, which
-`train/data/rows.py` reads. The same rules hold as at generation (CM3Leon, section 2.1).
+Computed offline, after the memory: images with their captions -> search -> rules -> table, which
+`train/data/rows.py` reads. The rules are those of generation (CM3Leon, section 2.1).
 """
 
-# Shapes: P = pictures of the shards, N = neighbours of one, B = batch, E = width of a vector
+# Shapes: P = images of the shards, N = neighbours of an image, B = batch, E = vector width
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -31,7 +31,7 @@ BATCH = 64
 NONE = -1
 TABLE = "neighbours.npy"
 
-Told = tuple[dict[str, Any], Image.Image]  # metadata with id and captions; the picture
+Told = tuple[dict[str, Any], Image.Image]  # metadata with id and captions; image
 
 
 def find_neighbours(
@@ -41,13 +41,14 @@ def find_neighbours(
     numbers: Mapping[str, int],
     rules: Rules,
 ) -> NDArray[np.int32]:
-    """Neighbours [P, 2 * rules.count] of the pictures whose ids are among the `numbers`, by them.
+    """Return the neighbours [P, 2 * rules.count] of the images whose ids are in `numbers`, which
+    maps an id to its row.
 
-    Text queries lose words (`drop_words`). A document that is a near copy of the query's own, or
-    that the shards do not hold, never comes.
+    Words are dropped from text queries (`drop_words`). A document that is a near duplicate of the
+    query's own document, or that the shards do not hold, is never chosen.
     """
     table_PN = np.full((len(numbers), 2 * rules.count), NONE, np.int32)
-    left = set(numbers)  # of two pictures with one id the first counts, as in the shards
+    left = set(numbers)  # of two images with the same id the first is used, as in the shards
     rest = (one for one in pictures if one[0]["id"] in left and not left.discard(one[0]["id"]))
     while group := list(islice(rest, BATCH)):
         ids = [metadata["id"] for metadata, _ in group]
@@ -72,7 +73,7 @@ def find_neighbours(
 def write_neighbours(
     folder: Path, table_PN: NDArray[np.int32], shards: Shards, memory: Memory
 ) -> None:
-    """Write a table, all or nothing, in the place of an older one."""
+    """Write a table atomically, replacing an older table."""
     about = {"encoder": memory.contents.encoder, "near": memory.contents.near}
     with new_folder(folder, replace=True) as aside:
         np.save(aside / TABLE, table_PN, allow_pickle=False)
@@ -80,8 +81,8 @@ def write_neighbours(
 
 
 def read_neighbours(folder: Path | str, shards: Shards) -> NDArray[np.int32]:
-    """The table [P, N] of these shards, mapped. Raises UserError where it is missing, damaged or
-    of other shards."""
+    """Return the table [P, N] of these shards, memory-mapped. Raises UserError if it is missing,
+    damaged or of other shards."""
     shape = (shards.pictures, None)
     return read_table(
         folder, TABLE, shards, np.int32, shape, "cm3leon index build --neighbours SHARDS"

@@ -1,6 +1,6 @@
 """Retrieve documents for queries: embed -> search -> rules.
 
-The one path for generation, captioning and evaluation; training's table is `neighbours.py`.
+Used by generation, captioning and evaluation; training uses the table of `neighbours.py`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """A text, an image, or both. The document with the id `own` is never retrieved."""
+    """Retrieval query: a text, an image, or both; the document with the id `own` is excluded."""
 
     text: str | None = None
     image: "Image.Image | None" = None
@@ -27,10 +27,10 @@ class Query:
 def retrieve(
     queries: Sequence[Query], memory: Memory, embedder: Embedder, count: int
 ) -> list[list[Candidate]]:
-    """Return up to `count` documents a query, best first, that keep the rules of section 2.1.
+    """Return up to `count` documents per query, best first, that satisfy the rules of section 2.1.
 
-    The memory's threshold of relevance holds for queries of text alone. Raises UserError for a
-    query with neither text nor image.
+    The memory's relevance threshold applies only to queries without an image. Raises UserError for
+    a query with neither text nor image.
     """
     vectors_QE = document_vectors(
         embedder, [query.text for query in queries], [query.image for query in queries]

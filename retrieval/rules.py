@@ -1,11 +1,11 @@
-"""Which of the documents found go in front of the prompt: the rules, each a pure function.
+"""Rules that select the retrieved documents to prepend to a prompt, as pure functions.
 
-On the path: index -> candidates with their scores -> `select` -> memory gives their Documents. The
-same rules hold at generation and for the table of neighbours that training reads (CM3Leon,
-section 2.1; what the paper leaves open is decided here and said so).
+Data path: index -> scored candidates -> `select` -> memory returns their Documents. The same rules
+apply at generation and to the table of neighbours used in training (CM3Leon, section 2.1; choices
+that the paper leaves open are marked as ours).
 """
 
-# Shapes: E = width of a vector
+# Shapes: E = vector width
 
 import hashlib
 from collections.abc import Iterable, Sequence, Set
@@ -22,19 +22,19 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How many documents, and how unlike the query and each other they must be.
+    """Number of documents, and limits on their similarity to the query and to each other.
 
-    near: a score above it is a near copy. The paper's 0.9 belongs to its CLIP; a memory of another
-    encoder keeps a number of its own (`threshold`).
-    least: a score below it is of something else, which does the picture more harm than good (ours;
-    it belongs to an encoder too, and to queries of words alone).
+    near: a document with a higher score is a near duplicate. The paper's 0.9 applies to its CLIP; a
+    memory of another encoder stores its own value (`threshold`).
+    least: a document with a lower score is irrelevant, and does the image more harm than good
+    (ours; the value also depends on the encoder, and applies to text-only queries).
     """
 
     count: int = 2  # the paper's K at generation is 0, 1 or 2
     near: float = 0.9
     least: float = -1.0
-    pool: int = 64  # candidates looked at for each query
-    dropout: float = 0.2  # of the words of a text query, in training alone
+    pool: int = 64  # candidates considered per query
+    dropout: float = 0.2  # share of the words of a text query that is dropped, in training only
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.pool < 1:
@@ -47,7 +47,7 @@ class Rules:
 
 
 class Candidate(NamedTuple):
-    """A document that was found: its score against the query, and what it is made of."""
+    """Retrieved document: its score against the query, its vector, and its modalities."""
 
     id: str
     score: float
@@ -57,40 +57,41 @@ class Candidate(NamedTuple):
 
     @property
     def is_full(self) -> bool:
-        """Both a text and a picture."""
+        """True if the document has both a text and an image."""
         return self.has_text and self.has_picture
 
 
 def by_relevance(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The best score first; equal scores by id, so that the order never depends on the index
-    (section 2.1, relevance)."""
+    """Sort by score, best first, and by id for equal scores, so that the order does not depend on
+    the index (section 2.1, relevance)."""
     return sorted(candidates, key=lambda one: (-one.score, one.id))
 
 
 def relevant(candidates: Iterable[Candidate], least: float) -> list[Candidate]:
-    """Without what is of something else: a score of at least `least` (ours)."""
+    """Drop irrelevant candidates: keep scores of at least `least` (ours)."""
     return [one for one in candidates if one.score >= least]
 
 
 def by_modality(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Documents of text and picture before those of one alone, else in the order given
-    (section 2.1, modality)."""
+    """Move documents with text and image before those with only one of them; otherwise keep the
+    order (section 2.1, modality)."""
     return sorted(candidates, key=lambda one: not one.is_full)
 
 
 def unlike_query(candidates: Iterable[Candidate], near: float) -> list[Candidate]:
-    """Without near copies of the query itself: a score of at most `near` (section 2.1)."""
+    """Drop near duplicates of the query itself: keep scores of at most `near` (section 2.1)."""
     return [one for one in candidates if one.score <= near]
 
 
 def unlike(candidates: Iterable[Candidate], vector_E: Vector, near: float) -> list[Candidate]:
-    """Without near copies of the document with this vector: the query's own, in training, where a
-    query is its text or its picture alone (section 2.1)."""
+    """Drop near duplicates of the document with this vector: the query's own document, in training,
+    where a query is its text or its image alone (section 2.1)."""
     return [one for one in candidates if float(one.vector_E @ vector_E) <= near]
 
 
 def diverse(candidates: Iterable[Candidate], near: float, count: int) -> list[Candidate]:
-    """The first `count` that are no near copies of one chosen before (section 2.1, diversity)."""
+    """Return the first `count` candidates, without near duplicates of candidates already chosen
+    (section 2.1, diversity)."""
     chosen: list[Candidate] = []
     for one in candidates:
         if len(chosen) == count:
@@ -103,9 +104,9 @@ def diverse(candidates: Iterable[Candidate], near: float, count: int) -> list[Ca
 def select(
     candidates: Iterable[Candidate], rules: Rules, never: Set[str] = frozenset()
 ) -> list[Candidate]:
-    """All rules in their order; `never` holds ids that may not come, as the query document's own.
+    """Apply all rules in order; `never` holds excluded ids, such as the query document's own.
 
-    There may be fewer than `rules.count`: a rule is not bent to fill a place.
+    The result may have fewer than `rules.count` documents: no rule is relaxed to reach that number.
     """
     allowed = [one for one in candidates if one.id not in never]
     fitting = relevant(unlike_query(allowed, rules.near), rules.least)
@@ -114,10 +115,11 @@ def select(
 
 
 def drop_words(text: str, share: float, query_id: str) -> str:
-    """A text query without some of its words, each gone with probability `share`; one stays
-    (section 2.1, query dropout; words in the place of tokens, which embedders cut each their way).
+    """Return a text query with each word dropped with probability `share`; at least one word is
+    kept (section 2.1, query dropout; words instead of tokens, as each embedder has its own
+    tokeniser).
 
-    What goes is a function of the query's id, so a table of neighbours is the same every time.
+    The dropped words are a function of the query's id, so a table of neighbours is reproducible.
     """
     words = text.split()
     if not words:
@@ -129,11 +131,11 @@ def drop_words(text: str, share: float, query_id: str) -> str:
 
 
 def threshold(nearest_scores: Sequence[float]) -> float:
-    """`Rules.near` of an encoder that is not the paper's: the 99th percentile of how near each
-    document's nearest other one is (ours), at least the paper's 0.9 and at most 1.
+    """Return `Rules.near` of an encoder other than the paper's: the 99th percentile of the score of
+    each document with its nearest other document (ours), at least the paper's 0.9 and at most 1.
 
-    At least: of documents that are all unlike, the percentile would take the one that a prompt
-    names word for word for a copy of the prompt.
+    Reason for the lower bound: if no two documents are similar, the percentile would treat a
+    document that a prompt describes word for word as a duplicate of the prompt.
     """
     if not nearest_scores:
         raise UserError("a threshold needs at least one score of a nearest document")

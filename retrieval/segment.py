@@ -1,19 +1,19 @@
-"""One immutable part of a memory: documents that came together, with what finds them.
+"""Immutable segment of a memory: documents that were added together, with their search index.
 
-    shards/          captions, licences and codes, as token shards; zeros for no picture
-    names.npy        the ids as UTF-8, all of one width, so that a search reads no JSON
-    parts.npy        what each document has: 1 a text, 2 a picture, 3 both
-    vectors.npy      a vector of length 1 for each document, float32; float16 takes half the room
-                     on a disk and is read as float32
-    ids.npy          hashes of the ids in rising order, and where each lies
-    index.faiss      where an exact search would take too long
-    segment.json     what kind of index
+    shards/          captions, licences and codes, as token shards; zeros for no image
+    names.npy        ids as UTF-8, all of one width, so that a search reads no JSON
+    parts.npy        modalities of each document: 1 text, 2 image, 3 both
+    vectors.npy      one vector of length 1 per document, float32; float16 takes half the disk
+                     space and is read as float32
+    ids.npy          hashes of the ids in ascending order, with the row of each
+    index.faiss      only if an exact search would take too long
+    segment.json     kind of index
     manifest.json    size and SHA-256 of each part
 
-`retrieval/memory.py` holds several of them under one memory.json.
+`retrieval/memory.py` combines several segments under one memory.json.
 """
 
-# Shapes: D = documents, Q = queries, K = found for each query, E = width of a vector
+# Shapes: D = documents, Q = queries, K = results per query, E = vector width
 
 import hashlib
 import json
@@ -36,19 +36,19 @@ SHARDS, NAMES, PARTS, VECTORS, IDS, INDEX, ABOUT = (
     "shards", "names.npy", "parts.npy", "vectors.npy", "ids.npy", "index.faiss", "segment.json",
 )  # fmt: skip
 TEXT, PICTURE = 1, 2  # bits of parts.npy
-LONGEST = 1000  # bytes of an id
-# 16 bytes, so that every hash is aligned: else numpy copies all of them to look for one
+LONGEST = 1000  # maximum bytes of an id
+# 16 bytes, so that every hash is aligned: otherwise numpy copies all of them for a lookup
 HASHED = np.dtype([("hash", "<u8"), ("row", "<u8")])
-CHUNK = 65_536  # vectors looked at together
-TIE = 1e-6  # scores of one vector differ so much at most, by the place it is searched in
+CHUNK = 65_536  # vectors checked at once
+TIE = 1e-6  # a vector's score depends on its position in a search by at most this
 
 Places = slice | NDArray[np.bool_]
-Row = tuple[dict[str, Any], Sequence[int]]  # metadata with its id and captions; codes, maybe none
+Row = tuple[dict[str, Any], Sequence[int]]  # metadata with id and captions; codes, possibly empty
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """What codes mean: the image tokenizer, and what is known of its pictures."""
+    """Metadata of the codes: image tokenizer hash, image size, grid and codebook entries."""
 
     image_tokenizer: str
     size: int
@@ -58,7 +58,7 @@ class Codebook:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segment:
-    """An open segment."""
+    """Open segment of a memory."""
 
     shards: Shards
     index: Index
@@ -70,9 +70,9 @@ class Segment:
 
     @classmethod
     def open(cls, folder: Path, image_tokenizer: str, rows: int, dimension: int) -> Self:
-        """Open a segment whose hashes were compared before (FAISS trusts its files).
+        """Open a segment whose hashes were verified before (FAISS trusts its files).
 
-        Raises UserError where it is not of so many rows, or not a segment at all.
+        Raises UserError if it does not have this number of rows, or is not a segment at all.
         """
         try:
             shards = Shards.open(folder / SHARDS, image_tokenizer, compared=True)
@@ -84,7 +84,7 @@ class Segment:
             kind, size = str(about["index"]), float(about["bytes_per_vector"])
         except UserError:
             raise
-        except Exception as error:  # numpy raises nearly anything for an odd header
+        except Exception as error:  # numpy raises almost any exception for a bad header
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: is damaged ({reason}); build the memory again") from error
         if shards.pictures != rows:
@@ -103,12 +103,12 @@ class Segment:
 
     @property
     def rows(self) -> int:
-        """How many documents there are."""
+        """Number of documents."""
         return self.shards.pictures
 
     def document(self, row: int) -> Row:
-        """Metadata and codes of one document, no codes where it has no picture. Raises UserError
-        where the segment is gone."""
+        """Return metadata and codes of a document; codes are empty if it has no image. Raises
+        UserError if the segment was deleted."""
         try:
             metadata, codes = self.shards.picture(row)
         except FileNotFoundError as error:
@@ -119,11 +119,11 @@ class Segment:
         return metadata, codes if self.parts_D[row] & PICTURE else ()
 
     def vector(self, row: int) -> Vectors:
-        """The vector of one document."""
+        """Return the vector of a document."""
         return np.asarray(self.index.vectors_DE[row])
 
     def find(self, document_id: str) -> int | None:
-        """The row of a document, None where it is not here; reads no more than it must."""
+        """Return the row of a document, or None if it is not here; reads as little as possible."""
         name = document_id.encode()
         wanted = _hash(name)
         place = int(np.searchsorted(self.ids_D["hash"], wanted))
@@ -137,12 +137,12 @@ class Segment:
     def search(
         self, queries_QE: Vectors, most: int, removed: Collection[int]
     ) -> Iterator[list[Candidate]]:
-        """For each query the best documents, `most` at most and best first, none of a removed row.
+        """Yield up to `most` documents for each query, best first, without removed rows.
 
-        An exact search takes the first ids of equal scores, wherever they lie.
+        An exact search returns the lowest ids among equal scores, independent of their rows.
         """
         assert most > 0
-        # one more of an exact search tells whether it cut equal scores
+        # one additional result of an exact search shows whether equal scores were cut off
         asked = most + min(most, len(removed)) + (self.index.built is None)
         scores_QK, rows_QK = self.index.search(queries_QE, asked)
         for query_E, scores_K, rows_K in zip(queries_QE, scores_QK, rows_QK, strict=True):
@@ -153,14 +153,14 @@ class Segment:
             yield self._candidates(scores_K[there], rows_K[there], most)
 
     def _may_miss(self, scores_K: Vectors, rows_K: Rows, there: Places, most: int) -> bool:
-        """Whether a search for more would find others of the best `most`."""
+        """Return whether a larger search could find other documents among the best `most`."""
         scores = scores_K[there]
         if len(scores) < most:
-            return bool(rows_K[-1] >= 0)  # else the index has no more to give
+            return bool(rows_K[-1] >= 0)  # otherwise the index has no more results
         return self.index.built is None and bool(scores_K[-1] >= scores[most - 1] - TIE)
 
     def _candidates(self, scores_K: Vectors, rows_K: Rows, most: int) -> list[Candidate]:
-        """The best `most` of documents whose scores fall."""
+        """Return the best `most` of documents in descending order of score."""
         if len(rows_K) > most:
             count = np.count_nonzero(scores_K >= scores_K[most - 1])
             scores_K, rows_K = scores_K[:count], rows_K[:count]
@@ -170,7 +170,7 @@ class Segment:
                 Candidate,
                 map(bytes.decode, self.names_D[rows_K].tolist()),
                 scores_K.tolist(),
-                map(self.index.vectors_DE.__getitem__, rows_K.tolist()),  # views: nothing is read
+                map(self.index.vectors_DE.__getitem__, rows_K.tolist()),  # views, not read yet
                 (parts_K & TEXT > 0).tolist(),
                 (parts_K & PICTURE > 0).tolist(),
             )
@@ -180,14 +180,14 @@ class Segment:
 
 
 def _there(rows_K: Rows, removed: Collection[int]) -> Places:
-    """Which of the rows found are documents that were not removed."""
+    """Select the rows found that are documents and not removed."""
     if rows_K[-1] >= 0 and not removed:
         return slice(None)
     return (rows_K >= 0) & ~np.isin(rows_K, np.fromiter(removed, np.int64))
 
 
 def odd_id(document_id: str) -> str | None:
-    """Why no segment can hold a document of this id; None where one can."""
+    """Return the reason why a segment cannot hold this id, or None if it can."""
     name = document_id.encode()
     if len(name) <= LONGEST and b"\0" not in name:
         return None
@@ -195,7 +195,7 @@ def odd_id(document_id: str) -> str | None:
 
 
 def caption_of(metadata: dict[str, Any]) -> str | None:
-    """The first caption, None where there is none."""
+    """Return the first caption that is not blank, or None."""
     return next((text for text in metadata.get("captions") or [] if text.strip()), None)
 
 
@@ -206,9 +206,9 @@ def write_segment(
     codebook: Codebook,
     kind: Plan,
 ) -> None:
-    """Write a segment, all or nothing; row i has vector i.
+    """Write a segment atomically; row i has vector i.
 
-    Raises UserError for an id that comes twice or a document of nothing, OSError for a full disk.
+    Raises UserError for a duplicate id or an empty document, OSError for a full disk.
     """
     assert vectors_DE.dtype in (np.float32, np.float16)
     names: list[bytes] = []
@@ -255,24 +255,24 @@ def _hash(name: bytes) -> np.uint64:
 
 
 def _vectors(path: Path, shape: tuple[int, int]) -> Vectors:
-    """Mapped where they are float32, else read whole."""
+    """Return the vectors as float32: memory-mapped if stored so, else read completely."""
     if np.lib.format.open_memmap(path, mode="r").dtype == np.float16:
         return _mapped(path, shape, np.dtype(np.float16)).astype(np.float32)
     return _mapped(path, shape, np.dtype(np.float32))
 
 
 def _mapped(path: Path, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
-    found = np.lib.format.open_memmap(path, mode="r")  # refuses pickles
+    found = np.lib.format.open_memmap(path, mode="r")  # rejects pickles
     fits = found.dtype == kind or (kind.itemsize == 0 and found.dtype.kind == kind.kind)
     if found.shape != shape or not fits:
         raise UserError(
             f"{path}: holds {found.dtype} {found.shape}, not {kind} {shape}; copy the memory again"
         )
-    return found.view(np.ndarray)  # a memmap is slow to take from
+    return found.view(np.ndarray)  # indexing a memmap is slow
 
 
 def check_finite(vectors_DE: Vectors | Halves, where: str) -> None:
-    """Raise UserError where a vector is none, as of an encoder whose weights are damaged."""
+    """Raise UserError if a vector is not finite, as from an encoder with damaged weights."""
     for start in range(0, len(vectors_DE), CHUNK):
         good = np.isfinite(vectors_DE[start : start + CHUNK]).all(axis=1)
         if not good.all():

@@ -1,1 +1,1 @@
-"""Words and pictures to token ids and back, and the ground all other packages stand on."""
+"""Conversion of text and images to token ids and back; all other packages depend on it."""

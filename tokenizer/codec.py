@@ -1,11 +1,12 @@
 """Document <-> token ids: the layout that the model is trained on and prompted with.
 
-    encode   </s> R1 <break> ... <break> text <break> picture </s>          a training row
-    open     </s> R1 <break> ... <break> text <break>                       a picture comes next
-    infill   </s> text <sentinel:0> <break> picture </s> <sentinel:0>       a filling comes next
+    encode   </s> R1 <break> ... <break> text <break> image </s>            a training row
+    open     </s> R1 <break> ... <break> text <break>                       an image follows
+    infill   </s> text <sentinel:0> <break> image </s> <sentinel:0>         a filling follows
 
-R1, R2, ... are retrieved documents. Stands between prompts (Documents) and generation or training
-(ids); pure, exact, and refuses what does not fit. Layout: CM3Leon sections 2.2 and 2.3, figure 9.
+R1, R2, ... are retrieved documents. The codec converts Documents to ids for generation and
+training. It is pure and exact, and raises an error for input that does not fit. Layout: CM3Leon
+sections 2.2 and 2.3, figure 9.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,18 +22,19 @@ from tokenizer.vocabulary import EOS, Vocabulary
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row, and where the query's Fields lie in it: spans [start, end) of `ids`."""
+    """Token ids of a row, and the spans [start, end) of the query's Fields in `ids`."""
 
     ids: tuple[int, ...]
     fields: tuple[tuple[int, int], ...]
 
 
 class Codec:
-    """Lays documents out as ids and reads ids back.
+    """Converter between documents and token ids.
 
-    picture_codes: codes in one picture. context: most ids that the model can see, what it is to
-    generate included; None leaves the length unchecked. Every text part is tokenised apart, so the
-    ids of a Field do not depend on what stands around it. All errors are UserErrors.
+    picture_codes: codes per image. context: maximum number of ids that the model can attend to,
+    including the ids to generate; None disables the length check. Every text part is tokenised
+    separately, so the ids of a Field do not depend on the text around it. All errors are
+    UserErrors.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Codec:
         self.context = context
 
     def encode(self, document: Document, retrieved: Sequence[Document] = ()) -> Encoded:
-        """A closed row, the query last; `decode` reads it back. No Holes."""
+        """Return a closed row with the query last; `decode` reads it back. No Holes are allowed."""
         if self.holes(document):
             raise UserError("a document with holes cannot be encoded; fill them, or infill it")
         row = self._lay((*retrieved, document))
@@ -62,8 +64,8 @@ class Codec:
         return Encoded(ids, row.fields)
 
     def open(self, document: Document, retrieved: Sequence[Document] = ()) -> tuple[int, ...]:
-        """A prompt that a picture continues. Holes are left as sentinels: `(Hole(),)` is the
-        prompt that says nothing, and `()` the one that holds retrieved documents alone."""
+        """Return a prompt that an image continues. Holes are left as sentinels: `(Hole(),)` is the
+        unconditional prompt, and `()` the prompt of retrieved documents alone."""
         documents = (*retrieved, document) if document else tuple(retrieved)
         if not documents:
             raise UserError("an empty prompt with no examples; give it text, or a hole")
@@ -72,19 +74,19 @@ class Codec:
         return ids
 
     def infill(self, document: Document, retrieved: Sequence[Document] = ()) -> tuple[int, ...]:
-        """A prompt that fillings continue: that of hole 0, `<eoss>`, `<sentinel:1>`, that of
-        hole 1, `<eoss>`, and so on (CM3Leon section 2.3, image to text)."""
+        """Return a prompt that fillings continue: the filling of hole 0, `<eoss>`, `<sentinel:1>`,
+        the filling of hole 1, `<eoss>`, and so on (CM3Leon section 2.3, image to text)."""
         holes = self.holes(document)
         if not holes:
             raise UserError("a document without a hole has nothing to infill; put a Hole in it")
         ids = (*self._lay((*retrieved, document)).ids, EOS, self.vocabulary.sentinel_id(0))
-        # Each filling has at least one id and its <eoss>; each after the first a sentinel.
+        # Each filling has at least one id and <eoss>; each filling after the first also a sentinel.
         self._check_room(ids, sum(hole.length or 1 for hole in holes) + 2 * len(holes) - 1)
         return ids
 
     @staticmethod
     def holes(document: Document) -> list[Hole]:
-        """Every Hole, in the order in which the sentinels number them."""
+        """Return every Hole, in the order in which the sentinels number them."""
         found: list[Hole] = []
         for part in document:
             inner = part.codes if isinstance(part, Picture) else (part,)
@@ -92,8 +94,8 @@ class Codec:
         return found
 
     def fill(self, document: Document, fillings: Sequence[Sequence[int]]) -> Document:
-        """The document with hole i replaced by `fillings[i]`, ids without `<eoss>`: a str in
-        text, exactly `length` codes in a picture."""
+        """Return the document with hole i replaced by `fillings[i]`, ids without `<eoss>`: a str in
+        text, exactly `length` codes in an image."""
         holes = self.holes(document)
         if len(fillings) != len(holes):
             raise UserError(f"got {len(fillings)} fillings for {len(holes)} holes; give one each")
@@ -101,8 +103,8 @@ class Codec:
         return tuple(self._filled(part, left) for part in document)
 
     def decode(self, ids: Sequence[int]) -> Document:
-        """The document of a closed row. A text segment comes back as one str, its Fields merged;
-        retrieved documents, which the row does not mark, come back as leading parts."""
+        """Return the document of a closed row. A text segment becomes a single str with its Fields
+        merged; retrieved documents, which the row does not mark, become leading parts."""
         if len(ids) < 3 or ids[0] != EOS or ids[-1] != EOS:
             raise UserError("a closed row starts and ends with </s> and holds something between")
         parts: list[str | Picture] = []
@@ -116,21 +118,22 @@ class Codec:
         return tuple(parts)
 
     def decode_text(self, ids: Sequence[int]) -> str:
-        """Text of the leading text ids; what follows the first other id is left out."""
+        """Return the text of the leading text ids; ignore all ids from the first other id on."""
         leading = takewhile(self.vocabulary.is_text, ids)
         return self.text.decode([self.vocabulary.piece_of(token) for token in leading])
 
     def decode_codes(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Codes of image ids; any other id is refused."""
+        """Return the codes of image ids. Raises UserError for any other id."""
         return tuple(self.vocabulary.code_of(token) for token in ids)
 
     def image_ids(self, picture: Picture) -> tuple[int, ...]:
-        """The ids of a whole picture's codes."""
+        """Return the ids of the codes of a complete image."""
         return tuple(self._picture_ids(picture.codes, iter(())))
 
     def _lay(self, documents: Sequence[Document], *, query: bool = True) -> Encoded:
-        """`</s>` and the documents' segments, `<break>` between any two. The last document is the
-        query, unless there is none; only the query has fields, and only it may have holes."""
+        """Return `</s>` and the documents' segments, with `<break>` between any two. The last
+        document is the query, unless `query` is false; only the query has fields and may have
+        holes."""
         if any(self.holes(document) for document in (documents[:-1] if query else documents)):
             raise UserError("a retrieved document has a hole; give it whole")
         ids = [EOS]
@@ -164,7 +167,7 @@ class Codec:
                 return _all(self.vocabulary.text_id, self.text.encode(text))
 
     def _picture_ids(self, codes: Sequence[int | Hole], sentinels: Iterator[int]) -> list[int]:
-        if set(map(type, codes)) == {int}:  # whole, as nearly all are in training
+        if set(map(type, codes)) == {int}:  # without holes, as nearly always in training
             self._check_picture(len(codes))
             return _all(self.vocabulary.image_id, cast("Sequence[int]", codes))
         ids: list[int] = []
@@ -216,7 +219,7 @@ class Codec:
             )
 
     def _check_room(self, ids: Sequence[int], coming: int) -> None:
-        """Refuse a row that, with the `coming` ids still to be generated, overflows the model."""
+        """Raise UserError if a row and the `coming` ids to be generated exceed the context."""
         if self.context is not None and len(ids) + coming > self.context:
             wanted = f" and {coming} more to generate" if coming else ""
             raise UserError(
@@ -226,7 +229,7 @@ class Codec:
 
 
 def _all(id_of: Callable[[int], int], numbers: Sequence[int]) -> list[int]:
-    """`id_of` each number; it adds the same to all of them, and refuses what is outside."""
+    """Apply `id_of` to each number; it adds the same offset to all and raises outside its range."""
     if not numbers:
         return []
     least = min(numbers)

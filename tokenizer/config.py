@@ -1,7 +1,7 @@
-"""YAML to frozen dataclasses and back: strict, so that a typing slip never trains for a week.
+"""Strict conversion of YAML to frozen dataclasses and back, so that a typo is an error.
 
-Each config stands beside its owner as a dataclass that checks itself; this file only fills it in.
-`a.b=c` overrides come from the command line, after the file and before the check.
+Each config is a dataclass defined next to its owner, and validates itself; this file only fills it
+in. `a.b=c` overrides from the command line are applied after the file and before validation.
 """
 
 import copy
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without silent surprises: `1e-3` is a number, a key given twice is an error."""
+    """YAML loader in which `1e-3` is a number and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -37,20 +37,20 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """The writer that knows the same numbers, so that the text '1e-3' is written in quotes."""
+    """YAML dumper with the same syntax of numbers, so that the text '1e-3' is written in quotes."""
 
 
-# YAML 1.1 wants a dot and a signed exponent in a float; people write 1e-3 and 1.5e6.
+# YAML 1.1 requires a dot and a signed exponent in a float; users write 1e-3 and 1.5e6.
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$|[-+]?\.\d[\d_]*[eE][-+]?\d+$")
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def build(cls: type[T], table: Mapping[str, object], where: str = "") -> T:
-    """Fill the dataclass `cls` from a table; `where` is the table's own dotted name.
+    """Build the dataclass `cls` from a table; `where` is the dotted name of the table itself.
 
-    Raises UserError for an unknown, missing or ill-typed setting, and for whatever
-    `__post_init__` refuses with a ValueError.
+    Raises UserError for an unknown, missing or wrongly typed setting, and for any ValueError of
+    `__post_init__`.
     """
     assert dataclasses.is_dataclass(cls), f"{cls} is not a dataclass"
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
@@ -71,12 +71,12 @@ def build(cls: type[T], table: Mapping[str, object], where: str = "") -> T:
 
 
 def read(path: Path | str) -> dict[str, object]:
-    """Read a YAML file of settings. Raises a one-line UserError where it is not one."""
+    """Read a YAML file of settings. Raises a one-line UserError if it is not valid."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read the settings {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or a path that cannot be
+    except ValueError as error:  # not UTF-8, or an invalid path
         raise UserError(f"cannot read the settings {str(path)!r}: {error}") from error
     content = _parse(text, f"the settings {str(path)!r}")
     if content is None:
@@ -90,9 +90,9 @@ def read(path: Path | str) -> dict[str, object]:
 
 
 def override(table: Mapping[str, object], changes: Iterable[str]) -> dict[str, object]:
-    """Return a copy of `table` with each change `a.b=c` made; `c` is read as YAML.
+    """Return a copy of `table` with each change `a.b=c` applied; `c` is parsed as YAML.
 
-    Raises UserError for a change of another form, or one that reaches inside a plain value.
+    Raises UserError for a malformed change, or a change inside a plain value.
     """
     result = copy.deepcopy(dict(table))
     for change in changes:
@@ -165,7 +165,7 @@ def _wrong(where: str, value: object, wanted: str) -> UserError:
 
 
 def _value(kind: Any, value: object, where: str) -> object:
-    """Return `value` as the annotated `kind`, or refuse it by name."""
+    """Return `value` as the annotated type `kind`, or raise UserError with the setting's name."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _one_of(get_args(kind), value, where)

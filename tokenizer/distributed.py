@@ -1,9 +1,10 @@
-"""The distributed context: rank, world size, barrier, sums over all processes, when to stop.
+"""Distributed context: rank, world size, barrier, reductions over processes, and stop requests.
 
-`train/launch.py` or `torch.distributed.run` starts the processes; without either there is one, and
-every call is free. What all must know is summed over a group on the host (gloo), so that a device's
-queue is left alone. A process that hangs is named by the others: each notes in the run's store how
-far it has come, and a thread that sees no progress looks at the notes.
+`train/launch.py` or `torch.distributed.run` starts the processes; without either there is a single
+process, and every call is free. Values that all processes need are reduced over a group on the host
+(gloo), so that a device's queue is not disturbed. A process that hangs is named by the others: each
+process records its progress in the run's store, and a watchdog thread that sees no progress reads
+the records.
 """
 
 import math
@@ -27,9 +28,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from tokenizer.run_control import RunControl
 
-PATIENCE = timedelta(days=30)  # of the groups themselves: the watch is to speak first
-HANG_STATUS = 75  # exit status of a process that found another hanging
-STORE = "CM3LEON_STORE"  # a file for the processes of one machine to meet in; else env:// is used
+PATIENCE = timedelta(days=30)  # timeout of the groups themselves: the watchdog is to report first
+HANG_STATUS = 75  # exit status of a process that found another process hanging
+STORE = "CM3LEON_STORE"  # rendezvous file of the processes of one machine; else env:// is used
 
 Say = Callable[[str], None]
 
@@ -40,12 +41,12 @@ def is_worker() -> bool:
 
 
 def quiet(line: str) -> None:
-    """Print nothing: what all processes but the first do."""
+    """Print nothing; used by all processes except the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedContext:
-    """One process among `size`; with one, every call is free and changes nothing."""
+    """Context of one process among `size`; alone, every call is free and changes nothing."""
 
     rank: int = 0
     size: int = 1
@@ -57,26 +58,26 @@ class DistributedContext:
 
     @property
     def first(self) -> bool:
-        """Whether this process reports, draws and saves for all."""
+        """True if this process reports, generates samples and saves for all."""
         return self.rank == 0
 
     def named(self, say: Say) -> Say:
-        """Return `say`, with the number of this process in front where it is not alone."""
+        """Return `say` with the rank of this process as prefix, if there are several processes."""
         return say if self.size == 1 else lambda line: say(f"process {self.rank}: {line}")
 
     def device(self, kind: torch.device) -> torch.device:
-        """This process's own device of a kind."""
+        """Return the device of this process, given the kind of device."""
         if kind.type != "cuda" or self.size == 1:
             return kind
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             distributed.barrier()
 
     def table(self, row: Sequence[float]) -> torch.Tensor:
-        """One row of numbers from each process: float64 [size, len(row)], the same in all."""
+        """Gather a row of numbers from each process: float64 [size, len(row)], the same in all."""
         row_R = torch.tensor([row], dtype=torch.float64)
         if self.size == 1:
             return row_R
@@ -85,14 +86,14 @@ class DistributedContext:
         return torch.stack(rows)
 
     def mean_(self, tensors: Iterable[torch.Tensor | None]) -> None:
-        """Make each tensor, in place, its mean over all processes."""
+        """Replace each tensor, in place, by its mean over all processes."""
         for tensor in tensors if self.size > 1 else ():
             if tensor is not None:
                 distributed.all_reduce(tensor)
                 tensor /= self.size
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensors of all processes, joined along the first axis in their order."""
+        """Concatenate the tensors of all processes along the first axis, in the order of ranks."""
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -100,20 +101,20 @@ class DistributedContext:
         return torch.cat(parts)
 
     def share(self, count: int) -> range:
-        """This process's part of `count` things, which must divide evenly."""
+        """Return this process's range of `count` items, which must divide evenly."""
         each = count // self.size
         assert each * self.size == count, f"{count} things for {self.size} processes"
         return range(self.rank * each, (self.rank + 1) * each)
 
     def must_stop(self) -> bool:
-        """Return whether this process was asked to save and end: by a signal, or a stop request."""
+        """Return whether this process was asked to save and exit, by a signal or stop request."""
         if self.first and self.control is not None and self.control.stop_requested():
             self.asked_to_stop.set()
         return self.asked_to_stop.is_set()
 
     @contextmanager
     def at_work(self, step: int, phase: str) -> Generator[None]:
-        """Be known to come further for as long as the block takes: for work of any length."""
+        """Record progress repeatedly while the block runs: for work of any length."""
         done = threading.Event()
 
         def tell() -> None:
@@ -131,17 +132,17 @@ class DistributedContext:
             thread.join()
 
     def note(self, step: int, phase: str) -> None:
-        """Tell the others how far this process has come."""
+        """Record the progress of this process for the others."""
         if self.store is not None:
             self.store.set(f"at-{self.rank}", f"step {step}, {phase}")
 
 
 @contextmanager
 def distributed_context(hung_after: float = math.inf) -> Generator[DistributedContext]:
-    """Join the processes that were started together; without others, be the only one.
+    """Join the processes that were started together, or run as the only process.
 
-    SIGTERM then asks for an orderly end. Where no process gets further for `hung_after` seconds,
-    this one names the hanging one and exits.
+    SIGTERM then requests an orderly exit. If no process makes progress for `hung_after` seconds,
+    this process names the one that hangs and exits.
     """
     size = int(os.environ["WORLD_SIZE"]) if is_worker() else 1
     asked = threading.Event()
@@ -180,7 +181,7 @@ def distributed_context(hung_after: float = math.inf) -> Generator[DistributedCo
 
 
 def _store(size: int) -> Any:
-    """Open the store that all processes meet in: a file on one machine, else the first one's."""
+    """Open the store shared by all processes: a file on one machine, else on the first machine."""
     if path := os.environ.get(STORE):
         return FileStore(path, size)
     store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
@@ -189,7 +190,7 @@ def _store(size: int) -> Any:
 
 @contextmanager
 def _asked_by_signal(asked: threading.Event) -> Generator[None]:
-    """Set the event at a signal; outside the main thread, where no signal comes, never."""
+    """Set the event on a signal; do nothing outside the main thread, which gets no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -203,8 +204,8 @@ def _asked_by_signal(asked: threading.Event) -> Generator[None]:
 
 @contextmanager
 def on_stop(act: Callable[[int, FrameType | None], None]) -> Generator[None]:
-    """Call `act` when this process is asked to end: by SIGTERM, or by SIGHUP where nobody (nohup)
-    has it ignored."""
+    """Call `act` when this process is asked to exit: by SIGTERM, or by SIGHUP unless that is
+    ignored (nohup)."""
     wanted = [signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         wanted.append(signal.SIGHUP)
@@ -218,14 +219,14 @@ def on_stop(act: Callable[[int, FrameType | None], None]) -> Generator[None]:
 
 @dataclass(kw_only=True)
 class Sighting:
-    """The last note of a process, and when this one first saw it (its own clock, seconds)."""
+    """Last record of a process, and when this process first saw it (its own clock, seconds)."""
 
     note: str
     seen: float
 
 
 def look(store: Any, name: str, size: int, known: list[Sighting]) -> list[Sighting]:
-    """Read what every process noted last under a name; what has not changed keeps its time."""
+    """Read the last record of every process under a name; an unchanged record keeps its time."""
     now = time.monotonic()
     notes = [text.decode() for text in store.multi_get([f"{name}-{rank}" for rank in range(size)])]
     if not known:
@@ -237,8 +238,8 @@ def look(store: Any, name: str, size: int, known: list[Sighting]) -> list[Sighti
 
 
 def _guard(dist: DistributedContext, hung_after: float, heard: Sequence[float]) -> None:
-    """Exit when the store has not answered for too long: it lives on the first machine, and a
-    question to it may wait for ever."""
+    """Exit if the store has not answered for too long: it is on the first machine, and a request to
+    it may block forever."""
     while not dist.ended.wait(hung_after / 8):
         if time.monotonic() - heard[-1] > 2 * hung_after:
             line = "the first machine does not answer; look at it, then go on with --resume latest"
@@ -246,9 +247,10 @@ def _guard(dist: DistributedContext, hung_after: float, heard: Sequence[float]) 
 
 
 def _watch(dist: DistributedContext, store: Any, hung_after: float, heard: list[float]) -> None:
-    """Exit, naming the process that is behind, once nobody has come further for too long.
+    """Exit, naming the process that is behind, if no process has made progress for too long.
 
-    Two of a machine look, lest the store be asked by hundreds; the others show that they live.
+    Two processes per machine read the records, so that the store does not get requests from
+    hundreds; the others only report that they are alive.
     """
     notes = PrefixStore("cm3leon", store)
     watching = dist.local_rank < 2
@@ -261,7 +263,7 @@ def _watch(dist: DistributedContext, store: Any, hung_after: float, heard: list[
                 steps = look(notes, "at", dist.size, steps)
                 lives = look(notes, "alive", dist.size, lives)
         except RuntimeError:
-            return  # the store is gone: the run has ended, or the first machine, and it is missed
+            return  # the store is gone: the run has ended, or `_guard` reports the first machine
         heard[:] = [time.monotonic()]
         if steps and time.monotonic() - max(one.seen for one in steps) >= hung_after:
             end(dist, hang_line(steps, lives, hung_after))
@@ -269,14 +271,15 @@ def _watch(dist: DistributedContext, store: Any, hung_after: float, heard: list[
 
 
 def end(dist: DistributedContext, line: str) -> NoReturn:
-    """End this process from another of its threads, wherever the main one is stuck."""
+    """End this process from a thread other than the main thread, wherever that is blocked."""
     if dist.control is None or not dist.control.report(dist.rank, "error", line):
         print(f"error: {line}", file=sys.stderr, flush=True)
     os._exit(HANG_STATUS)
 
 
 def hang_line(steps: Sequence[Sighting], lives: Sequence[Sighting], hung_after: float) -> str:
-    """Name the process that hangs: one that shows no life, else the one with the oldest note."""
+    """Return a message that names the hanging process: a process without signs of life, else that
+    with the oldest record."""
     latest = max(one.seen for one in lives)
     still = [rank for rank, one in enumerate(lives) if one.seen < latest - hung_after / 2]
     behind = still[0] if still else min(range(len(steps)), key=lambda rank: steps[rank].seen)

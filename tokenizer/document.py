@@ -1,7 +1,7 @@
-"""A document: words and pictures in reading order, as plain data.
+"""Documents: text and images in reading order, as plain data.
 
-Tasks, retrieved examples and training pairs all become Documents; the codec turns them into ids.
-Pictures are already codes here, so nothing in this file or after it needs a network.
+Tasks, retrieved examples and training pairs are represented as Documents; the codec converts them
+to ids. Images are already codes here, so neither this file nor later steps need a network.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from tokenizer.errors import UserError
 
 @dataclass(frozen=True)
 class Field:
-    """The part of a text template that a task asks for: a caption, an answer, an instruction.
+    """Part of a text template that a task asks for: a caption, an answer, an instruction.
 
-    It is tokenised apart from the text around it, so that its ids in training are the ids to be
-    generated where a Hole takes its place. The space before it belongs to it: `" a red fox"`.
+    It is tokenised separately from the text around it, so that its ids in training are the ids to
+    be generated where a Hole replaces it. The space before it is part of it: `" a red fox"`.
     """
 
     text: str
@@ -23,7 +23,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Hole:
-    """Something to be filled in: text of any length, or `length` codes inside a picture."""
+    """Part of a document to be filled in: text of any length, or `length` codes inside an image."""
 
     length: int | None = None
 
@@ -34,7 +34,7 @@ class Hole:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's codes, row by row; a Hole stands for the `length` codes it replaces."""
+    """Codes of an image in row-major order; a Hole replaces `length` codes."""
 
     codes: tuple[int | Hole, ...]
 
@@ -44,8 +44,8 @@ Document = tuple[Part, ...]
 
 
 def segments(document: Document) -> list[tuple[Part, ...]]:
-    """Cut a document where `<break>` will stand: neighbouring text parts are one segment, and
-    each picture is a segment of its own."""
+    """Split a document at the positions of `<break>`: adjacent text parts are one segment, and each
+    image is a segment of its own."""
     found: list[tuple[Part, ...]] = []
     for is_picture, parts in groupby(document, lambda part: isinstance(part, Picture)):
         if is_picture:

@@ -1,8 +1,10 @@
-"""The one family of errors that a user can mend; every package stands on it, the CLI catches it."""
+"""Base class of errors that a user can fix; used by all packages and caught by the CLI."""
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: its one line says what was got, what was wanted, what to do.
+    """Error that the user can fix: its one-line message states what was given, what was expected
+    and what to do.
 
-    The command line prints it as `error: ...` and exits 1; any other exception is our bug.
+    The command line prints it as `error: ...` and exits with status 1; any other exception is a
+    bug.
     """

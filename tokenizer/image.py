@@ -1,9 +1,10 @@
-"""ImageTokenizer: the VQGAN with its files; pixels on one side, codes on the other.
+"""ImageTokenizer: the VQGAN with its files, which converts pixels to codes and back.
 
-Between `pixels` and `document` on a picture's way in, between `codec` and `pixels` on its way out.
+It is between `pixels` and `document` for input images, and between `codec` and `pixels` for output
+images.
 """
 
-# Shapes: B = batch, L = codes of one picture, H, W = pixels
+# Shapes: B = batch, L = codes of one image, H, W = pixels
 
 import json
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 
 class PictureEncoder(Protocol):
-    """What those ask of an image tokenizer who only make codes of pictures, once."""
+    """Protocol of an image tokenizer for code that only encodes images."""
 
     hash: str
 
@@ -38,11 +39,11 @@ class PictureEncoder(Protocol):
 
 
 class ImageTokenizer:
-    """Pixels <-> codes (paper section 2.1: 256 x 256 pixels are 1,024 codes of 8,192)."""
+    """VQGAN image tokenizer (paper section 2.1: 256 x 256 pixels are 1,024 codes of 8,192)."""
 
     def __init__(self, net: VQGAN, files_hash: str = "") -> None:
         self.net = net.eval().requires_grad_(False)
-        self.hash = files_hash  # of the files it came from; "" before it is saved
+        self.hash = files_hash  # hash of its files; "" before it is saved
 
     @property
     def config(self) -> VQGANConfig:
@@ -50,27 +51,27 @@ class ImageTokenizer:
 
     @property
     def size(self) -> int:
-        """Side of a picture in pixels."""
+        """Side of an image in pixels."""
         return self.config.size
 
     @property
     def grid(self) -> int:
-        """Codes a side."""
+        """Codes per side."""
         return self.config.grid
 
     @property
     def picture_codes(self) -> int:
-        """Codes of one picture."""
+        """Codes per image."""
         return self.config.grid**2
 
     @property
     def codes(self) -> int:
-        """Entries of the codebook."""
+        """Codebook entries."""
         return self.config.codes
 
     @torch.inference_mode()
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels in -1..1, [B, 3, size, size] -> codes [B, L] int64, row by row."""
+        """Encode pixels in -1..1, [B, 3, size, size], as codes [B, L] int64, in row-major order."""
         if pixels_B3HW.shape[1:] != (3, self.size, self.size):
             raise UserError(
                 f"got pixels of shape {tuple(pixels_B3HW.shape)}; this image tokenizer wants "
@@ -80,7 +81,7 @@ class ImageTokenizer:
 
     @torch.inference_mode()
     def decode(self, codes_BL: Tensor) -> Tensor:
-        """Codes [B, L] -> pixels [B, 3, size, size] in -1..1."""
+        """Decode codes [B, L] to pixels [B, 3, size, size] in -1..1."""
         if codes_BL.ndim != 2 or codes_BL.shape[1] != self.picture_codes:
             raise UserError(
                 f"got codes of shape {tuple(codes_BL.shape)}; this image tokenizer wants "
@@ -102,7 +103,7 @@ class ImageTokenizer:
     def load(cls, folder: Path) -> "ImageTokenizer":
         """Read a folder written by `save`, strictly; the network computes in fp32.
 
-        Raises UserError for a part that is missing, broken or of another network.
+        Raises UserError for a part that is missing, broken or from another network.
         """
         path, config_path = folder / WEIGHTS, folder / "config.json"
         for part in (config_path, path):
@@ -125,16 +126,16 @@ class ImageTokenizer:
 
 
 def write_files(folder: Path, state: Mapping[str, Tensor], config: VQGANConfig) -> None:
-    """The two files of an image tokenizer into an existing folder."""
+    """Write the two files of an image tokenizer to an existing folder."""
     save_file({k: v.contiguous() for k, v in state.items()}, folder / WEIGHTS)
     table = settings.table_of(config)
-    given = {name: value for name, value in table.items() if value is not None}  # one hash always
+    given = {name: value for name, value in table.items() if value is not None}  # for a stable hash
     text = json.dumps(given, indent=2) + "\n"
     (folder / "config.json").write_text(text, "utf-8")
 
 
 def read_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file as fp32; their names and shapes must be exactly `wanted`'s."""
+    """Read tensors of a safetensors file as fp32; names and shapes must match `wanted` exactly."""
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118

@@ -1,8 +1,8 @@
-"""Folders and files that are either wholly there or not there at all.
+"""Atomic writes of folders and files, and manifests that detect damage.
 
-Every result on disk (checkpoints, tokenizers, token shards, memories, pictures) is written aside,
-synced and renamed into place; a folder carries a `manifest.json` with the size and the SHA-256 of
-every part, so that a torn copy or a flipped bit is named when the folder is read.
+Every result on disk (checkpoints, tokenizers, token shards, memories, images) is written to a
+temporary path, synced and renamed; a folder has a `manifest.json` with the size and the SHA-256 of
+every part, so that an incomplete copy or a flipped bit is reported when the folder is read.
 """
 
 import fcntl
@@ -19,8 +19,8 @@ from typing import Any, cast
 from tokenizer.errors import UserError
 
 MANIFEST = "manifest.json"
-VERIFIED = "verified.json"  # beside it: how the parts were when this machine last compared them
-LONGEST_NOTE = 1 << 20  # bytes of that; a longer one is none of ours
+VERIFIED = "verified.json"  # beside it: the parts when this machine last verified them
+LONGEST_NOTE = 1 << 20  # maximum bytes of that file; a longer file is not ours
 FORMAT = 1
 
 
@@ -32,13 +32,14 @@ def new_folder(
     aside: Path | None = None,
     hashes: Mapping[str, str] | None = None,
 ) -> Generator[Path]:
-    """Yield an empty folder beside `path`; when the block ends well, it becomes `path`.
+    """Yield an empty folder beside `path`; if the block succeeds, it is renamed to `path`.
 
-    With `replace`, a folder of ours (one with a manifest) or an empty one that already stands at
-    `path` is swapped out and deleted. On any exception nothing is left behind.
-    For several processes that fill one folder: `aside` names it to all of them (what is there is
-    deleted), and `hashes` are the SHA-256 of parts that the others wrote and synced.
-    Raises UserError, before the block runs, where `path` cannot be made or is already taken.
+    With `replace`, an existing folder at `path` is swapped out and deleted if it has a manifest or
+    is empty. On any exception nothing is left behind.
+    For several processes that fill one folder: `aside` is its temporary path in all of them (an
+    existing one is deleted), and `hashes` are the SHA-256 of parts that the others wrote and
+    synced.
+    Raises UserError, before the block runs, if `path` cannot be created or already exists.
     """
     shown, path = str(path), _resolved(path)
     _check_parent(shown, path)
@@ -62,9 +63,9 @@ def new_folder(
 
 
 def write_file(path: Path | str, data: bytes) -> None:
-    """Write `data` to `path`, all or nothing; an existing file is replaced.
+    """Write `data` to `path` atomically; an existing file is replaced.
 
-    Raises UserError where the parent folder is missing or the file cannot be written.
+    Raises UserError if the parent folder is missing or the file cannot be written.
     """
     check_writable(path)
     shown, path = str(path), _resolved(path)
@@ -85,7 +86,7 @@ def write_file(path: Path | str, data: bytes) -> None:
 
 
 def sync(path: Path) -> str:
-    """See a file onto the disk, and return its SHA-256 in hexadecimal."""
+    """Sync a file to disk, and return its SHA-256 in hexadecimal."""
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         os.fsync(stream.fileno())
@@ -94,13 +95,13 @@ def sync(path: Path) -> str:
 
 @contextmanager
 def locked(lock: Path, busy: str) -> Generator[None]:
-    """Hold a lock file until the block ends, or the process. Raises UserError: `busy` where another
-    process holds it."""
+    """Hold a lock file until the end of the block or of the process. Raises UserError with the
+    message `busy` if another process holds it."""
     try:
         file = lock.open("a")
     except OSError as error:
         raise UserError(f"cannot write {str(lock)!r}: {error.strerror}") from error
-    os.register_at_fork(after_in_child=file.close)  # or a child would hold it after this process
+    os.register_at_fork(after_in_child=file.close)  # otherwise a child would keep the lock
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,7 +111,7 @@ def locked(lock: Path, busy: str) -> Generator[None]:
 
 
 def file_hash(path: Path | str) -> str:
-    """Return the SHA-256 of a file in hexadecimal. Raises UserError where it cannot be read."""
+    """Return the SHA-256 of a file in hexadecimal. Raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -119,10 +120,10 @@ def file_hash(path: Path | str) -> str:
 
 
 def verify(folder: Path | str, hashes: bool = True) -> frozenset[str]:
-    """Check a folder against its manifest: every part there, of its size and (`hashes`) its hash.
-    Returns the names of the parts.
+    """Check a folder against its manifest: every part exists and has its size and (`hashes`) its
+    hash. Return the names of the parts.
 
-    Parts that the manifest does not name are let be. Raises UserError naming folder and part.
+    Files that the manifest does not list are ignored. Raises UserError naming folder and part.
     """
     shown, folder = str(folder), Path(folder)
     parts = _read_manifest(shown, folder)
@@ -144,11 +145,11 @@ def verify(folder: Path | str, hashes: bool = True) -> frozenset[str]:
 
 @contextmanager
 def first_look(folder: Path | str) -> Generator[bool]:
-    """Yield whether this machine has yet to read a folder through: to `verify` it with its hashes.
+    """Yield whether this machine still has to `verify` the folder with its hashes.
 
-    Where the block ends well, the sizes, times and inodes of the parts are noted in the folder, and
-    the next look is a first one only if they changed. In a folder that cannot be written every look
-    is the first. Raises UserError where its manifest cannot be read.
+    If the block succeeds, the sizes, times and inodes of the parts are recorded in the folder, and
+    the next call yields True only if they have changed. In a read-only folder every call yields
+    True. Raises UserError if the manifest cannot be read.
     """
     path = Path(folder) / VERIFIED
     stamp = _stamp(Path(folder))
@@ -160,9 +161,9 @@ def first_look(folder: Path | str) -> Generator[bool]:
 
 
 def check_writable(path: Path | str) -> None:
-    """Check, before dear work begins, that a result could be written at `path`.
+    """Check, before expensive work begins, that a result can be written at `path`.
 
-    Raises UserError where its folder is missing or closed, or where `path` is itself a folder.
+    Raises UserError if its folder is missing or not writable, or if `path` is itself a folder.
     """
     shown, path = str(path), _resolved(path)
     _check_parent(shown, path)
@@ -173,7 +174,7 @@ def check_writable(path: Path | str) -> None:
 
 
 def _resolved(path: Path | str) -> Path:
-    # A rename would replace a link itself, not what it points to.
+    # A rename would replace a symbolic link itself, not its target.
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError) as error:
@@ -182,7 +183,7 @@ def _resolved(path: Path | str) -> Path:
 
 def _check_parent(shown: str, path: Path) -> None:
     try:
-        path.exists()  # raises for a name that the file system cannot hold
+        path.exists()  # raises for a name that the file system does not allow
         if not path.parent.is_dir():
             raise UserError(
                 f"cannot write {shown!r}: there is no folder {str(path.parent)!r}; create it first"
@@ -200,25 +201,25 @@ def _check_free(shown: str, path: Path, replace: bool) -> None:
         raise UserError(f"{shown!r} already exists; choose another name or move it away")
     if not path.is_dir():
         raise UserError(f"cannot replace {shown!r}: it is a file, not a folder")
-    # A mistyped output path must never cost a user a folder that we did not make.
+    # A mistyped output path must never delete a user's folder that we did not write.
     if not (path / MANIFEST).is_file() and any(path.iterdir()):
         raise UserError(f"cannot replace {shown!r}: it has no {MANIFEST}, so it may not be ours")
 
 
 def _aside(path: Path) -> Path:
-    # Cut, so that a long but lawful name stays lawful with our ending.
+    # Truncated, so that a long but valid name stays valid with our suffix.
     return path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}"
 
 
 def _seal(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Sync every part to the disk and write the manifest that lists them."""
+    """Sync every part to disk and write the manifest that lists them."""
     assert not (folder / MANIFEST).exists(), f"{MANIFEST} is written by new_folder alone"
     files: dict[str, dict[str, int | str]] = {}
     for part in sorted(folder.rglob("*")):
         if part.is_dir():
             _sync_folder(part)
             continue
-        part.chmod(0o644)  # safetensors writes for its owner only; the folder decides who may enter
+        part.chmod(0o644)  # safetensors makes files owner-only; access is set on the folder
         name = part.relative_to(folder).as_posix()
         digest = hashes.get(name) or sync(part)
         files[name] = {"bytes": part.stat().st_size, "sha256": digest}
@@ -245,12 +246,12 @@ def _swap(aside: Path, path: Path) -> None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that the file system cannot hold
+    except OSError:  # a name that the file system does not allow
         return False
 
 
 def _stamp(folder: Path) -> dict[str, Any] | None:
-    """What changes where a part changes; None where one is missing."""
+    """Return a value that differs if a part has changed; None if a part is missing."""
     names = _read_manifest(str(folder), folder)
     stamp: dict[str, Any] = {MANIFEST: file_hash(folder / MANIFEST)}
     try:
@@ -263,7 +264,8 @@ def _stamp(folder: Path) -> dict[str, Any] | None:
 
 
 def _read_note(path: Path) -> object:
-    """A stranger's folder may hold anything under its name."""
+    """Read the record of the last verification; None if it is not usable, because an untrusted
+    folder may hold anything under its name."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST_NOTE:
             return None

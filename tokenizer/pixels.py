@@ -1,8 +1,8 @@
-"""Files and PIL pictures <-> tensors: the only door for pictures that we did not make ourselves.
+"""Image files and PIL images <-> tensors; the only file that reads untrusted images.
 
-On the path: file -> `open_image` -> `fit` -> `to_pixels` -> image tokenizer -> codes, and back
-through `to_image` -> `encode_png`. Everything a stranger's file can get wrong ends here as a
-one-line `UserError`; behind this door every picture is plain RGB.
+Data path: file -> `open_image` -> `fit` -> `to_pixels` -> image tokenizer -> codes, and back
+through `to_image` -> `encode_png`. Every defect of an untrusted file is reported here as a one-line
+`UserError`; the images returned are plain RGB.
 """
 
 # Shapes: 3 = red, green, blue; H = height; W = width
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from tokenizer.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # PIL reads dozens more, with a worse record
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # PIL reads dozens more, with more known defects
 MAX_BYTES = 64_000_000
 MAX_PIXELS = 64_000_000
 
-# How to turn a picture upright, by its EXIF orientation (1 and unknown numbers: as it is).
+# Transposition that makes an image upright, by EXIF orientation (1 and unknown numbers: none).
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,17 +34,18 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_GAP = 4  # white pixels between the pictures of a contact sheet
+_GAP = 4  # white pixels between the images of a contact sheet
 
 
 def open_image(source: Path | str | bytes, say: Callable[[str], None] | None = None) -> Image.Image:
-    """Read a picture from a file (or from a file's bytes) as upright RGB.
+    """Read an image from a file (or from a file's bytes) as upright RGB.
 
-    EXIF rotation is applied, transparency is laid onto white, palettes, greys, CMYK and 16-bit
-    values become 8-bit RGB. Of an animation the first frame is taken, and `say` is told so.
+    EXIF rotation is applied, transparency is composited on white, palettes, greyscale, CMYK and
+    16-bit values become 8-bit RGB. Of an animation the first frame is used, which is reported with
+    `say`.
 
     Raises:
-        UserError: no such file, not a picture of a known format, damaged, or too large.
+        UserError: no such file, not an image of a known format, damaged, or too large.
     """
     name, data = _read(source)
     with _mistrust(name):
@@ -57,31 +58,31 @@ def open_image(source: Path | str | bytes, say: Callable[[str], None] | None = N
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """Crop the middle square and resize it to `size` x `size`; exact if it has that size."""
+    """Crop the central square and resize it to `size` x `size`; exact if it has that size."""
     if image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """RGB picture -> float32 [3, H, W] in [-1, 1]."""
+    """Convert an RGB image to float32 [3, H, W] in [-1, 1]."""
     assert image.mode == "RGB"
     pixels_HW3 = torch.from_numpy(np.array(image))
     return pixels_HW3.permute(2, 0, 1).float() / 127.5 - 1
 
 
 def to_image(pixels_3HW: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1] -> RGB picture; values outside are clamped, the rest rounded."""
+    """Convert [3, H, W] in [-1, 1] to an RGB image; values are clamped and rounded."""
     return Image.fromarray(to_bytes(pixels_3HW).byte().permute(1, 2, 0).cpu().numpy())
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
-    """Pixels in -1..1 -> 0..255 as floats, rounded and clamped, as a file would hold them."""
+    """Convert pixels in -1..1 to floats in 0..255, rounded and clamped as in an image file."""
     return ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255)
 
 
 def encode_png(image: Image.Image, info: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a PNG file; `info` (how the picture was made) goes into its iTXt chunks.
+    """Return the bytes of a PNG file; `info` (how the image was made) is stored in its iTXt chunks.
 
     Keys are PNG keywords: 1 to 79 Latin-1 characters. Values are any Unicode text.
     """
@@ -95,7 +96,7 @@ def encode_png(image: Image.Image, info: Mapping[str, str] | None = None) -> byt
 
 
 def read_info(path: Path | str) -> dict[str, str]:
-    """The texts that `encode_png` wrote into a file; empty for a picture that has none.
+    """Read the texts that `encode_png` wrote into a file; empty for an image without any.
 
     Raises:
         UserError: as `open_image`.
@@ -111,7 +112,7 @@ def read_info(path: Path | str) -> dict[str, str]:
 def sheet(
     images: Sequence[Image.Image], columns: int, labels: Sequence[str] | None = None
 ) -> Image.Image:
-    """A contact sheet: pictures row by row on white, each with its label below it."""
+    """Return a contact sheet: images row by row on white, each with its label below it."""
     assert images
     assert columns > 0
     width = max(image.width for image in images)
@@ -132,7 +133,7 @@ def sheet(
 
 
 def _read(source: Path | str | bytes) -> tuple[str, bytes]:
-    """A name to complain about, and the bytes, checked for everything but their meaning."""
+    """Return a name for error messages, and the bytes, which are checked but not yet decoded."""
     if isinstance(source, bytes):
         name, data = "the picture", source
         size = len(data)
@@ -156,7 +157,7 @@ def _read(source: Path | str | bytes) -> tuple[str, bytes]:
 
 @contextmanager
 def _mistrust(name: str) -> Generator[None]:
-    """While PIL is busy with a stranger's bytes: its warnings are dropped, its errors are ours."""
+    """Suppress PIL's warnings and raise its errors as UserError while it reads untrusted bytes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -168,8 +169,8 @@ def _mistrust(name: str) -> Generator[None]:
     except Image.UnidentifiedImageError as error:
         wanted = ", ".join(FORMATS)
         raise UserError(f"{name}: is not a picture in a format read here ({wanted})") from error
-    # Damaged bytes make PIL's decoders raise nearly anything: OSError, SyntaxError, ValueError,
-    # EOFError, struct.error, zlib.error ... All mean the same to the user.
+    # Damaged bytes make PIL's decoders raise almost any exception: OSError, SyntaxError,
+    # ValueError, EOFError, struct.error, zlib.error ... All mean the same to the user.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: is damaged or cut short ({reason})") from error
@@ -180,7 +181,7 @@ def _room() -> str:
 
 
 def _decode(name: str, data: bytes) -> Image.Image:
-    """Bytes -> PIL picture, decoded only after the size in its header has been looked at."""
+    """Decode bytes to a PIL image, after a check of the size in its header."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -190,16 +191,16 @@ def _decode(name: str, data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Undo the camera's rotation. Unreadable EXIF does not make the picture unreadable."""
+    """Undo the camera's rotation. Unreadable EXIF data is ignored."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a broken directory can raise nearly anything, as in `_mistrust`
+    except Exception:  # a broken directory can raise almost any exception, as in `_mistrust`
         return image
     return image if turn is None else image.transpose(turn)
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """A decoded picture of any mode -> RGB."""
+    """Convert a decoded image of any mode to RGB."""
     if image.mode.startswith("I"):  # 16-bit grey: convert("L") would clip all above 255 to white
         grey_HW = np.asarray(image, dtype=np.float32) / 257
         image = Image.fromarray(grey_HW.round().clip(0, 255).astype(np.uint8))
@@ -207,12 +208,12 @@ def _plain(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     plain = image.convert("RGB")
-    plain.info.clear()  # notes on colours, rotation and size that are no longer true
+    plain.info.clear()  # metadata on colours, rotation and size is no longer valid
     return plain
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Break a label into lines no wider than `width` pixels, words too if they must be."""
+    """Break a label into lines no wider than `width` pixels, inside words if necessary."""
     lines: list[str] = []
     for word in text.split():
         while len(word) > 1 and font.getlength(word) > width:

@@ -1,7 +1,8 @@
 """Stop requests and failure reports between the launcher of a run and its processes.
 
-A folder beside the run's, seen from every machine: the launcher asks for an orderly end there, and
-each process that fails writes why, so that one line is printed and not one a process.
+They are files in a folder beside the run's, visible from every machine: the launcher requests an
+orderly exit there, and each process that fails writes the reason, so that one line is printed
+instead of one per process.
 """
 
 import json
@@ -11,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-VARIABLE = "CM3LEON_CONTROL"  # names the folder to the processes
+VARIABLE = "CM3LEON_CONTROL"  # environment variable with the path of the folder
 
-Kind = Literal["error", "crash"]  # what a user can mend; a fault of ours
+Kind = Literal["error", "crash"]  # an error that the user can fix; a bug
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a process ended: one line, or for a crash the traceback."""
+    """Reason why a process ended: one line, or for a crash the traceback."""
 
     rank: int
     kind: Kind
@@ -28,33 +29,33 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunControl:
-    """The folder of requests and reports."""
+    """Folder of stop requests and failure reports."""
 
     folder: Path
 
     @classmethod
     def of_environment(cls) -> Self | None:
-        """Return the folder of the run that this process belongs to; None if nobody launched it."""
+        """Return the control folder of this process's run; None without a launcher."""
         place = os.environ.get(VARIABLE)
         return cls(Path(place)) if place else None
 
     def request_stop(self) -> None:
-        """Ask all processes to save and end."""
+        """Ask all processes to save and exit."""
         self.folder.mkdir(exist_ok=True)
         (self.folder / "stop").touch()
 
     def stop_requested(self) -> bool:
-        """Return whether somebody asked for that."""
+        """Return whether a stop was requested."""
         return (self.folder / "stop").exists()
 
     def clear(self) -> None:
-        """Remove what an earlier launch left."""
+        """Remove the files of an earlier launch."""
         for path in (*self.folder.glob("rank-*"), *self.folder.glob("st*")):  # stop, store
             path.unlink(missing_ok=True)
 
     def report(self, rank: int, kind: Kind, text: str) -> bool:
-        """Report why a process ends; the first report of a process counts. Return False where it
-        cannot be written, as on a full disk."""
+        """Report why a process ends; only its first report is kept. Return False if it cannot be
+        written, as on a full disk."""
         table = {"kind": kind, "text": text, "when": time.time()}
         path = self.folder / f"rank-{rank:05d}.json"
         try:
@@ -67,8 +68,8 @@ class RunControl:
         return True
 
     def failures(self) -> list[Failure]:
-        """Return all reports, the likeliest cause first: what a user can mend comes before a crash,
-        for a process whose neighbour has gone crashes too."""
+        """Return all reports, the most likely cause first: errors that a user can fix come before
+        crashes, because a process also crashes when another process has ended."""
         found = [
             Failure(
                 rank=int(path.stem.removeprefix("rank-")), **json.loads(path.read_text("utf-8"))
@@ -79,7 +80,7 @@ class RunControl:
 
 
 def report_failure(kind: Kind, text: str) -> bool:
-    """Report the reason for exiting to the launcher; return False if there is none."""
+    """Report the reason for exiting to the launcher; return False if there is no launcher."""
     control = RunControl.of_environment()
     if control is None or "RANK" not in os.environ:
         return False

@@ -1,12 +1,12 @@
 """Text <-> text pieces: a byte-fallback BPE, exact or folding.
 
-The codec turns pieces into token ids. The only file that imports sentencepiece. Special tokens are
-not in the model at all, so nothing that a user types can become one.
+The codec converts pieces to token ids. The only file that imports sentencepiece. Special tokens are
+not in the model, so no text typed by a user can become one.
 
-An exact model gives every string back. A folding one, whose SentencePiece model carries rules of
-normalisation, gives the folded string back: lower case, single spaces, one space in front. A word
-is then the same pieces however it is typed and wherever it stands. Folding is for small models,
-which have no rows to spare for learning "Fox" and "fox" apart; it is ours, not the paper's.
+An exact model reproduces every string. A folding model, whose SentencePiece model has normalisation
+rules, reproduces the folded string: lower case, single spaces, one leading space. A word then has
+the same pieces regardless of its case and position. Folding is for small models, which have no
+embedding rows to spare for learning "Fox" and "fox" separately; it is ours, not the paper's.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ import sentencepiece
 
 from tokenizer.errors import UserError
 
-SPACE = "\u2581"  # how a SentencePiece model writes a space; typed by a user, it goes in as bytes
-BYTES = 256  # pieces 0..255 are the bytes; learnt pieces follow
+SPACE = "\u2581"  # a space in a SentencePiece model; in a user's text it is encoded as bytes
+BYTES = 256  # pieces 0..255 are the bytes; learned pieces follow
 LONGEST_LINE = 1 << 24  # bytes; the library silently drops longer training lines
-# Whatever a model that rewrites text (case, spaces, compatibility forms) would not give back.
+# Text that a model with normalisation (case, spaces, compatibility forms) does not reproduce.
 PROBE = "  A\ufb01 \uff21\n\n e\u0301\t\0 \u2581 "
-# A folding model sets these apart, so that the word behind one is the same piece as anywhere else;
-# decoding closes the gap again.
+# A folding model adds spaces around these, so that the word after one has the same pieces as
+# elsewhere; decoding removes the spaces.
 APART = {"-": " - ", "(": " ( ", "\u2013": " - ", "\u2010": " - ", "\u2011": " - "}
 QUOTES = {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'}
 GAPS = re.compile(r"(?<=\S)( - )(?=\S)|(?<=\() ")
 RULES = "rules.tsv"
-FOLDED = range(0x250)  # Latin letters: what the rules fold
+FOLDED = range(0x250)  # code points that the rules fold: Latin letters
 
 
 class TextTokenizer:
-    """A trained SentencePiece model. Our piece k is the library's k + 1: its 0, `<unk>`, cannot
+    """Trained SentencePiece model. Piece k here is the library's k + 1: its 0, `<unk>`, cannot
     occur because every byte has a piece."""
 
     def __init__(self, model: bytes, *, name: str = "the text tokenizer") -> None:
@@ -60,12 +60,12 @@ class TextTokenizer:
 
     @classmethod
     def from_bytes(cls, model: bytes) -> Self:
-        """The tokenizer whose `.model` these bytes are."""
+        """Return the tokenizer of the bytes of a `.model` file."""
         return cls(model)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read a `.model` file. UserError when it is missing or not one of ours."""
+        """Read a `.model` file. Raises UserError if it is missing or not supported."""
         try:
             model = Path(path).read_bytes()
         except OSError as error:
@@ -76,8 +76,8 @@ class TextTokenizer:
     def train(cls, lines: Iterable[str], pieces: int, *, fold: bool = False) -> Self:
         """Learn `pieces` BPE pieces from lines of text; the same lines give the same model.
 
-        With `fold` the model folds case, spaces and typographic quotes. Raises UserError where the
-        lines hold too little text, or too many characters, for so many pieces.
+        With `fold` the model folds case, spaces and typographic quotes. Raises UserError if the
+        lines have too little text, or too many characters, for this number of pieces.
         """
         if pieces <= BYTES:
             raise UserError(f"cannot train {pieces} text pieces: {BYTES} are bytes, ask for more")
@@ -86,7 +86,7 @@ class TextTokenizer:
             _check_unicode(line)
         written = io.BytesIO()
         rules: dict[str, Any] = {"normalization_rule_name": "identity"}
-        # the library keeps the name of the rules' file in the model: so it is always the same
+        # the library stores the name of the rules' file in the model, so it must not vary
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
             if fold:
                 rules = {"normalization_rule_tsv": RULES}
@@ -117,12 +117,12 @@ class TextTokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the model: two tokenizers with one hash give the same pieces."""
+        """SHA-256 of the model: tokenizers with the same hash give the same pieces."""
         return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Pieces of a text; `decode` gives the text back, or the folded one. Refuses lone
-        surrogates."""
+        """Return the pieces of a text; `decode` returns the text, or the folded text. Raises
+        UserError for lone surrogates."""
         _check_unicode(text)
         pieces: list[int] = []
         for number, stretch in enumerate(text.split(SPACE)):
@@ -132,14 +132,15 @@ class TextTokenizer:
         return pieces
 
     def decode(self, pieces: Sequence[int]) -> str:
-        """Text of the pieces; bytes that are not UTF-8, as a model may write, become U+FFFD."""
+        """Return the text of the pieces; bytes that are not UTF-8, which a model may generate,
+        become U+FFFD."""
         text = b"".join(self._bytes[piece] for piece in pieces).decode(errors="replace")
         return GAPS.sub(lambda gap: gap[0].strip(), text) if self.folds else text
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        """What each piece stands for. Joining bytes is exact where the library's own decode has
-        rules about spaces at the start of a text."""
+        """Bytes of each piece. Joining bytes is exact, whereas the library's own decode has rules
+        for spaces at the start of a text."""
         learnt = range(BYTES + 1, self.pieces + 1)
         names = [self._processor.id_to_piece(k) for k in learnt]
         return [bytes([byte]) for byte in range(BYTES)] + [
@@ -147,7 +148,7 @@ class TextTokenizer:
         ]
 
     def _is_stable(self) -> bool:
-        """Whether a text comes back as it is, or folded to what does."""
+        """Return whether decoding reproduces a text, or else a folded text that is stable."""
         once = self.decode(self.encode(PROBE))
         return once == PROBE or (self.folds and once == self.decode(self.encode(once)))
 
@@ -162,7 +163,7 @@ class TextTokenizer:
 
 
 def _fold_rules() -> str:
-    """SentencePiece's table of rules, a line each: code points in hex, a tab, those they become."""
+    """Return SentencePiece's table of rules, a line each: code points in hex, tab, replacement."""
     folded = {chr(k): unicodedata.normalize("NFC", chr(k).casefold()) for k in FOLDED}
     spaces = dict.fromkeys(("\t", "\n", "\v", "\f", "\r", "\xa0"), " ")
     rules = {old: new for old, new in folded.items() if old != new} | spaces | QUOTES | APART
@@ -184,7 +185,7 @@ def _check_unicode(text: str) -> None:
 
 
 def _reason(message: str) -> str:
-    """The library's complaint in the user's terms; its counts include `<unk>`, ours do not."""
+    """Return the library's error in the user's terms; its counts include `<unk>`, ours do not."""
     if high := re.search(r"too high .*<= (\d+)", message):
         most = int(high[1]) - 1
         return f"this text has pairs for {most} at most; give more text or ask for fewer pieces"

@@ -1,7 +1,7 @@
-"""The one table of token ids: special | image codes | text pieces | <break> <eoss> sentinels.
+"""Table of token ids: special | image codes | text pieces | <break> <eoss> sentinels.
 
-Every task passes through here on its way in and out of the model. Nobody else adds an offset, so
-a number that does not belong is refused in one place, with the range it should have been in.
+All tasks convert codes and pieces to ids and back here. No other file adds an offset, so an invalid
+number raises an error in a single place, with the valid range.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ ROWS_MULTIPLE = 8  # the embedding has a multiple of 8 rows, as in Meta's dictio
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Where each kind of token lives.
+    """Ranges of the token ids of each kind.
 
-    `<break>` stands between two segments, `</s>` opens and closes a row, `<sentinel:i>` marks
-    hole i and later announces its filling, `<eoss>` ends a filling (CM3Leon, section 2).
+    `<break>` separates two segments, `</s>` begins and ends a row, `<sentinel:i>` marks hole i and
+    later introduces its filling, `<eoss>` ends a filling (CM3Leon, section 2).
     """
 
     image_codes: int
@@ -44,12 +44,12 @@ class Vocabulary:
 
     @property
     def break_id(self) -> int:
-        """`<break>`: between two neighbouring segments."""
+        """Id of `<break>`, between two adjacent segments."""
         return self.text_ids.stop
 
     @property
     def eoss_id(self) -> int:
-        """`<eoss>`: the end of a hole's filling."""
+        """Id of `<eoss>`, the end of a hole's filling."""
         return self.break_id + 1
 
     @cached_property
@@ -90,7 +90,7 @@ class Vocabulary:
         return _holds(self.sentinel_ids, token)
 
     def name(self, token: int) -> str:
-        """A token for people to read: `<break>`, `I17`, `T5`, `<sentinel:0>`."""
+        """Return a readable name of a token: `<break>`, `I17`, `T5`, `<sentinel:0>`."""
         if not 0 <= token < self.size:
             raise UserError(f"token id {token} is outside 0..{self.size - 1}")
         if token < len(SPECIAL):

@@ -1,1 +1,1 @@
-"""Images and documents on disk: tars, published data sets, token shards."""
+"""Images and documents on disk: tars, published datasets, token shards."""

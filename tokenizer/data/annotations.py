@@ -1,9 +1,9 @@
-"""Annotation files in the layouts of their publishers -> entries, one a picture.
+"""Readers of published annotation files, which return one entry per image.
 
-On the path: JSON files -> `read_coco`, `read_vqa`, `read_llava` -> entries, which `layouts.py` cuts
-into slices. A whole file is read at once, since its records of one picture lie anywhere in it; of
-many files one collection is made. One bad record is noted in its picture's entry; a file of another
-layout is refused.
+Data path: JSON files -> `read_coco`, `read_vqa`, `read_llava` -> entries, which `layouts.py`
+divides into slices. A file is read completely, because the records of an image can be anywhere in
+it; several files are read as one collection. A bad record is noted in its image's entry; a file of
+another layout is an error.
 """
 
 import json
@@ -16,12 +16,12 @@ from tokenizer.data.entries import Bad, Entry, Listed, load, rows, words
 from tokenizer.data.tars import MAX_TEXT_BYTES
 from tokenizer.errors import UserError
 
-PLACEHOLDERS = ("<image>", "<|image|>")  # where LLaVA's and others' conversations show a picture
+PLACEHOLDERS = ("<image>", "<|image|>")  # of an image in conversations of LLaVA and others
 
 
 @dataclass
 class _Draft:
-    """An entry of one picture while its records come in."""
+    """Entry of an image while its records are being read."""
 
     files: tuple[str, ...]
     captions: list[str] = field(default_factory=list[str])
@@ -35,9 +35,9 @@ class _Draft:
 
 
 def read_coco(paths: Sequence[Path]) -> list[Entry]:
-    """COCO captions: `images` of `id` and `file_name`, `annotations` of `image_id` and `caption`.
+    """Read COCO captions: `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`).
 
-    The id of a picture is COCO's number. Raises UserError for a file that is none of these.
+    The id of an image is COCO's number. Raises UserError for a file of another layout.
     """
     drafts: dict[str, _Draft] = {}
     bad: list[Bad] = []
@@ -67,12 +67,11 @@ def read_coco(paths: Sequence[Path]) -> list[Entry]:
 
 
 def read_vqa(paths: Sequence[Path]) -> list[Entry]:
-    """VQA v2: files of `questions` and files of `annotations`, joined by `question_id`.
+    """Read VQA v2: files of `questions` and files of `annotations`, joined by `question_id`.
 
-    The answer is `multiple_choice_answer`, the type `answer_type`; all ten `answers` are kept
-    beside it for those who measure. Pictures have COCO's file names, of 2014 or of 2017, and
-    COCO's numbers as their ids. Raises UserError for a file that is neither, and where one kind is
-    missing.
+    The answer is `multiple_choice_answer`, the type `answer_type`; all ten `answers` are kept for
+    evaluation. Images have COCO's file names, of 2014 or of 2017, and COCO's numbers as ids. Raises
+    UserError for a file of another layout, and if `questions` or `annotations` are missing.
     """
     tables = [(path, load(path)) for path in paths]
     asking = [pair for pair in tables if isinstance(pair[1], dict) and "questions" in pair[1]]
@@ -116,11 +115,11 @@ def read_vqa(paths: Sequence[Path]) -> list[Entry]:
 
 
 def read_llava(paths: Sequence[Path]) -> list[Entry]:
-    """LLaVA's and ShareGPT's: a list, or JSON lines, of `image` and `conversations`, turns `from`
-    human and gpt with a `value`, one of which shows the picture as one of PLACEHOLDERS.
+    """Read LLaVA's and ShareGPT's files: a list, or JSON lines, of `image` and `conversations`,
+    turns `from` human and gpt with a `value`; one turn has one of PLACEHOLDERS for the image.
 
-    The id of a picture is its path. Conversations without a picture are counted and left out.
-    Raises UserError for a file of another layout.
+    The id of an image is its path. Conversations without an image are counted and skipped. Raises
+    UserError for a file of another layout.
     """
     drafts: dict[str, _Draft] = {}
     bad: list[Bad] = []
@@ -149,23 +148,24 @@ def read_llava(paths: Sequence[Path]) -> list[Entry]:
 
 
 def _entries(drafts: dict[str, _Draft], bad: Sequence[Bad]) -> list[Entry]:
-    """One entry a picture. What is bad of no picture is spread over all of them, so that each
-    slice has its share of it, as it has of the file."""
+    """Return one entry per image. Bad records without an image are distributed over all entries, so
+    that each slice has its share of them, as of the file."""
     for number, draft in enumerate(drafts.values()):
         draft.bad += bad[number :: len(drafts)]
     return [draft.entry(name) for name, draft in drafts.items()]
 
 
 def coco_files(image: str, subtype: object) -> tuple[str, ...]:
-    """COCO_train2014_000000000009.jpg, and 000000000009.jpg as the files are called since 2017."""
+    """Return the possible file names of a COCO image: COCO_train2014_000000000009.jpg, and
+    000000000009.jpg as named since 2017."""
     name = f"{image:0>12}.jpg"
-    # questions of test-dev2015 are about pictures of test2015
+    # questions of test-dev2015 refer to images of test2015
     split = subtype.replace("-dev", "") if isinstance(subtype, str) else ""
     return (f"COCO_{split}_{name}", name) if split else (name,)
 
 
 def _answered(image: str, asked: dict[str, Any], told: dict[str, Any] | None) -> dict[str, Any]:
-    """A question document. Raises UserError where a text is missing or empty."""
+    """Return a question document. Raises UserError if a text is missing or empty."""
     if told is None:
         raise UserError("no annotation answers it")
     listed = told.get("answers")
@@ -182,7 +182,7 @@ def _answered(image: str, asked: dict[str, Any], told: dict[str, Any] | None) ->
 
 
 def _conversations(path: Path) -> Iterator[Any]:
-    """The rows of a list or of JSON lines; a UserError in the place of a bad line."""
+    """Yield the rows of a list or of JSON lines, with a UserError in place of a bad line."""
     try:
         with path.open("rb") as file:
             start = file.read(1024).lstrip()[:1]
@@ -213,12 +213,13 @@ def _conversations(path: Path) -> Iterator[Any]:
 
 
 def _shown(turns: Sequence[object]) -> int:
-    """How many pictures a conversation shows."""
+    """Return the number of image placeholders in a conversation."""
     return sum(str(turn).count(placeholder) for turn in turns for placeholder in PLACEHOLDERS)
 
 
 def _turns(turns: Sequence[object]) -> list[tuple[str, str]]:
-    """(question, answer) of every two turns, without the placeholder. Raises UserError."""
+    """Return (question, answer) of every two turns, without the placeholder. Raises UserError for
+    other turns."""
     said: list[str] = []
     shown = 0
     for number, turn in enumerate(turns):

@@ -1,19 +1,20 @@
-"""What rows of training are drawn by, as arrays beside the JSON lines of token shards.
+"""Columns of token shards: arrays beside the JSON lines, by which training rows are sampled.
 
     pictures.kinds.npy      uint16 [P]: number of the kind
-    pictures.captions.npy   uint8 [P]: how many captions, 255 for more
-    pictures.units.npy      int64 [P]: the first picture of its unit, most often itself
-    pictures.order.npy      int64 [P]: all pictures by kind, those with captions first and by unit
-    documents.types.npy     uint16 [D]: number of the task and the type in it
-    documents.pictures.npy  int64 [D, 2]: its pictures in the order of TASKS, -1 for none
+    pictures.captions.npy   uint8 [P]: number of captions, at most 255
+    pictures.units.npy      int64 [P]: first image of the unit, usually the image itself
+    pictures.order.npy      int64 [P]: all images by kind, those with captions first and by unit
+    documents.types.npy     uint16 [D]: number of the task and its type
+    documents.pictures.npy  int64 [D, 2]: images in the order of TASKS, -1 for none
     documents.order.npy     int64 [D]: all documents by type
-    columns.json            kinds and types by number, and how many there are of each
+    columns.json            kinds and types by number, with the count of each
 
-`shard_writer.py` writes them, `train/data/rows.py` reads them: mapped, so that a corpus of any size
-opens at once and all processes of a machine share it. Folders without them are read line by line.
+`shard_writer.py` writes them and `train/data/rows.py` reads them memory-mapped, so that a corpus of
+any size opens at once and all processes of a machine share it. Folders without columns are read
+line by line.
 """
 
-# Shapes: P = pictures, D = documents, N = some of either, U = units
+# Shapes: P = images, D = documents, N = a subset of either, U = units
 
 import json
 from collections.abc import Iterable, Mapping
@@ -35,21 +36,21 @@ ORDER_P, ORDER_D = "pictures.order.npy", "documents.order.npy"
 
 
 class Group(NamedTuple):
-    """Numbers of pictures or documents, unit by unit."""
+    """Numbers of images or documents, grouped by unit."""
 
     numbers_N: NDArray[np.int64]
     bounds_U: NDArray[np.int64] | None
-    """Where each unit begins, and where the last one ends; None: each is a unit by itself."""
+    """Start of each unit, and end of the last; None if each number is a unit by itself."""
 
     @property
     def units(self) -> int:
-        """How many units there are."""
+        """Number of units."""
         return len(self.numbers_N) if self.bounds_U is None else len(self.bounds_U) - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Columns:
-    """The columns of token shards."""
+    """Columns of token shards."""
 
     folder: Path
     kinds: tuple[Kind, ...]
@@ -64,8 +65,8 @@ class Columns:
 
     @classmethod
     def open(cls, shards: Shards) -> Self:
-        """Map the columns of a folder, or make them where it has none. Raises UserError where they
-        are not of its pictures and documents."""
+        """Map the columns of a folder, or compute them if it has none. Raises UserError if they do
+        not match its images and documents."""
         folder = shards.folder
         if not (folder / COLUMNS).is_file():
             return cls(folder=folder, **_made(shards))
@@ -78,7 +79,7 @@ class Columns:
         )
 
     def captioned(self) -> dict[str, Group]:
-        """The pictures with captions of each kind that has some."""
+        """Return the images with captions, for each kind that has any."""
         groups: dict[str, Group] = {}
         for kind, first in zip(self.kinds, self._firsts, strict=True):
             numbers_N = self.order_P[first : first + kind.captioned]
@@ -91,7 +92,7 @@ class Columns:
         return groups
 
     def documents(self, task: str) -> dict[str, Group]:
-        """The documents of each type of a task."""
+        """Return the documents of each type of a task."""
         firsts = _firsts(one.documents for one in self.types)
         return {
             one.name: Group(self.order_D[first : first + one.documents], None)
@@ -100,14 +101,14 @@ class Columns:
         }
 
     def like(self, picture: int) -> NDArray[np.int64]:
-        """The numbers of all pictures of the kind of this one."""
+        """Return the numbers of all images of the same kind as this image."""
         kind = int(self.kinds_P[picture])
         self._check(kind < len(self.kinds), "pictures.kinds.npy")
         first = self._firsts[kind]
         return self.order_P[first : first + self.kinds[kind].pictures]
 
     def pictures(self, document: int) -> list[int]:
-        """The numbers of a document's pictures, in the order of TASKS."""
+        """Return the numbers of a document's images, in the order of TASKS."""
         found: list[int] = [one for one in self.pictures_D2[document].tolist() if one != NONE]
         inside = all(0 <= one < len(self.kinds_P) for one in found)
         self._check(inside and len(found) > 0, "documents.pictures.npy")
@@ -115,7 +116,7 @@ class Columns:
 
     @cached_property
     def _firsts(self) -> list[int]:
-        """Where each kind begins in the order of the pictures."""
+        """Start of each kind in the order of the images."""
         return _firsts(kind.pictures for kind in self.kinds)
 
     def _check(self, good: bool, part: str) -> None:
@@ -128,7 +129,7 @@ def _firsts(counts: Iterable[int]) -> list[int]:
 
 
 def write_order(folder: Path, registry: Registry, counts: Mapping[str, int]) -> None:
-    """Add the orders and the names to a folder not yet sealed, which has the other columns."""
+    """Write orders and names to a folder that has the other columns, before it is sealed."""
     pictures, documents = len(registry.ids), sum(counts.values())
     order = arrange(registry, _map_parts(folder, pictures, documents))
     np.save(folder / ORDER_P, order.order_P, allow_pickle=False)
@@ -138,7 +139,7 @@ def write_order(folder: Path, registry: Registry, counts: Mapping[str, int]) -> 
 
 
 def _made(shards: Shards) -> dict[str, Any]:
-    """The columns of a folder written before there were any."""
+    """Compute the columns of a folder that was written without them."""
     registry = Registry()
     rows: dict[str, NDArray[Any]] = {}
     for of, tables, row in (

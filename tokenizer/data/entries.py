@@ -1,9 +1,9 @@
-"""What a published data set tells of its pictures, in one shape for all layouts.
+"""Entries of published datasets, in one form for all layouts: images with their annotations.
 
-On the path: files of a layout -> entries (`annotations.py`, `layouts.py`) -> slices of them, each a
-source -> `samples_of` and `documents_of` -> a part of token shards. A slice is small enough to
-share among processes and to do again after a kill. Pictures are opened as those of a tar are: what
-is missing, damaged or odd is skipped, with the reason, and noted in a `Tally`.
+Data path: files of a layout -> entries (`annotations.py`, `layouts.py`) -> slices of entries, each
+a source -> `samples_of` and `documents_of` -> a part of token shards. A slice is small enough to be
+distributed over processes and to be repeated after a kill. Images are opened like those of a tar:
+missing, damaged or invalid images are skipped, and recorded with the reason in a `Tally`.
 """
 
 import json
@@ -17,47 +17,47 @@ from tokenizer.data.tars import PICTURE, Sample, Tally, printable, refusal
 from tokenizer.errors import UserError
 
 Bad = tuple[str, str]
-"""(what, why) of something damaged."""
+"""Damaged item, as (what, why)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A picture of a data set, not opened yet."""
+    """Image of a dataset, not opened yet."""
 
     id: str
     files: tuple[str, ...]
-    """Where it may lie in the folder of pictures; the first that is there is read."""
+    """Possible paths in the image folder; the first that exists is read."""
     captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A picture, or a few that belong together, and all that the data set tells of them."""
+    """Image, or a few related images, with all annotations of the dataset."""
 
     pictures: tuple[Listed, ...] = ()
     documents: tuple[dict[str, Any], ...] = ()
     bad: tuple[Bad, ...] = ()
-    """What was told but cannot be used."""
+    """Annotations that cannot be used."""
     ignored: tuple[tuple[str, int], ...] = ()
-    """What was left out as being of another kind, and how often."""
+    """Items of another kind that were left out, with their counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """A part of a data set: a source of pictures and documents. Its name tells which."""
+    """Part of a dataset: a source of images and documents, identified by its name."""
 
     name: str
     images: Path
     entries: Callable[[], Sequence[Entry]]
     stamp: Callable[[], object]
-    """JSON that is another where anything in the slice changed."""
+    """Function that returns JSON, which differs if anything in the slice has changed."""
 
     def __str__(self) -> str:
         return self.name
 
 
 def samples_of(images: Path, entries: Sequence[Entry], tally: Tally) -> Iterator[Sample]:
-    """The pictures of some entries, read from the folder `images`; their ids differ."""
+    """Yield the images of some entries, read from the folder `images`; their ids are distinct."""
     for entry in entries:
         for what, why in entry.bad:
             tally.skip(printable(what), why)
@@ -74,7 +74,7 @@ def samples_of(images: Path, entries: Sequence[Entry], tally: Tally) -> Iterator
 
 
 def documents_of(entries: Sequence[Entry], ids: Set[str], tally: Tally) -> Iterator[dict[str, Any]]:
-    """The documents of some entries whose pictures are all among `ids`."""
+    """Yield the documents of some entries whose images are all in `ids`."""
     for entry in entries:
         for document in entry.documents:
             if all(document[key] in ids for key in TASKS[document["task"]][0]):
@@ -84,7 +84,7 @@ def documents_of(entries: Sequence[Entry], ids: Set[str], tally: Tally) -> Itera
 
 
 def size_of(images: Path, file: str) -> int:
-    """Bytes of a file in a folder, -1 where it is not there; all that a stamp wants to know."""
+    """Return the bytes of a file in a folder, or -1 if it does not exist; used in stamps."""
     try:
         return (images / file).stat().st_size
     except (OSError, ValueError):
@@ -92,7 +92,8 @@ def size_of(images: Path, file: str) -> int:
 
 
 def words(value: object, name: str) -> str:
-    """A stranger's text without the space around it. Raises UserError for what is none."""
+    """Return an untrusted text without surrounding whitespace. Raises UserError if it is empty,
+    damaged or not a text."""
     if not isinstance(value, str):
         raise UserError(f"its {name} is {type(value).__name__}, not a text")
     if not value.strip():
@@ -105,7 +106,7 @@ def words(value: object, name: str) -> str:
 
 
 def load(path: Path) -> Any:
-    """A JSON file. Raises UserError where it is missing or no JSON."""
+    """Read a JSON file. Raises UserError if it is missing or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -117,7 +118,7 @@ def load(path: Path) -> Any:
 
 
 def rows(path: Path, table: object, name: str, keys: Sequence[str]) -> list[Any]:
-    """The list `name` of an annotation file, whose first row has `keys`.
+    """Return the list `name` of an annotation file, whose first row has `keys`.
 
     Raises UserError, which names the missing key, for a file of another layout.
     """
@@ -142,7 +143,7 @@ def _kind(value: object) -> str:
 
 
 def inside(file: str) -> bool:
-    """Whether a stranger's path stays in the folder that it is told of."""
+    """Return whether an untrusted path stays inside the folder it is relative to."""
     path = PurePosixPath(file.replace("\\", "/"))
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 

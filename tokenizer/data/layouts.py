@@ -1,8 +1,8 @@
-"""Data sets in the layouts that they are published in -> slices, each a source of token shards.
+"""Published datasets -> slices of entries, each a source of token shards.
 
-On the path: `data encode --as LAYOUT` -> `find_slices` -> a part a slice (`train/data/encode.py`).
-Annotation files go through `annotations.py`; InstructPix2Pix has none but a folder for each prompt,
-which is read here, and not before its slice is asked for.
+Data path: `data encode --as LAYOUT` -> `find_slices` -> one part per slice
+(`train/data/encode.py`). Annotation files are read by `annotations.py`; InstructPix2Pix has a
+folder for each prompt instead, which is read here, and only when its slice is requested.
 """
 
 import json
@@ -16,9 +16,9 @@ from tokenizer.data.entries import Entry, Listed, Slice, inside, load, size_of, 
 from tokenizer.data.tars import MAX_TEXT_BYTES
 from tokenizer.errors import UserError
 
-SLICE = 1000  # entries: some seconds of a GPU's work
+SLICE = 1000  # entries: a few seconds of GPU work
 EDITS = "instruct-pix2pix"
-# layout -> what makes entries of its annotation files
+# layout -> reader of its annotation files
 READERS: Mapping[str, Callable[[Sequence[Path]], list[Entry]]] = {
     "coco": read_coco,
     "vqa": read_vqa,
@@ -27,17 +27,17 @@ READERS: Mapping[str, Callable[[Sequence[Path]], list[Entry]]] = {
 LAYOUTS = ("coco", "vqa", EDITS, "llava")
 
 Folder = tuple[str, tuple[str, ...] | None]
-"""A prompt's folder, and the seeds of the pairs that are wanted; None wants those that it has."""
+"""Folder of a prompt, and the seeds of the requested pairs; None requests all pairs in it."""
 
 
 def find_slices(
     layout: str, names: Sequence[str], images: Path | None, size: int = SLICE
 ) -> list[Slice]:
-    """The slices, of at most `size` entries, of a data set in one of LAYOUTS.
+    """Return the slices, of at most `size` entries, of a dataset in one of LAYOUTS.
 
-    names: annotation files, taken together, and `images` the folder that their pictures lie in; for
-    instruct-pix2pix the folders that hold the prompts' folders, and no `images`.
-    Raises UserError for what is not there or of another layout.
+    names: annotation files, which are combined, with `images` the folder of their images; for
+    instruct-pix2pix the folders that contain the prompts' folders, without `images`.
+    Raises UserError for a missing file or folder, or for another layout.
     """
     assert layout in LAYOUTS
     if layout == EDITS:
@@ -89,7 +89,7 @@ def _edit_slice(name: str, root: Path, folders: Sequence[Folder]) -> Slice:
 
 
 def _folders(root: Path) -> list[Folder]:
-    """Those that `seeds.json` lists, or else every folder that holds a `prompt.json`."""
+    """Return the folders that `seeds.json` lists, or else every folder with a `prompt.json`."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name the one that holds the prompts' folders")
     listed = root / "seeds.json"
@@ -125,9 +125,9 @@ def _rows_of_seeds(path: Path) -> list[object]:
 
 
 def _edit_entry(root: Path, name: str, seeds: Sequence[str] | None) -> Entry:
-    """The pairs of a prompt's folder: SEED_0.jpg is changed to SEED_1.jpg.
+    """Return the pairs of a prompt's folder: SEED_0.jpg is edited into SEED_1.jpg.
 
-    `input` and `output` of its prompt are their captions, `edit` the instruction.
+    `input` and `output` of its prompt.json are their captions, `edit` is the instruction.
     """
     folder = root / name
     try:
@@ -168,7 +168,7 @@ def _edit_entry(root: Path, name: str, seeds: Sequence[str] | None) -> Entry:
 
 
 def _files(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes of the files of a folder, in order; none where it is not there."""
+    """Return names and sizes of the files in a folder, sorted; empty if it does not exist."""
     try:
         with os.scandir(folder) as found:
             return sorted((one.name, one.stat().st_size) for one in found if one.is_file())

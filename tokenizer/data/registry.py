@@ -1,10 +1,10 @@
-"""Pictures and documents as they come, in numbers: the rows of the columns of token shards.
+"""Numbering of images and documents, in the order they are written, for the columns of shards.
 
-Below `columns.py`, which keeps them in files: what a unit to draw is, which names there are of
-kinds and types, and how all are ordered by them.
+Used by `columns.py`, which stores the columns in files. Defines the units of sampling, the numbers
+of kinds and types, and the order of images and documents by them.
 """
 
-# Shapes: P = pictures, D = documents, N = some of either
+# Shapes: P = images, D = documents, N = a subset of either
 
 import re
 from collections.abc import Hashable, Mapping
@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tokenizer.data.shards import TASKS
 
-# name -> file, kind of number, shape of a row
+# name -> file, dtype, shape of a row
 Parts = Mapping[str, tuple[str, DTypeLike, tuple[int, ...]]]
 OF_PICTURES: Parts = {
     "kinds_P": ("pictures.kinds.npy", np.uint16, ()),
@@ -26,16 +26,16 @@ OF_DOCUMENTS: Parts = {
     "types_D": ("documents.types.npy", np.uint16, ()),
     "pictures_D2": ("documents.pictures.npy", np.int64, (2,)),
 }
-TONE = re.compile("-1F3F[B-F]")  # a skin tone in a code point
-MOST_NAMES = 1 << 15  # with one bit more they are still 16-bit numbers, which are sorted fastest
+TONE = re.compile("-1F3F[B-F]")  # skin tone modifier in a code point sequence
+MOST_NAMES = 1 << 15  # with one more bit the sort keys still have 16 bits, which sort fastest
 MOST_CAPTIONS = 255
-NONE = -1  # in the place of a second picture
+NONE = -1  # no second image
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 class Kind(NamedTuple):
-    """Pictures of one kind; `units` are those of its captioned pictures."""
+    """Images of one kind; `units` is the number of units of its captioned images."""
 
     name: str
     pictures: int
@@ -52,8 +52,8 @@ class Type(NamedTuple):
 
 
 def unit_of(picture: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What pictures that are one unit to draw have in common: an emoji's skin tones in one style
-    are one. None: it is a unit by itself."""
+    """Return the key shared by all images of a sampling unit: an emoji's skin tones in one style
+    are one unit. None: the image is a unit by itself."""
     style, codepoint = picture.get("style"), picture.get("codepoint")
     if isinstance(style, str) and isinstance(codepoint, str):
         return style, TONE.sub("", codepoint)
@@ -61,18 +61,18 @@ def unit_of(picture: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 class Registry:
-    """Pictures, then documents, as they come -> their rows of the columns."""
+    """Registry of images, then documents, which returns their rows of the columns."""
 
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
         self.kinds: dict[str, int] = {}
         self.types: dict[tuple[str, str], int] = {}
         self.shared: set[int] = set()
-        """Kinds in which a unit may have several pictures."""
+        """Kinds in which a unit may have several images."""
         self._first: dict[tuple[str, str], int] = {}
 
     def picture(self, metadata: Mapping[str, Any]) -> tuple[int, int, int]:
-        """The row of OF_PICTURES."""
+        """Register an image and return its row of OF_PICTURES."""
         number = self.ids[metadata["id"]] = len(self.ids)
         kind = _number(self.kinds, str(metadata.get("kind", "picture")), "picture")
         common = unit_of(metadata)
@@ -84,7 +84,7 @@ class Registry:
         return kind, min(count, MOST_CAPTIONS), unit
 
     def document(self, table: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
-        """The row of OF_DOCUMENTS. Its pictures must be known."""
+        """Register a document and return its row of OF_DOCUMENTS. Its images must be registered."""
         task: str = table["task"]
         kind = _number(self.types, (task, str(table.get("type", task))), (task, task))
         own = [self.ids[table[key]] for key in TASKS[task][0]]
@@ -92,14 +92,15 @@ class Registry:
 
 
 def _number(names: dict[Name, int], name: Name, usual: Name) -> int:
-    """The number of a name; where there are so many that they tell nothing, that of `usual`."""
+    """Return the number of a name; beyond MOST_NAMES, too many to be informative, that of
+    `usual`."""
     if name not in names and len(names) >= MOST_NAMES - len(TASKS):
         name = usual
     return names.setdefault(name, len(names))
 
 
 class Order(NamedTuple):
-    """All pictures and documents by kind and type, and how many there are of each."""
+    """Order of all images and documents by kind and type, with the counts of each."""
 
     kinds: tuple[Kind, ...]
     types: tuple[Type, ...]
@@ -108,7 +109,7 @@ class Order(NamedTuple):
 
 
 def arrange(registry: Registry, columns: Mapping[str, NDArray[Any]]) -> Order:
-    """The order of all that came, whose columns these are."""
+    """Return the order of all registered images and documents, from their columns."""
     key_P = columns["kinds_P"] * np.uint16(2) + (columns["captions_P"] == 0)
     counts = np.bincount(key_P, minlength=2 * len(registry.kinds)).reshape(-1, 2)
     order_P = np.argsort(key_P, kind="stable")

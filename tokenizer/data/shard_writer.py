@@ -1,6 +1,6 @@
-"""Token-shard folders are written here, all or nothing; `shards.py` reads them."""
+"""Writer of token-shard folders, which are written atomically; `shards.py` reads them."""
 
-# Shapes: N = codes of one picture
+# Shapes: N = codes of one image
 
 import json
 from collections import Counter
@@ -23,11 +23,11 @@ from tokenizer.errors import UserError
 def growing_array(
     path: Path, row_shape: tuple[int, ...], dtype: DTypeLike
 ) -> Generator[Callable[[NDArray[Any]], None]]:
-    """Yield a function that appends one row to a .npy file, so that no more than a row is held."""
+    """Yield a function that appends a row to a .npy file, so that only one row is in memory."""
     rows = 0
 
     def write_header() -> None:
-        # numpy pads the header so that a longer count of rows still fits in its place.
+        # numpy pads the header, so a larger number of rows still fits in place.
         shape = (rows, *row_shape)
         table = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, table)
@@ -59,14 +59,15 @@ def write_shards(
     replace: bool = False,
     columns: bool = True,
 ) -> dict[str, int]:
-    """Write a token-shard folder, all or nothing; return the counts of pictures and of each task.
+    """Write a token-shard folder atomically; return the counts of images and of each task.
 
-    A picture is its metadata (a JSON object with at least `id`) and its `grid * grid` codes below
-    `codes`, row by row; `size` is its side in pixels. `documents` is asked for only after the last
-    picture, so it may depend on which pictures came. Both are streamed. `skipped` is (what, why) of
-    all that was left out, looked at last; it becomes `skipped.jsonl`. Without `columns`
-    there are fewer files: for memories and parts, from which no rows of training are drawn.
-    Raises UserError for an id seen twice or unknown, a wrong number of codes, a bad document.
+    An image is its metadata (a JSON object with at least `id`) and its `grid * grid` codes below
+    `codes`, in row-major order; `size` is its side in pixels. `documents` is iterated only after
+    the last image, so it may depend on which images were written. Both are streamed. `skipped`
+    lists (what, why) of everything that was left out; it is read last and becomes `skipped.jsonl`.
+    Without `columns` there are fewer files: for memories and parts, from which no training rows are
+    sampled.
+    Raises UserError for a duplicate or unknown id, a wrong number of codes, a bad document.
     """
     assert 0 < codes <= MAX_CODES
     with manifest.new_folder(folder, replace=replace) as aside:
@@ -161,7 +162,7 @@ def _check_document(number: int, document: dict[str, Any], ids: Set[str]) -> str
 
 @contextmanager
 def _growing_lines(folder: Path, name: str) -> Generator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that appends one JSON line, and note where each line begins and ends."""
+    """Yield a function that appends a JSON line, and record the start and end of each line."""
     with ExitStack() as stack:
         file = stack.enter_context((folder / f"{name}.jsonl").open("wb"))
         offsets = growing_array(folder / f"{name}.offsets.npy", (), np.uint64)

@@ -1,12 +1,11 @@
-"""Pictures as codes, made once, and documents that refer to them by id.
+"""Token shards: images stored as codes, and documents that refer to them by id.
 
-On the path: pictures -> image tokenizer -> `write_shards` (`shard_writer.py`; offline, once) -> a
+Data path: images -> image tokenizer -> `write_shards` (`shard_writer.py`; offline, once) ->
 token-shard folder -> `Shards`, from which training, memory building and evaluation read by number.
-No step after this one runs the image tokenizer, so the folder is bound to that tokenizer by its
-hash.
+No later step runs the image tokenizer, so the folder is bound to that tokenizer by its hash.
 """
 
-# Shapes: P = pictures, N = codes of one picture
+# Shapes: P = images, N = codes of one image
 
 import json
 from collections.abc import Iterator
@@ -24,17 +23,17 @@ from tokenizer import manifest
 from tokenizer.errors import UserError
 
 FORMAT = 1
-MAX_CODES = 1 << 16  # codes are kept as 16-bit numbers
+MAX_CODES = 1 << 16  # codes are stored as 16-bit numbers
 LINES = ("pictures", "documents")
 PARTS = {
     *("index.json", "codes.npy", "documents.tasks.npy"),
     *(f"{name}{ending}" for name in LINES for ending in (".jsonl", ".offsets.npy")),
 }
-LARGEST, MANY = 1 << 16, 1 << 40  # sides of pictures; things in a folder
-CHUNK = 1 << 24  # bytes that are looked through at once
+LARGEST, MANY = 1 << 16, 1 << 40  # upper limits: side of an image; items in a folder
+CHUNK = 1 << 24  # bytes that are checked at once
 
-# task -> the keys that name pictures, and the other keys that its documents need. Folders hold the
-# number of a task: new ones are added at the end.
+# task -> the keys that refer to images, and the other required keys of its documents. Folders store
+# the number of a task, so new tasks are added at the end.
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pair": (("picture",), ()),
     "edit": (("source", "target"), ("instructions",)),
@@ -52,20 +51,20 @@ TASK_NAMES = tuple(TASKS)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shards:
-    """An open token-shard folder; nothing but the parts that are asked for is read from disk."""
+    """Open token-shard folder; only requested parts are read from disk."""
 
     folder: Path
     image_tokenizer: str
     """Hash of the image tokenizer that made the codes."""
     text_tokenizer: str | None
     size: int
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
     grid: int
-    """Codes a side."""
+    """Codes per side."""
     codes: int
     """Codebook entries."""
     counts: dict[str, int]
-    """Pictures, and documents of each task that there is."""
+    """Number of images, and of documents of each task that occurs."""
     codes_PN: NDArray[np.uint16]
 
     @classmethod
@@ -77,12 +76,12 @@ class Shards:
         *,
         compared: bool = False,
     ) -> Self:
-        """Open a folder and check that its parts are whole: their sizes and, at the first time on
-        this machine, their hashes and that they fit together. `compared`: somebody did so before.
+        """Open a folder and check its parts: their sizes and, the first time on this machine, their
+        hashes and their consistency. `compared`: the caller has checked the hashes before.
 
-        Raises UserError where it is no such folder, where a part is missing or damaged, or where it
-        was made with other tokenizers than those of the hashes. Texts are kept as texts: a folder
-        that was bound to no text tokenizer goes with any.
+        Raises UserError if it is not such a folder, if a part is missing or damaged, or if it was
+        made with other tokenizers than those of the hashes. Texts are stored as text: a folder that
+        is bound to no text tokenizer can be used with any.
         """
         if compared:
             return cls._open(Path(folder), image_tokenizer_hash, text_tokenizer_hash, first=False)
@@ -98,7 +97,7 @@ class Shards:
         *,
         first: bool,
     ) -> Self:
-        # before dear hashes are compared: is it the right one?
+        # reject a wrong folder before its hashes are compared, which is slow
         if lost := sorted(PARTS - manifest.verify(folder, hashes=False)):
             raise UserError(
                 f"{str(folder)!r} is not a whole token-shard folder: its {manifest.MANIFEST} does "
@@ -127,47 +126,47 @@ class Shards:
 
     @property
     def pictures(self) -> int:
-        """How many pictures there are."""
+        """Number of images."""
         return len(self.codes_PN)
 
     @property
     def documents(self) -> int:
-        """How many documents there are, of all tasks."""
+        """Number of documents of all tasks."""
         return sum(self.counts.values()) - self.counts["pictures"]
 
     def picture(self, number: int) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """Metadata and codes of one picture; numbers outside the folder are a UserError."""
+        """Return metadata and codes of an image. Raises UserError for a number out of range."""
         return self.metadata(number), tuple(self.codes_PN[number].tolist())
 
     def metadata(self, number: int) -> dict[str, Any]:
-        """Metadata of one picture: its `id`, its `captions`, what else was told of it."""
+        """Return metadata of an image: its `id`, its `captions`, and all other recorded fields."""
         return self._line("pictures", number, self.pictures)
 
     def document(self, number: int) -> dict[str, Any]:
-        """One document: its `task`, the ids of its pictures, its texts."""
+        """Return a document: its `task`, the ids of its images, its texts."""
         return self._line("documents", number, self.documents)
 
     def numbers(self, task: str) -> NDArray[np.int64]:
-        """The numbers of all documents of one task, rising."""
+        """Return the numbers of all documents of a task, in ascending order."""
         return np.flatnonzero(self._tasks == TASK_NAMES.index(task))
 
     def every_picture(self) -> Iterator[dict[str, Any]]:
-        """The metadata of all pictures, in order."""
+        """Iterate over the metadata of all images, in order."""
         return self._every("pictures")
 
     def every_document(self) -> Iterator[dict[str, Any]]:
-        """All documents, in order."""
+        """Iterate over all documents, in order."""
         return self._every("documents")
 
     def number_of(self, picture_id: str) -> int:
-        """The number of the picture with this id. Raises UserError where there is none."""
+        """Return the number of the image with this id. Raises UserError if there is none."""
         if picture_id not in self._numbers:
             raise UserError(f"{str(self.folder)!r} has no picture with the id {picture_id!r}")
         return self._numbers[picture_id]
 
     def verify(self) -> None:
-        """Read every part again, compare it with the manifest, and see that all fit together;
-        UserError names a bad one."""
+        """Read every part again, compare it with the manifest, and check that all parts are
+        consistent. Raises UserError naming a bad part."""
         manifest.verify(self.folder)
         for name in LINES:
             self._check_offsets(name)
@@ -180,7 +179,7 @@ class Shards:
             raise self._damaged("documents.tasks.npy", "it has other tasks than index.json tells")
 
     def _check_offsets(self, name: str) -> None:
-        """Every line ends where the next one begins, and the last one with the file."""
+        """Check that every line ends where the next line begins, or at the end of the file."""
         offsets, seen, place = self._offsets[name], 1, 0
         right = int(offsets[0]) == 0
         with (self.folder / f"{name}.jsonl").open("rb") as file:
@@ -208,7 +207,7 @@ class Shards:
 
     @cached_property
     def _lines(self) -> dict[str, mmap]:
-        """Mapped: a handle would be one seek pointer for all loader processes."""
+        """Memory maps of the JSON lines: loader processes would share a file handle's position."""
         found: dict[str, mmap] = {}
         for name in LINES:
             with (self.folder / f"{name}.jsonl").open("rb") as file:
@@ -269,13 +268,13 @@ def _has_texts(found: object) -> bool:
 
 
 def mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A .npy file of just this type and shape, mapped. Raises UserError where it is not one."""
+    """Return a memory-mapped .npy file of exactly this dtype and shape, or raise UserError."""
     try:
         with np.errstate(all="raise"):
             found = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:  # the folder was changed since it was opened
         raise
-    except Exception as error:  # numpy raises nearly anything for an odd header
+    except Exception as error:  # numpy raises almost any exception for a bad header
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({reason}); copy the folder again") from error
     whole = found.offset + found.nbytes == path.stat().st_size and found.flags.c_contiguous
@@ -284,7 +283,7 @@ def mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]
             f"{path} is damaged: it holds {found.dtype} {found.shape}, not "
             f"{np.dtype(dtype)} {shape}; copy the folder again"
         )
-    return np.asarray(found)  # no memmap: that one is slow to take from
+    return np.asarray(found)  # a plain array, because indexing a memmap is slow
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What a user names as the place of pictures -> samples: tars, folders of pictures, urls, commands.
+"""Sources of images (tars, image folders, URLs, shell commands) -> samples.
 
-On the path: names -> `find_sources` -> `read_source`, one source after the other -> a memory.
-Only what a user names is ever fetched: an url or a command's output becomes a tar in a temporary
-folder first, so that it goes through the same door as a tar that was always here.
+Data path: names -> `find_sources` -> `read_source`, one source after the other -> a memory. Only
+sources named by the user are fetched: a URL or the output of a command is first saved as a tar in a
+temporary folder, so that it is read in the same way as a local tar.
 """
 
 import os
@@ -35,28 +35,30 @@ from tokenizer.errors import UserError
 
 URLS, COMMAND = ("http://", "https://"), "pipe:"
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-MOST = 1_000_000  # sources of one range
-PATIENCE = 60  # seconds without a byte, then a download is given up
+MOST = 1_000_000  # maximum number of sources of a range
+PATIENCE = 60  # timeout of a download, in seconds without data
 
 
 def find_sources(names: Sequence[str]) -> list[str]:
-    """The sources that these names mean, each once, in the order given.
+    """Return the sources that these names denote, each once, in the order given.
 
-    A name is a tar, a glob of tars, a folder of tars, a folder of pictures with `.txt` or `.json`
-    beside them, an url of a tar, or `pipe:` and a shell command that writes one; `{000..099}` in it
-    stands for every number between. What lies here is looked for; nothing is fetched yet.
-    Raises UserError where a name means nothing.
+    A name is a tar, a glob of tars, a folder of tars, a folder of images with `.txt` or `.json`
+    files beside them, a URL of a tar, or `pipe:` and a shell command that writes a tar;
+    `{000..099}` in it stands for every number of that range. Local files are looked up; nothing is
+    fetched yet.
+    Raises UserError if a name denotes nothing.
     """
     each = (one for name in names for one in _numbered(name))
     return list(dict.fromkeys(source for one in each for source in _found(one)))
 
 
 def read_source(source: str, tally: Tally) -> Iterator[Sample]:
-    """All whole samples of one source; see `read_samples`.
+    """Yield all complete samples of a source; see `read_samples`.
 
-    In a folder of pictures the files of one sample share their path up to the ending, and that
-    path within the folder is its id where no JSON says another. Links are followed to files, not to
-    folders. Raises UserError for what cannot be fetched or is no tar.
+    In an image folder the files of a sample have the same path except for the extension; that path,
+    relative to the folder, is its id unless its JSON has another. Symbolic links to files are
+    followed, those to folders are not. Raises UserError for a source that cannot be fetched or is
+    not a tar.
     """
     if source.startswith((*URLS, COMMAND)):
         with _fetched(source) as tar:
@@ -68,7 +70,7 @@ def read_source(source: str, tally: Tally) -> Iterator[Sample]:
 
 
 def _numbered(name: str) -> list[str]:
-    """`a-{08..10}.tar` -> a-08.tar, a-09.tar, a-10.tar."""
+    """Expand ranges: `a-{08..10}.tar` -> a-08.tar, a-09.tar, a-10.tar."""
     found = RANGE.search(name)
     if found is None:
         return [name]
@@ -99,7 +101,7 @@ def _found(name: str) -> list[str]:
 
 
 def _files(folder: Path, tally: Tally) -> Iterator[Member]:
-    """The files of a folder of pictures that are ours to read, those of one sample together."""
+    """Yield the files of an image folder that belong to samples, those of one sample together."""
 
     def closed(error: OSError) -> None:
         tally.skip(printable(str(error.filename)), error.strerror)
@@ -130,7 +132,7 @@ def _ending(name: str) -> str:
 
 @contextmanager
 def _fetched(source: str) -> Generator[Path]:
-    """The tar behind an url or a command, in a temporary folder."""
+    """Yield the tar of a URL or a command, in a temporary folder."""
     with TemporaryDirectory(prefix="cm3leon-") as folder:
         tar = Path(folder) / _tar_name(source)
         try:
@@ -139,7 +141,7 @@ def _fetched(source: str) -> Generator[Path]:
         except (OSError, HTTPException, ValueError) as error:
             reason = " ".join(str(error).split())
             if isinstance(error, HTTPError):
-                error.close()  # it is an answer too, and holds its socket
+                error.close()  # the error is also a response, which holds a socket
             raise UserError(f"{source}: cannot be fetched ({reason})") from error
         yield tar
 
@@ -159,6 +161,6 @@ def _run(source: str, file: IO[bytes]) -> None:
 
 
 def _tar_name(source: str) -> str:
-    """The name of the tar in an url or a command, because it begins the ids of its samples."""
+    """Return the name of the tar in a URL or a command, which becomes the prefix of sample ids."""
     names = re.findall(r"([\w.-]+\.tar)(?!\w)", source)
     return names[-1] if names else f"{sha256(source.encode()).hexdigest()[:12]}.tar"

@@ -1,7 +1,8 @@
-"""Tables that go with token shards, a row for each of their pictures: bound to them by their hash.
+"""Tables with one row per image of token shards, bound to the shards by their hash.
 
-A table is a folder of one .npy file, `about.json` (of which shards, and what its maker tells) and a
-manifest. Beside the shards, not in them: they are made later, by rooms further down the path.
+A table is a folder of one .npy file, `about.json` (the hash of the shards, and metadata from its
+writer) and a manifest. It is stored beside the shards, not in them, because it is made later, by
+packages further down the data path.
 """
 
 import json
@@ -20,7 +21,7 @@ ABOUT = "about.json"
 
 
 def write_about(folder: Path, shards: Shards, told: Mapping[str, Any]) -> None:
-    """Say in a table's folder, not yet sealed, of which shards it is, and more."""
+    """Write `about.json` to a table's folder before it is sealed: the shards' hash, and `told`."""
     about = {"shards": file_hash(shards.folder / MANIFEST), **told}
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
@@ -33,10 +34,10 @@ def read_table(
     shape: tuple[int | None, ...],
     command: str,
 ) -> NDArray[Any]:
-    """The table `name` of these shards, mapped; a size of None in `shape` is any.
+    """Return the table `name` of these shards, memory-mapped; None in `shape` matches any size.
 
-    Raises UserError where it is missing, damaged, of another kind or of other shards; the
-    `command` is what makes it.
+    Raises UserError if it is missing, damaged, of another dtype or shape, or of other shards; the
+    message names `command`, which makes the table.
     """
     folder = Path(folder)
     verify(folder, hashes=False)
@@ -60,4 +61,4 @@ def read_table(
             f"{folder / name}: holds {table.dtype} {table.shape}, not {np.dtype(kind)} ({wanted}); "
             f"make it again with `{command}`"
         )
-    return np.asarray(table)  # no memmap: that one is slow to take from
+    return np.asarray(table)  # a plain array, because indexing a memmap is slow

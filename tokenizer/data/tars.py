@@ -1,9 +1,9 @@
-"""WebDataset tars of strangers -> samples: a picture's bytes with its metadata.
+"""Untrusted WebDataset tars -> samples: the bytes of an image with its metadata.
 
-On the path: tars -> `read_samples` -> a choice of them -> `decode` -> a corpus to train on, or a
-split to measure on. Tars are read member by member and never unpacked; only plain members with the
-endings below are opened. What is damaged or odd is skipped and noted in a `Tally`, so that one bad
-member in a million neither stops a run nor goes unseen.
+Data path: tars -> `read_samples` -> a selection of samples -> `decode` -> a training corpus or an
+evaluation split. Tars are read member by member and never unpacked; only regular files with the
+extensions below are opened. Damaged or invalid members are skipped and recorded in a `Tally`, so
+that one bad member in a million neither stops a run nor goes unnoticed.
 """
 
 import json
@@ -24,48 +24,49 @@ Say = Callable[[str], None]
 
 PICTURE = "picture"
 MAX_TEXT_BYTES = 1_000_000
-# ending -> the part of a sample that it is
+# file extension -> part of a sample
 ENDINGS = {**dict.fromkeys(("jpg", "jpeg", "png", "webp"), PICTURE), "json": "json", "txt": "txt"}
-MOST_ENDINGS = 100  # of other kinds that are counted apart; they are a stranger's, without end
+MOST_ENDINGS = 100  # other extensions counted separately; untrusted input may have any number
 
-Member = tuple[str, str, bytes]  # key, part, and what it holds
+Member = tuple[str, str, bytes]  # key, part, content
 
 
 @dataclass
 class Tally:
-    """What came through the door and what did not."""
+    """Counts of items that were read, excluded or skipped."""
 
     pictures: int = 0
     excluded: int = 0
-    """Pictures left out by id."""
+    """Images excluded by id."""
     outside: int = 0
-    """Documents left out because a picture of theirs is not there."""
+    """Documents left out because one of their images is missing."""
     known: int = 0
-    """Pictures that a memory held before."""
+    """Images that a memory already held."""
     mute: int = 0
-    """Pictures read that have no caption."""
+    """Images without a caption."""
     ignored: Counter[str] = field(default_factory=Counter[str])
-    """Files of other kinds, by ending: never opened. Also what a data set holds beside pictures."""
+    """Files of other kinds, by extension, which are never opened. Also items of a dataset other
+    than images."""
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
-    """(what, why) of everything damaged."""
+    """Damaged items, as (what, why)."""
 
     def skip(self, what: str, why: object) -> None:
-        """Note one damaged thing."""
+        """Record a damaged item."""
         self.skipped.append((what, str(why)))
 
     def ignore(self, ending: str) -> None:
-        """Count one file of another kind."""
+        """Count a file of another kind."""
         shown = f".{ending[:12].lower()}" if ending else "without ending"
         new = shown not in self.ignored and len(self.ignored) >= MOST_ENDINGS
         self.ignored["of more kinds" if new else shown] += 1
 
     def add(self, other: "Tally") -> None:
-        """Count what another counted too."""
+        """Add the counts of another tally."""
         for item in fields(self):
             setattr(self, item.name, iadd(getattr(self, item.name), getattr(other, item.name)))
 
     def tell(self, say: Say, most: int = 20) -> None:
-        """Say the counts, and name up to `most` of the damaged."""
+        """Report the counts, and name up to `most` damaged items."""
         say(
             f"{self.pictures:,} pictures read, {self.excluded:,} left out by id, "
             f"{len(self.skipped):,} damaged things skipped"
@@ -87,19 +88,19 @@ class Tally:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture as it stands in a tar, not yet decoded."""
+    """Image as stored in a tar, not yet decoded."""
 
     name: str
-    """`shard/KEY`, to complain about."""
+    """`shard/KEY`, used in error messages."""
     metadata: dict[str, Any]
-    """`id`, `captions` (maybe empty), and whatever else its JSON held."""
+    """`id`, `captions` (possibly empty), and all other fields of its JSON."""
     picture: bytes
 
 
 def find_tars(place: str | Path, start: str = "") -> list[Path]:
-    """The tars in a folder (those whose names begin with `start`), or of a glob, in name order.
+    """Return the tars in a folder (whose names begin with `start`) or of a glob, sorted by name.
 
-    Raises UserError where there is none.
+    Raises UserError if there are none.
     """
     path = Path(place)
     pattern = path / f"{start}*.tar" if path.is_dir() else path
@@ -110,7 +111,7 @@ def find_tars(place: str | Path, start: str = "") -> list[Path]:
 
 
 def read_ids(path: Path | str) -> frozenset[str]:
-    """The picture ids of a text file, one a line. Raises UserError where it cannot be read."""
+    """Read the image ids in a text file, one per line. Raises UserError if it cannot be read."""
     try:
         return frozenset(Path(path).read_text("utf-8").splitlines()) - {""}
     except (OSError, UnicodeDecodeError) as error:
@@ -118,11 +119,11 @@ def read_ids(path: Path | str) -> frozenset[str]:
 
 
 def read_samples(tars: Sequence[Path], tally: Tally) -> Iterator[Sample]:
-    """All whole samples of the tars, in order; their ids differ.
+    """Yield all complete samples of the tars, in order, with distinct ids.
 
-    A sample is a run of members with one name before the first dot: a picture, and a JSON object
-    or a text file (the caption). Its id is the JSON's, else `shard/KEY`.
-    Raises UserError for a file that is missing or no tar at all.
+    A sample is a run of members with the same name before the first dot: an image, and a JSON
+    object or a text file (the caption). Its id is the JSON's, or else `shard/KEY`.
+    Raises UserError for a file that is missing or is not a tar.
     """
     for tar in tars:
         if not tar.is_file():
@@ -133,7 +134,8 @@ def read_samples(tars: Sequence[Path], tally: Tally) -> Iterator[Sample]:
 
 
 def whole_samples(members: Iterable[Member], ids: set[str], tally: Tally) -> Iterator[Sample]:
-    """The samples that neighbouring members of one key make; `ids` are taken, theirs are added."""
+    """Yield the samples formed by adjacent members of one key, except those whose id is in `ids`;
+    their ids are added to `ids`."""
     for key, parts in _groups(members, tally):
         try:
             sample = _sample(key, parts)
@@ -150,8 +152,8 @@ def whole_samples(members: Iterable[Member], ids: set[str], tally: Tally) -> Ite
 def decode(
     samples: Iterable[Sample], tally: Tally, size: int | None = None
 ) -> Iterator[tuple[dict[str, Any], Image.Image]]:
-    """Metadata and picture, `size` x `size` or (None) of its own size, of each; damaged ones are
-    noted in `tally` and left out."""
+    """Yield metadata and image of each sample, `size` x `size` or (None) in its own size; damaged
+    images are recorded in `tally` and skipped."""
     for sample in samples:
         try:
             image = open_image(sample.picture)
@@ -163,7 +165,7 @@ def decode(
 
 
 def _groups(members: Iterable[Member], tally: Tally) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Neighbouring members of one key, by part."""
+    """Group adjacent members of one key, by part."""
     key, parts = "", dict[str, bytes]()
     for member_key, part, data in members:
         if member_key != key:
@@ -178,13 +180,13 @@ def _groups(members: Iterable[Member], tally: Tally) -> Iterator[tuple[str, dict
 
 
 def _members(tar: Path, tally: Tally) -> Iterator[Member]:
-    """The members that are ours to read; their keys begin with the tar's name."""
+    """Yield the members that belong to samples; their keys begin with the tar's name."""
     damaged = "damaged or cut short here; the rest of this tar was not read"
     with _open(tar) as archive:
         try:
             last = -1
             for member in archive:
-                if member.offset <= last:  # a negative size would send us in circles for ever
+                if member.offset <= last:  # a negative size would cause an endless loop
                     raise tarfile.ReadError("goes backwards")
                 last = member.offset
                 if member.isdir():
@@ -204,13 +206,13 @@ def _members(tar: Path, tally: Tally) -> Iterator[Member]:
                 assert file is not None
                 key = f"{folder}/{stem}".lstrip("/")
                 yield f"{tar.stem}/{key}", part, file.read()
-        # Odd numbers in headers make tarfile raise nearly anything: its own errors, ValueError,
-        # OverflowError, MemoryError, RecursionError ... All mean the same to the user.
+        # Bad numbers in headers make tarfile raise almost any exception: its own errors,
+        # ValueError, OverflowError, MemoryError, RecursionError ... All mean the same to the user.
         except Exception:
             tally.skip(tar.name, damaged)
             return
         end = archive.offset
-    # tarfile takes a broken header after the first for the end: look whether it is the end mark.
+    # tarfile treats a broken header after the first as the end: check for the end-of-archive mark.
     with tar.open("rb") as file:
         file.seek(end)
         if any(file.read(tarfile.BLOCKSIZE) or b"cut"):
@@ -218,12 +220,13 @@ def _members(tar: Path, tally: Tally) -> Iterator[Member]:
 
 
 def printable(name: str) -> str:
-    """A stranger's name, which may hold any bytes, fit to be shown and to become an id."""
+    """Return an untrusted name, which may hold any bytes, so that it can be printed and become an
+    id."""
     return "".join(c if c.isprintable() else "\ufffd" for c in name)
 
 
 def refusal(part: str, is_plain: bool, size: int) -> str:
-    """Why a file of `size` bytes is not opened for this part; empty where it is."""
+    """Return the reason why a file of `size` bytes is not opened for this part; empty if it is."""
     if not is_plain:
         return "not a plain file"
     limit = MAX_BYTES if part == PICTURE else MAX_TEXT_BYTES
@@ -232,8 +235,8 @@ def refusal(part: str, is_plain: bool, size: int) -> str:
 
 def _open(tar: Path) -> tarfile.TarFile:
     try:
-        # Not compressed, so no small file can swell; not "r|", which reads its way, block by
-        # block, through the terabytes that a damaged header may claim.
+        # Uncompressed only, so that a small file cannot expand; not "r|", which reads block by
+        # block through the terabytes that a damaged header may claim.
         return tarfile.open(tar, "r:")
     except OSError as error:
         raise UserError(f"{tar}: cannot be read ({error.strerror})") from error
@@ -245,12 +248,12 @@ def _sample(name: str, parts: dict[str, bytes]) -> Sample:
     if PICTURE not in parts:
         raise UserError("no picture stands beside it")
     if parts.keys() == {PICTURE}:
-        # Perhaps its JSON was cut off; without its true id it could slip past a held-out list.
+        # Its JSON may have been cut off; without its true id it could bypass a held-out list.
         raise UserError("no .json or .txt stands beside it")
     try:
         table: object = json.loads(parts["json"]) if "json" in parts else {}
         text = parts.get("txt", b"").decode("utf-8")
-        json.dumps(table, ensure_ascii=False).encode("utf-8")  # refuses lone surrogates
+        json.dumps(table, ensure_ascii=False).encode("utf-8")  # rejects lone surrogates
     except (ValueError, RecursionError) as error:
         raise UserError(f"its text is damaged ({error})") from error
     if not isinstance(table, dict):
@@ -265,7 +268,7 @@ def _sample(name: str, parts: dict[str, bytes]) -> Sample:
 
 
 def _captions(first: object, others: object, text: str) -> list[str]:
-    """The distinct captions, `first` first; a text file speaks only where the JSON is silent."""
+    """Return the distinct captions, `first` first; `text` is used only if the JSON has none."""
     if not isinstance(first, str | None) or not isinstance(others, list):
         raise UserError("its captions are not texts")
     captions = [first or "", *cast("list[object]", others)]

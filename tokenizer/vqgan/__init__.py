@@ -1,1 +1,1 @@
-"""The VQGAN in taming-transformers' key layout, and perceptual features."""
+"""VQGAN with taming-transformers' parameter names, and perceptual features."""

@@ -1,6 +1,6 @@
-"""Blocks of the VQGAN: norms, convolutions, attention, and the changes of resolution.
+"""Blocks of the VQGAN: norms, convolutions, attention, downsampling and upsampling.
 
-`vqgan` builds its encoder and decoder of them, under taming-transformers' names.
+`network.py` builds the encoder and decoder from them, with taming-transformers' parameter names.
 """
 
 # Shapes: B = batch, C = channels, H, W = height and width of a map, L = its positions
@@ -15,25 +15,25 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 def conv(c_in: int, c_out: int, local: bool = False) -> nn.Conv2d:
-    """Return taming's 3x3 convolution, or 1x1 where positions keep to themselves."""
+    """Return taming's 3x3 convolution, or 1x1 if `local`, which does not mix positions."""
     return nn.Conv2d(c_in, c_out, 1) if local else nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
 def silu(norm: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """Return silu(norm(x)); in place of the norm's result where no gradient needs it."""
+    """Return silu(norm(x)), in place on the norm's result if no gradient needs it."""
     h_BCHW = norm(x_BCHW)
     return F.silu(h_BCHW, inplace=not torch.is_grad_enabled() and h_BCHW is not x_BCHW)
 
 
 class PositionNorm(nn.LayerNorm):
-    """Normalises each position over its channels, so that no position hears of another."""
+    """Layer norm of each position over its channels, which does not mix positions."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x_BCHW.movedim(1, -1)).movedim(-1, 1)
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a shortcut; in a `local` one no position hears of another."""
+    """Residual block of two convolutions; a `local` block does not mix positions."""
 
     def __init__(self, c_in: int, c_out: int, dropout: float, local: bool = False) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ResBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """One head of attention over all positions."""
+    """Single-head attention over all positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class AttnBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         h_BCHW = self.norm(x_BCHW)
-        # One head, told as such: else all products of positions would be held at once.
+        # An explicit head axis: without it the scores of all pairs of positions are materialised.
         heads = (f(h_BCHW).flatten(2).mT.unsqueeze(1) for f in (self.q, self.k, self.v))
         out_B1LC = F.scaled_dot_product_attention(*heads)
         out_BCHW = out_B1LC.squeeze(1).mT.reshape(x_BCHW.shape)
@@ -74,7 +74,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution: a convolution of stride 2 with zeros to the right and below."""
+    """Downsampling by 2: a convolution of stride 2 with zero padding to the right and below."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: each position repeated, then a convolution."""
+    """Upsampling by 2: each position is repeated, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

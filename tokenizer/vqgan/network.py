@@ -1,14 +1,13 @@
-"""The VQGAN network: pixels -> nearest codebook entries -> pixels, in taming-transformers' keys.
+"""VQGAN network: pixels -> nearest codebook entries -> pixels, with taming-transformers' keys.
 
-First stop of a picture on its way to token ids; `tokenizer/image.py` wraps it with its files.
-The architecture and the names of the parameters are taming-transformers' (Esser et al.,
-2012.09841), so that its checkpoints load strictly; `patch` and `l2_norm` are options beside it
-and off by default.
+First step of the path from an image to token ids; `tokenizer/image.py` adds its files. The
+architecture and the names of the parameters are taming-transformers' (Esser et al., 2012.09841), so
+that its checkpoints load strictly; `patch` and `l2_norm` are additional options, off by default.
 """
 
 # Shapes: B = batch, C = channels, H, W = feature height and width, E = code width, K = entries,
-#         L = codes of one picture (H * W, row by row),
-#         N = positions of all pictures, S = some of them
+#         L = codes of one image (H * W, row-major),
+#         N = positions of all images, S = a subset of them
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,18 +30,18 @@ from tokenizer.vqgan.blocks import (
     silu,
 )
 
-AT_ONCE = 2**20  # distances a CPU works out before it looks for the nearest: they stay in cache
+AT_ONCE = 2**20  # distances a CPU computes at a time for the nearest entry: they stay in cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
-    """Shape of a VQGAN. The defaults are the paper's sizes: 256 px -> 32x32 codes of 8,192.
+    """Sizes of a VQGAN. The defaults are the paper's: 256 px -> 32x32 codes of 8,192.
 
-    CM3Leon takes Make-A-Scene's tokenizer (section 2.1); its exact weights and widths were
-    never published, so the widths here are those of the community re-implementation.
+    CM3Leon uses Make-A-Scene's tokenizer (section 2.1); its exact weights and widths were never
+    published, so the widths here are those of the community re-implementation.
     """
 
-    size: int = 256  # side of a picture in pixels
+    size: int = 256  # side of an image in pixels
     codes: int = 8192  # codebook entries
     embed_dim: int = 256  # width of one entry
     z_channels: int = 256
@@ -51,10 +50,10 @@ class VQGANConfig:
     num_res_blocks: int = 2
     attn_resolutions: tuple[int, ...] = (32,)
     dropout: float = 0.0
-    patch: int = 1  # space-to-depth before the network, pixel-shuffle after; 1 is taming exactly
+    patch: int = 1  # space-to-depth before the network, pixel-shuffle after; taming's is 1
     l2_norm: bool = False  # compare directions only (cosine distance)
-    local: bool = False  # a code sees its neighbourhood only; see Encoder
-    decoder_ch: int | None = None  # `ch` of the decoder, where it is another; multiple of 32 too
+    local: bool = False  # a code depends only on its neighbourhood; see Encoder
+    decoder_ch: int | None = None  # `ch` of the decoder, if different; also a multiple of 32
 
     def __post_init__(self) -> None:
         for name in ("size", "codes", "embed_dim", "z_channels", "ch", "num_res_blocks", "patch"):
@@ -77,17 +76,17 @@ class VQGANConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a side of what one code covers (the paper's f)."""
+        """Side in pixels of the area that one code covers (the paper's f)."""
         return self.patch * 2 ** (len(self.ch_mult) - 1)
 
     @property
     def grid(self) -> int:
-        """Codes a side."""
+        """Codes per side."""
         return self.size // self.factor
 
 
 class Level(nn.Module):
-    """All blocks of one resolution, the change of resolution last; its names are taming's."""
+    """Blocks of one resolution, followed by the change of resolution; the names are taming's."""
 
     def __init__(
         self,
@@ -108,8 +107,8 @@ class Level(nn.Module):
 
 
 def steps(levels: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """What a map goes through, in order. Who runs them holds the last map only: a level's first one
-    may be as large as any."""
+    """Yield the modules that a feature map passes through, in order. A caller that runs them in
+    turn holds only the last map: the first map of a level may be as large as any."""
     for level in levels:
         assert isinstance(level, Level)
         for number, block in enumerate(level.block):
@@ -133,10 +132,14 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to features. taming's sees the whole picture from everywhere: by 3x3 convolutions, by
-    attention, and by norms over all positions. Blank cells then carry news of far ones, which
-    lowers the reconstruction error and makes the codes hard to predict. In a `local` encoder only
-    the downsampling looks beyond a position, so a code tells of its own cell and its border."""
+    """Encoder from pixels to features.
+
+    In taming's encoder every position depends on the whole image: by 3x3 convolutions, by
+    attention, and by norms over all positions. Blank cells then carry information about distant
+    cells, which lowers the reconstruction error and makes the codes hard to predict. In a `local`
+    encoder only the downsampling mixes positions, so a code depends only on its own cell and its
+    border.
+    """
 
     def __init__(self, c: VQGANConfig) -> None:
         super().__init__()
@@ -198,19 +201,19 @@ class Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
 
     def entries(self) -> Tensor:
-        """The codebook as it is compared and looked up: [K, E]."""
+        """Return the codebook as used for comparison and look-up: [K, E]."""
         weight_KE = self.embedding.weight
         return F.normalize(weight_KE, dim=-1) if self.l2_norm else weight_KE
 
     def project(self, z_BEHW: Tensor) -> Tensor:
-        """Encoder output as it is compared: [B, E, H, W]."""
+        """Return encoder output as used for comparison: [B, E, H, W]."""
         return F.normalize(z_BEHW, dim=1) if self.l2_norm else z_BEHW
 
     def nearest(self, z_BEHW: Tensor) -> Tensor:
-        """Codes [B, L], row by row, of projected encoder output."""
+        """Return codes [B, L], in row-major order, of projected encoder output."""
         entries_KE = self.entries()
         z_NE = z_BEHW.permute(0, 2, 3, 1).reshape(-1, z_BEHW.shape[1]).to(entries_KE.dtype)
-        with torch.autocast(z_NE.device.type, enabled=False):  # rounded, another may seem nearer
+        with torch.autocast(z_NE.device.type, enabled=False):  # rounding may change the nearest
             # |z|^2 is the same for every entry, so it cannot change which is nearest
             lengths_K = entries_KE.square().sum(-1)
             some = max(1, AT_ONCE // len(entries_KE)) if z_NE.is_cpu else max(1, len(z_NE))
@@ -221,22 +224,22 @@ class Quantizer(nn.Module):
         return torch.cat(codes).view(z_BEHW.shape[0], -1)
 
     def look_up(self, codes_BL: Tensor, grid: int) -> Tensor:
-        """Entries of the codes: [B, E, H, W]."""
+        """Return the entries of the codes: [B, E, H, W]."""
         rows_BLE = F.embedding(codes_BL, self.entries())
         return rows_BLE.transpose(1, 2).unflatten(2, (grid, grid))
 
 
 class Quantized(NamedTuple):
-    """What training needs of one pass: see `VQGAN.forward`."""
+    """Outputs of a training pass; see `VQGAN.forward`."""
 
     pixels_B3HW: Tensor
     codes_BL: Tensor
-    z_BEHW: Tensor  # encoder output as compared
-    entries_BEHW: Tensor  # the entries chosen for it
+    z_BEHW: Tensor  # projected encoder output
+    entries_BEHW: Tensor  # the nearest entries
 
 
 class VQGAN(nn.Module):
-    """Encoder, quantiser and decoder under taming's names."""
+    """Encoder, quantiser and decoder with taming's parameter names."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -248,25 +251,25 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
-        """Encoder output as it is compared with the codebook: [B, E, H, W]."""
+        """Return encoder output as compared with the codebook: [B, E, H, W]."""
         h_BCHW = self.encoder(F.pixel_unshuffle(pixels_B3HW, self.config.patch))
         return self.quantize.project(self.quant_conv(h_BCHW))
 
     def paint(self, entries_BEHW: Tensor) -> Tensor:
-        """Codebook entries -> pixels [B, 3, size, size], about -1..1, not clamped."""
+        """Decode codebook entries to pixels [B, 3, size, size], about -1..1, not clamped."""
         h_BCHW = self.decoder(self.post_quant_conv(entries_BEHW))
         return F.pixel_shuffle(h_BCHW, self.config.patch)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels in -1..1 -> codes [B, L]."""
+        """Encode pixels in -1..1 as codes [B, L]."""
         return self.quantize.nearest(self.features(pixels_B3HW))
 
     def decode(self, codes_BL: Tensor) -> Tensor:
-        """Codes [B, L] -> pixels [B, 3, size, size]."""
+        """Decode codes [B, L] to pixels [B, 3, size, size]."""
         return self.paint(self.quantize.look_up(codes_BL, self.config.grid))
 
     def forward(self, pixels_B3HW: Tensor) -> Quantized:
-        """One training pass: the gradient jumps over the choice of entry (straight through)."""
+        """Run one training pass; the gradient bypasses the choice of entry (straight-through)."""
         z_BEHW = self.features(pixels_B3HW)
         codes_BL = self.quantize.nearest(z_BEHW.detach())
         entries_BEHW = self.quantize.look_up(codes_BL, self.config.grid)
@@ -275,7 +278,7 @@ class VQGAN(nn.Module):
 
 
 def from_taming(state: Mapping[str, Tensor], config: VQGANConfig) -> VQGAN:
-    """A VQGAN from a taming state dict (the mapping under its `state_dict` key), strictly.
+    """Build a VQGAN from a taming state dict (the mapping under its `state_dict` key), strictly.
 
     The training-only `loss.*` keys are dropped; any other difference is a UserError.
     """

@@ -1,9 +1,9 @@
-"""MobileNetV2 as a judge of pictures: features for a perceptual loss and for distances.
+"""MobileNetV2 features for a perceptual loss and for distances between sets of images.
 
-On the path: training the image tokenizer asks `perceptual_distance` how different a rebuilt
-picture looks; evaluation compares the `pooled` features of sets of pictures. The weights are
-torchvision's ImageNet classifier (Sandler et al. 2018, arXiv:1801.04381), turned into one
-safetensors file by scripts/convert_mobilenet.py; nothing else of the project needs them.
+Training of the image tokenizer uses `perceptual_distance` between original and reconstructed
+images; evaluation compares the `pooled` features of sets of images; training of the retriever
+starts from these weights. They are those of torchvision's ImageNet classifier (Sandler et al. 2018,
+arXiv:1801.04381), converted to one safetensors file by scripts/convert_mobilenet.py.
 """
 
 # Shapes: B = batch, 3 = red, green, blue; H = height, W = width, C = channels
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from tokenizer.errors import UserError
 
-# Table 2 of the paper: expansion, channels out, blocks, stride of the first of them.
+# Table 2 of the paper: expansion, output channels, blocks, stride of the first block.
 _GROUPS = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -31,10 +31,10 @@ _GROUPS = (
 )
 _STEM, _LAST = 32, 1280
 
-# The last block at each size: after it the picture is 2, 4, 8, 16, 32 times smaller.
+# The last block of each resolution, which is 2, 4, 8, 16, 32 times smaller than the image.
 STAGES = (1, 3, 6, 13, 17)
 
-# What ImageNet's classifiers subtract and divide by, moved from [0, 1] to our [-1, 1].
+# Mean and deviation of ImageNet's classifiers, converted from [0, 1] to our [-1, 1].
 _MEAN = (2 * 0.485 - 1, 2 * 0.456 - 1, 2 * 0.406 - 1)
 _DEVIATION = (2 * 0.229, 2 * 0.224, 2 * 0.225)
 
@@ -46,7 +46,7 @@ def _convolution(
 
 
 class Block(nn.ModuleList):
-    """Convolutions with relu6 between them; an inverted residual ends without one."""
+    """Convolutions with relu6 between them; an inverted residual has no activation at the end."""
 
     def __init__(self, *convolutions: nn.Conv2d, ends_linear: bool, residual: bool) -> None:
         super().__init__(convolutions)
@@ -63,7 +63,8 @@ class Block(nn.ModuleList):
 
 
 def _inverted_residual(inside: int, outside: int, expansion: int, stride: int) -> Block:
-    """Widen, filter each channel on its own, narrow (section 3.3 of the paper)."""
+    """Build an inverted residual: expand, filter each channel separately, project (section 3.3 of
+    the paper)."""
     wide = inside * expansion
     widen = [_convolution(inside, wide, 1)] if expansion > 1 else []
     filter_ = _convolution(wide, wide, 3, stride, groups=wide)
@@ -73,10 +74,10 @@ def _inverted_residual(inside: int, outside: int, expansion: int, stride: int) -
 
 
 class FeatureNet(nn.Module):
-    """MobileNetV2 without its classifier, its batch norms folded into the convolutions.
+    """MobileNetV2 without its classifier, with batch norms folded into the convolutions.
 
-    Folded, it has no training mode to forget, and a picture's features never depend on its
-    batch. Pictures may have any size; at 64 x 64 the last map is 2 x 2.
+    Because they are folded, there is no training mode to switch off, and the features of an image
+    never depend on its batch. Images may have any size; at 64 x 64 the last map is 2 x 2.
     """
 
     mean_311: Tensor
@@ -98,7 +99,7 @@ class FeatureNet(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Frozen float32 network from a file of scripts/convert_mobilenet.py.
+        """Load a frozen float32 network from a file of scripts/convert_mobilenet.py.
 
         Raises:
             UserError: no such file, not safetensors, or not exactly this network's weights.
@@ -121,7 +122,7 @@ class FeatureNet(nn.Module):
         return net.eval().requires_grad_(False)
 
     def forward(self, pixels_B3HW: Tensor) -> list[Tensor]:
-        """Pictures in [-1, 1] -> one map [B, C, H/s, W/s] for each stride s of 2, 4, 8, 16, 32."""
+        """Return maps [B, C, H/s, W/s] of images in [-1, 1] for the strides s = 2, 4, 8, 16, 32."""
         maps_BCHW: list[Tensor] = []
         hidden_BCHW = self._whiten(pixels_B3HW)
         for number, block in enumerate(self.blocks[:-1]):
@@ -131,7 +132,7 @@ class FeatureNet(nn.Module):
         return maps_BCHW
 
     def pooled(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pictures in [-1, 1] -> [B, 1280], what ImageNet's classifier saw of each."""
+        """Return features [B, 1280] of images in [-1, 1], the input of ImageNet's classifier."""
         hidden_BCHW = self._whiten(pixels_B3HW)
         for block in self.blocks:
             hidden_BCHW = block(hidden_BCHW)
@@ -139,17 +140,18 @@ class FeatureNet(nn.Module):
 
     def _whiten(self, pixels_B3HW: Tensor) -> Tensor:
         white_B3HW = (pixels_B3HW - self.mean_311) / self.deviation_311
-        # Pixel by pixel in memory: all that follows keeps it, and runs a third faster on CPUs.
+        # Channels last: all later layers keep this format, and run a third faster on CPUs.
         return white_B3HW.contiguous(memory_format=torch.channels_last)
 
 
 def perceptual_distance(net: FeatureNet, x_B3HW: Tensor, y_B3HW: Tensor) -> Tensor:
-    """How different two batches of pictures in [-1, 1] look: [B], 0 for equal, at most 4.
+    """Return the perceptual distance between two batches of images in [-1, 1]: [B], 0 for equal
+    images, at most 4.
 
-    In the manner of LPIPS (Zhang et al. 2018, arXiv:1801.03924): at each place of each map the
-    channels become a vector of length 1, and squared distances are averaged over places, then
-    over maps. LPIPS also weighs the channels by what people found similar; this does not, so
-    its numbers are not LPIPS.
+    Similar to LPIPS (Zhang et al. 2018, arXiv:1801.03924): at each position of each map the
+    channels are normalised to a vector of length 1, and squared distances are averaged over
+    positions, then over maps. LPIPS also weights the channels by human judgements of similarity;
+    this function does not, so its values are not LPIPS.
     """
     distances_B = [
         (_directions(x_BCHW) - _directions(y_BCHW)).square().sum(1).mean((1, 2))
@@ -163,5 +165,5 @@ def _shape(shape: torch.Size | None) -> str:
 
 
 def _directions(map_BCHW: Tensor) -> Tensor:
-    # Inside the root, the small number also keeps the gradient finite where all channels are 0.
+    # The epsilon inside the root also keeps the gradient finite where all channels are 0.
     return map_BCHW * (map_BCHW.square().sum(1, keepdim=True) + 1e-8).rsqrt()
