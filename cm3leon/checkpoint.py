@@ -313,7 +313,7 @@ def _plain_card(config: Config) -> str:
     return (
         "# A CM3Leon model\n\n"
         f"A decoder of {model.layers} layers, width {model.width}, {model.heads} heads and context "
-        f"{model.context}; pictures of {picture.size} x {picture.size} pixels are "
+        f"{model.context}; images of {picture.size} x {picture.size} pixels are "
         f"{picture.grid} x {picture.grid} codes of {config.vocabulary.image_codes}.\n\n"
         'Use it with `cm3leon generate "a red fox" --model FOLDER`, or in Python with\n'
         "`CM3Leon.from_pretrained(FOLDER)`. Whoever trained it has written nothing more here yet.\n"

@@ -298,7 +298,7 @@ def _opened(image: Source) -> Image.Image:
     if not isinstance(image, Image.Image):
         return open_image(image)
     if image.mode != "RGB":
-        raise UserError(f"a picture of mode {image.mode}; give RGB, or the name of its file")
+        raise UserError(f"an image of mode {image.mode}; give RGB, or the name of its file")
     return image
 
 

@@ -98,7 +98,7 @@ def complete(picture: Picture, wanted: Sequence[bool], caption: str | None = Non
     Hole. Without a caption, the caption is itself the first Hole.
     """
     assert len(wanted) == len(picture.codes)
-    assert any(wanted), "nothing to paint"
+    assert any(wanted), "nothing to generate"
     runs = _runs(wanted)
     if len(runs) > MOST_RUNS:
         runs = [(runs[0][0], runs[-1][1])]
@@ -150,5 +150,5 @@ def _runs(wanted: Sequence[bool]) -> list[tuple[int, int]]:
 
 def _code(picture: Picture, place: int) -> int:
     code = picture.codes[place]
-    assert isinstance(code, int), "the picture has holes already"
+    assert isinstance(code, int), "the image has holes already"
     return code

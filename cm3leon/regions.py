@@ -32,7 +32,7 @@ def mask_of(whole: Image.Image, region: Image.Image | Box, size: int) -> Tensor:
     elif region.size != whole.size:
         (wide, high), (width, height) = region.size, whole.size
         raise UserError(
-            f"the mask has {wide} x {high} pixels, the picture {width} x {height}; "
+            f"the mask has {wide} x {high} pixels, the image {width} x {height}; "
             "make them the same size"
         )
     else:
@@ -49,7 +49,7 @@ def cells_of(mask_HW: Tensor, grid: int) -> list[bool]:
     covered = F.max_pool2d(mask_HW[None].float(), cell) > 0
     if not covered.any():
         raise UserError(
-            "the region to repaint is empty, too small, or outside the picture's middle "
+            "the region to infill is empty, too small, or outside the image's middle "
             "square, which is all that the model sees; mark a larger one"
         )
     return covered.flatten().tolist()
@@ -69,7 +69,7 @@ def check_box(box: Box, size: tuple[int, int]) -> None:
     width, height = size
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise UserError(
-            f"the box {left},{top},{right},{bottom} is not inside the picture of {width} x {height}"
+            f"the box {left},{top},{right},{bottom} is not inside the image of {width} x {height}"
             "; give left,top,right,bottom in its pixels"
         )
 

@@ -30,7 +30,7 @@ def check(sampling: Sampling, candidates: int, mix: bool) -> None:
         )
     if candidates > 1 and sampling.temperature == 0:
         raise UserError(
-            "at temperature 0 every candidate is the same picture; give a temperature above 0"
+            "at temperature 0 every candidate is the same image; give a temperature above 0"
         )
     if mix and sampling.contrastive:
         raise UserError("a mix draws half of its candidates by CD-K; leave 'contrastive' off")

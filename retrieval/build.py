@@ -195,7 +195,7 @@ def _new(
         elif reason := odd_id(name):
             tally.skip(sample.name, reason)
         elif place is not None and place.segment >= first:
-            tally.skip(sample.name, f"a picture of an earlier source has its id {name!r}")
+            tally.skip(sample.name, f"an image of an earlier source has its id {name!r}")
         elif place is not None or (beside is not None and beside.find(name) is not None):
             tally.known += 1
         else:
@@ -260,7 +260,7 @@ def gather(memory: Memory, tally: Tally) -> Memory:
             names = [picture["id"] for picture in segment.shards.every_picture()]
             new = [row for row, name in enumerate(names) if memory.find(name) is None]
             for row in sorted({*range(len(names))} - {*new}):
-                tally.skip(names[row], f"a picture of an earlier source has its id {names[row]!r}")
+                tally.skip(names[row], f"an image of an earlier source has its id {names[row]!r}")
             if new:
                 rows = (segment.document(row) for row in new)
                 memory = memory.add(rows, segment.index.vectors_DE[new])

@@ -62,7 +62,7 @@ def document_vectors(
             sums_DE[there] += embed([parts[place] for place in there])  # type: ignore[arg-type,misc]
     for place, (text, picture) in enumerate(zip(texts, pictures, strict=True)):
         if text is None and picture is None:
-            raise UserError(f"document {place} has neither a text nor a picture to be found by")
+            raise UserError(f"document {place} has neither a text nor an image to be found by")
     return unit(sums_DE)
 
 

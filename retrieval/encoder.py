@@ -146,7 +146,7 @@ class SmallEmbedder:
             table = json.dumps(settings.table_of(self.net.config), indent=2)
             (aside / CONFIG).write_text(table + "\n", "utf-8")
             (aside / TEXT).write_bytes(self.text.model)
-            (aside / CARD).write_text(card or "# A dual encoder of text and pictures\n", "utf-8")
+            (aside / CARD).write_text(card or "# A dual encoder of text and images\n", "utf-8")
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:

@@ -219,7 +219,7 @@ def write_segment(
         for metadata, codes in rows:
             has_text, has_picture = caption_of(metadata) is not None, len(codes) > 0
             if not (has_text or has_picture):
-                raise UserError(f"document {metadata['id']!r} has neither a text nor a picture")
+                raise UserError(f"document {metadata['id']!r} has neither a text nor an image")
             if reason := odd_id(metadata["id"]):
                 raise UserError(f"document {metadata['id'][:80]!r}: {reason}")
             names.append(metadata["id"].encode())

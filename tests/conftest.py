@@ -295,7 +295,7 @@ def tars(tmp_path: Path) -> list[Path]:
         with tarfile.open(path, "w") as archive:
             members = {"README.md": b"more"}
             if path is paths[0]:
-                members = {"bad.png": b"no picture", "bad.json": b"{}"}
+                members = {"bad.png": b"no image", "bad.json": b"{}"}
             for name in names:
                 members[f"{name}.png"] = picture(COLOURS[name])
                 metadata = {"id": name, "captions": [f"a {name} square", "a square"]}

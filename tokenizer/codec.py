@@ -140,7 +140,7 @@ class Codec:
         fields: list[tuple[int, int]] = []
         for number, document in enumerate(documents, start=1):
             if not document:
-                raise UserError("an empty document; give it text or a picture")
+                raise UserError("an empty document; give it text or an image")
             sentinels = count()
             for segment in segments(document):
                 if len(ids) > 1:
@@ -178,7 +178,7 @@ class Codec:
                 ids.append(self.vocabulary.image_id(code))
                 continue
             if code.length is None:
-                raise UserError("a hole in a picture needs a length: Hole(length)")
+                raise UserError("a hole in an image needs a length: Hole(length)")
             covered += code.length
             ids.append(self.vocabulary.sentinel_id(next(sentinels)))
         self._check_picture(covered)

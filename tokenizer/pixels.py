@@ -135,7 +135,7 @@ def sheet(
 def _read(source: Path | str | bytes) -> tuple[str, bytes]:
     """Return a name for error messages, and the bytes, which are checked but not yet decoded."""
     if isinstance(source, bytes):
-        name, data = "the picture", source
+        name, data = "the image", source
         size = len(data)
     else:
         name, path = str(source), Path(source)
@@ -143,7 +143,7 @@ def _read(source: Path | str | bytes) -> tuple[str, bytes]:
             if not path.exists():
                 raise UserError(f"{name}: no such file")
             if not path.is_file():  # a pipe or a device could block, or never end
-                raise UserError(f"{name}: is a folder or a device, not a picture file")
+                raise UserError(f"{name}: is a folder or a device, not an image file")
             size = path.stat().st_size
             data = path.read_bytes() if size <= MAX_BYTES else b""
         except OSError as error:
@@ -168,7 +168,7 @@ def _mistrust(name: str) -> Generator[None]:
         raise UserError(f"{name}: says it has far too many pixels; {_room()}") from error
     except Image.UnidentifiedImageError as error:
         wanted = ", ".join(FORMATS)
-        raise UserError(f"{name}: is not a picture in a format read here ({wanted})") from error
+        raise UserError(f"{name}: is not an image in a format read here ({wanted})") from error
     # Damaged bytes make PIL's decoders raise almost any exception: OSError, SyntaxError,
     # ValueError, EOFError, struct.error, zlib.error ... All mean the same to the user.
     except Exception as error:

@@ -1,1 +1,1 @@
-"""Pretraining and tuning: what turns token shards into a checkpoint folder."""
+"""Pretraining and fine-tuning: from token shards to a checkpoint folder."""

@@ -1,4 +1,4 @@
-"""The settings of a decoder's training, typed and checked once; recipes/*.yaml fill them in."""
+"""Configuration of the decoder's training: dataclasses that check the recipes (recipes/*.yaml)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,34 +16,35 @@ from train.schedule import Schedule
 
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
-UNKNOWN = 1  # a vocabulary that the tokenizers are yet to tell
+UNKNOWN = 1  # placeholder of the vocabulary size, until the tokenizers are loaded
 ALONE = "views need neighbours, behind which a row is seen anew, or rows.moved above 0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig:
-    """What stands in a training row.
+    """Composition of the training rows.
 
-    `pair` is {caption} <break> {picture}, `described` the same behind an instruction, the others
+    `pair` is {caption} <break> {image}, `described` the same after an instruction; the other forms
     are those of `train/data/templates.py`, after the paper's Table 5. A row is one whole document,
-    or, in a share `packed` of the rows, a block of the whole context, cut from a stream of such
-    documents (the paper's, section 2.3). The shares of `forms` are weights, they need not add up to
-    1; {} is all that the shards hold, each by how many documents there are. In the other tables a
-    share is one of 1, and what is not named shares the rest by how much of it there is.
+    or, for a share `packed` of the rows, a block of the full context length, cut from a stream of
+    such documents (the paper's section 2.3). The values of `forms` are weights and need not add up
+    to 1; {} means every form in the shards, in proportion to its number of documents. In the other
+    tables a value is an absolute share; entries that are not named split the remainder in
+    proportion to their counts.
     """
 
     forms: dict[str, float] = field(default_factory=lambda: {"pair": 1.0})
-    packed: float = 0.0  # share of rows that are blocks of a stream
-    kinds: dict[str, float] = field(default_factory=dict)  # of pictures in pairs; {} is as found
-    edits: dict[str, float] = field(default_factory=dict)  # type of edit
-    questions: dict[str, float] = field(default_factory=dict)  # type of question
-    first_caption: float = 0.5  # how often a picture goes under its first caption
-    reworded: float = 0.0  # how often under people's words for it (`paraphrase`), never asked back
-    retrieved: int = 2  # most documents in front of one, where there is a table of neighbours
-    unrelated: float = 0.0  # share of those drawn from all of its kind, so that not all are trusted
-    seen_anew: float = 0.6  # share of captioned pictures behind others to see through a view
-    swapped: float = 0.0  # of rows of several pictures: every code stands for another, in all alike
-    moved: float = 0.0  # of all documents where no table of neighbours is: both ends of an edit too
+    packed: float = 0.0  # share of rows that are packed blocks of the stream
+    kinds: dict[str, float] = field(default_factory=dict)  # of images in pairs; {}: by counts
+    edits: dict[str, float] = field(default_factory=dict)  # by type of edit
+    questions: dict[str, float] = field(default_factory=dict)  # by type of question
+    first_caption: float = 0.5  # probability of the first caption; else a random caption
+    reworded: float = 0.0  # probability of a paraphrase (`paraphrase`), which is never a target
+    retrieved: int = 2  # most documents before a document, if there is a table of neighbours
+    unrelated: float = 0.0  # share of them replaced by random images of the kind, to limit trust
+    seen_anew: float = 0.6  # share of captioned images after retrieved ones in an augmented view
+    swapped: float = 0.0  # share of rows of several images with all their codes permuted alike
+    moved: float = 0.0  # share of documents in a view, all their images alike; not with neighbours
 
     def __post_init__(self) -> None:
         for table in (self.forms, self.kinds, self.edits, self.questions):
@@ -73,13 +74,13 @@ class RowsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One of several folders of token shards, and what was made for them."""
+    """One of several folders of token shards, with the tables computed for them."""
 
     shards: str
-    weight: float = 1.0  # its share of the rows, beside the other sources' weights
+    weight: float = 1.0  # relative share of the rows among the sources
     neighbours: str | None = None
     views: str | None = None
-    rows: RowsConfig | None = None  # its own, where the recipe's do not fit
+    rows: RowsConfig | None = None  # instead of the recipe's
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -90,13 +91,13 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How one step is spread over processes and memory; another choice trains the same model."""
+    """Parallelism and memory settings of a training step; they do not change the trained model."""
 
-    zero: int = 0  # DeepSpeed's ZeRO stage; 0 is a whole copy in each process, without DeepSpeed
-    offload: Literal["none", "optimizer", "all"] = "none"  # to the CPU; `all` is the weights too
-    recompute: bool = False  # activations of a layer are made again in the backward pass
+    zero: int = 0  # DeepSpeed's ZeRO stage; 0: data parallelism with full copies, no DeepSpeed
+    offload: Literal["none", "optimizer", "all"] = "none"  # to the CPU; `all`: the weights too
+    recompute: bool = False  # activation checkpointing: recompute each layer in the backward pass
     attention: Literal["torch", "xformers"] = "torch"  # xformers needs a GPU
-    compile: bool = False  # each layer by torch.compile: minutes at the start, faster on a GPU
+    compile: bool = False  # torch.compile each layer: minutes at the start, faster on a GPU
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
@@ -109,9 +110,10 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW. The paper is silent beyond the rate: the rest is OPT's launcher (facts 4.4).
+    """AdamW, or Muon for the matrices of the decoder's blocks (`matrices`).
 
-    `matrices` says what moves those of the decoder's blocks; Muon's momentum is betas[1].
+    The paper states only the learning rate; the other defaults are those of OPT's launcher (facts
+    4.4). Muon's momentum is betas[1].
     """
 
     matrices: Literal["adamw", "muon"] = "adamw"
@@ -129,16 +131,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
-    """One run of the decoder: what it learns from, what it is, how long."""
+    """Recipe of a training run of the decoder: data, model, optimization, duration."""
 
     job: Literal["pretrain"] = "pretrain"
-    shards: str | None = None  # token shards to train on; or, where there are several, ...
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # ... these, by any name
-    balance: tuple[float, float] | None = None  # least and most times that a source may come more
-    # often than its documents are many (the paper's tuning: 0.3 and 3)
-    validation: str | None = None  # token shards never trained on
-    neighbours: str | None = None  # what `index build --neighbours` made for these shards
-    views: str | None = None  # what `data views` made for these shards
+    shards: str | None = None  # training token shards; or, if there are several, ...
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # ... these, under any names
+    balance: tuple[float, float] | None = None  # limits of a source's share of the rows, as
+    # multiples of its share of the documents (the paper's tuning: 0.3 and 3)
+    validation: str | None = None  # held-out token shards
+    neighbours: str | None = None  # table of `index build --neighbours` for these shards
+    views: str | None = None  # table of `data views` for these shards
     image_tokenizer: str  # folder
     text_tokenizer: str  # .model file
     model: ModelConfig
@@ -148,21 +150,21 @@ class PretrainRecipe:
     schedule: Schedule
     engine: EngineConfig = EngineConfig()
     steps: int
-    batch: int  # rows a step, over all processes
-    micro_tokens: int = 8192  # padded ids in one forward pass; more is cut into micro-batches
+    batch: int  # rows per step, over all processes
+    micro_tokens: int = 8192  # most ids per micro-batch, with padding; gradients are accumulated
     precision: Precision = "auto"
-    workers: int = 0  # processes that make rows ahead, for a GPU that would wait; 0 makes none
-    cached_rows: int = 0  # rows that are made once and kept on the device (`cached`); 0 keeps none
+    workers: int = 0  # processes that prefetch rows, if a GPU would wait; 0: the main process
+    cached_rows: int = 0  # rows that are computed once and stay on the device (`cached`); 0: none
     seed: int = 0
     save_every: int = 500
-    keep: int = 2  # newest states
-    keep_every: int | None = None  # states of every so many steps are kept for good
+    keep: int = 2  # newest states to keep
+    keep_every: int | None = None  # also keep the states of every `keep_every`-th step
     validate_every: int = 500
     sample_every: int = 1000
     sample_prompts: tuple[str, ...] = ()
-    bad_step: Literal["stop", "skip"] = "stop"  # where loss or gradient is no number, or a spike
-    spike: float | None = None  # times the mean of the last losses from which a loss is a spike
-    hung_after: float = 1800  # seconds without a step after which a process is said to hang
+    bad_step: Literal["stop", "skip"] = "stop"  # at a non-finite loss or gradient, or a loss spike
+    spike: float | None = None  # a loss above this multiple of the recent losses' mean is a spike
+    hung_after: float = 1800  # seconds without a step until a process is reported as hanging
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -198,7 +200,7 @@ class PretrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTokenizerRecipe:
-    """One text tokenizer: whose captions, instructions and questions, and how many pieces."""
+    """Recipe of a text tokenizer: its training texts and its number of pieces."""
 
     job: Literal["text-tokenizer"] = "text-tokenizer"
     data: str
@@ -206,23 +208,23 @@ class TextTokenizerRecipe:
     questions: str | None = None
     exclude: str | None = None
     pieces: int
-    fold: bool = False  # case, spaces and typographic quotes make no difference (`tokenizer/text`)
-    reworded: int = 0  # of each picture so many captions in people's words too (`paraphrase`)
-    wordnet: str | None = None  # a folder of WordNet, for synonyms of the labels
+    fold: bool = False  # normalise case, spaces and typographic quotes (`tokenizer/text`)
+    reworded: int = 0  # additional paraphrased captions per image (`paraphrase`)
+    wordnet: str | None = None  # folder of WordNet, for synonyms of the labels
 
 
 JOBS = ("pretrain", "image-tokenizer", "text-tokenizer", "encoder")
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """Return the recipes that are shipped with the package, by name."""
     folder = Path(str(resources.files("train"))) / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def path_of(recipe: str) -> Path:
-    """Return the file of a recipe by shipped name or by path. Raises UserError where it is not
-    there."""
+    """Return the file of a recipe, given as a shipped name or a path. Raises UserError if it is
+    missing."""
     known = shipped()
     path = known.get(recipe, Path(recipe))
     if recipe not in known and not path.is_file():
@@ -231,7 +233,7 @@ def path_of(recipe: str) -> Path:
 
 
 def job_of(recipe: str) -> str:
-    """Return what a recipe trains: its `job`. Raises UserError for one that is not known."""
+    """Return the `job` of a recipe. Raises UserError for an unknown job."""
     path = path_of(recipe)
     job = settings.read(path).get("job")
     if job not in JOBS:
@@ -240,9 +242,9 @@ def job_of(recipe: str) -> str:
 
 
 def read(cls: type[T], recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a recipe with `a.b=c` overrides on top, as a plain table.
+    """Return a recipe as a plain dict, with the `a.b=c` overrides applied.
 
-    Raises UserError for a recipe that is not there or is for another job.
+    Raises UserError for a missing recipe, and for a recipe of another job.
     """
     path = path_of(recipe)
     table: dict[str, Any] = settings.override(settings.read(path), overrides)
@@ -253,15 +255,15 @@ def read(cls: type[T], recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def load(cls: type[T], recipe: str, overrides: Sequence[str]) -> T:
-    """A recipe, checked; raises UserError for a wrong, missing or unknown setting."""
+    """Return a checked recipe. Raises UserError for an invalid, missing or unknown setting."""
     return settings.build(cls, read(cls, recipe, overrides))
 
 
 def load_pretrain(recipe: str, overrides: Sequence[str], init: str | None = None) -> PretrainRecipe:
-    """A decoder's recipe; where it does not state `model.vocabulary`, that is UNKNOWN for now.
+    """Return a decoder's checked recipe; without `model.vocabulary`, it is UNKNOWN for now.
 
-    What it leaves out of `model`, `image_tokenizer` and `text_tokenizer` altogether is that of the
-    model `init`, so that a recipe for tuning fits any size.
+    `model`, `image_tokenizer` and `text_tokenizer`, if missing as a whole, are taken from the
+    checkpoint `init`, so that a recipe for tuning fits any model size.
     """
     table = read(PretrainRecipe, recipe, overrides)
     if init is not None and not {"model", "image_tokenizer", "text_tokenizer"} <= table.keys():
@@ -275,7 +277,10 @@ def load_pretrain(recipe: str, overrides: Sequence[str], init: str | None = None
 
 
 def with_vocabulary(recipe: PretrainRecipe, vocabulary: int) -> PretrainRecipe:
-    """The recipe for tokenizers that make `vocabulary` ids: the number is computed, not typed."""
+    """Return the recipe with the vocabulary size of its tokenizers.
+
+    Raises UserError if the recipe states another size.
+    """
     if recipe.model.vocabulary not in (UNKNOWN, vocabulary):
         raise UserError(
             f"model.vocabulary is {recipe.model.vocabulary}, but the tokenizers make {vocabulary} "
@@ -285,6 +290,6 @@ def with_vocabulary(recipe: PretrainRecipe, vocabulary: int) -> PretrainRecipe:
 
 
 def check_batch(batch: int, size: int) -> None:
-    """Refuse a batch that cannot be shared by `size` processes."""
+    """Raise UserError if the batch does not divide evenly among `size` processes."""
     if batch % size:
         raise UserError(f"batch {batch} does not divide among {size} processes; change one of them")

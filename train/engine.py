@@ -1,14 +1,15 @@
-"""What moves the weights: plain PyTorch, or DeepSpeed's ZeRO; one face for the loop and for states.
+"""Training engines with one interface: plain PyTorch (DDP), or DeepSpeed's ZeRO.
 
-The only door to DeepSpeed. Its settings are computed here from ours. Stage 0 is a whole copy of
-everything in each process and needs no DeepSpeed; stages 1, 2 and 3 split the optimiser's moments,
-then the gradients, then the weights too among the processes (ZeRO, arXiv 1910.02054).
+Used by `loop` and `state`. The only module that imports DeepSpeed; its settings are derived from
+the recipe. Stage 0 replicates everything in each process, without DeepSpeed; stages 1, 2 and 3
+shard the optimizer's moments, then also the gradients, then also the weights (ZeRO, arXiv
+1910.02054).
 
-An engine sums gradients: the loop divides each micro-batch's loss by the weight of the whole step,
-over all processes, so that no mean of means creeps in.
+Engines sum gradients, not average them: the loop divides the loss of each micro-batch by the total
+loss weight of the step over all processes, which avoids a mean of means.
 """
 
-# Shapes: B = rows, L = ids a row, T = tokens that are predicted, V = vocabulary
+# Shapes: B = rows, L = ids per row, T = target tokens, V = vocabulary
 
 import atexit
 import os
@@ -38,7 +39,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class LossOf(nn.Module):
-    """A decoder and its loss as one module, so that whoever wraps it sees every use of a weight."""
+    """Decoder and loss as one module, so that wrappers (DDP, ZeRO) see every use of a weight."""
 
     def __init__(self, model: Decoder, vocabulary: Vocabulary, recipe: PretrainRecipe) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class LossOf(nn.Module):
         for block in model.blocks if recipe.engine.compile else ():
             block.compile()
         if recipe.engine.recompute:
-            # ZeRO 3 lets go of a weight after its use; only the reentrant form asks for it again
+            # ZeRO 3 frees a weight after its use; only reentrant checkpointing gathers it again
             reentrant = recipe.engine.zero == 3
             for block in model.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=reentrant)
@@ -54,7 +55,7 @@ class LossOf(nn.Module):
     def forward(
         self, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of one micro-batch; the head is asked only where something is predicted."""
+        """Return the loss of a micro-batch; the head is applied only to targets of weight > 0."""
         counted_BL = weights_BL > 0
         hidden_BLD = self.model(ids_BL)
         image = self.vocabulary.image_ids
@@ -72,29 +73,29 @@ class LossOf(nn.Module):
 
 
 class Engine(Protocol):
-    """What the loop and `state` ask of an engine. All processes must ask together."""
+    """Interface of a training engine. Calls are collective: all processes must make them."""
 
     def loss(self, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor, last: bool) -> Loss:
-        """Forward; `last` says that the step's last micro-batch comes."""
+        """Run the forward pass; `last` marks the last micro-batch of the step."""
         ...
 
     def backward(self, loss: Tensor) -> None: ...
 
     def step(self, rate: float) -> float:
-        """Clip the summed gradient and move the weights; return its norm before. Where that is no
-        finite number the weights stay as they are."""
+        """Clip the summed gradient and update the weights; return its norm before clipping. If the
+        norm is not finite, the weights are unchanged."""
         ...
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Weights and moments in fp32 by name, whole, one after another."""
+        """Yield names and unsharded fp32 tensors of the weights and moments, one by one."""
         ...
 
     def put(self, table: Mapping[str, Tensor], step: int) -> None:
-        """Take over what `tensors` gave, from however many processes of whatever stage."""
+        """Load the tensors of `tensors`, saved by any number of processes at any ZeRO stage."""
         ...
 
     def whole(self) -> Decoder | None:
-        """A decoder with the weights as they are, in the first process; None in the others."""
+        """Return a decoder with the current weights in the first process; None in the others."""
         ...
 
 
@@ -105,9 +106,9 @@ def new_engine(
     device: torch.device,
     dist: DistributedContext,
 ) -> Engine:
-    """The engine that a recipe asks for; the model is on its device already.
+    """Return the engine of a recipe; the model must already be on its device.
 
-    Raises UserError where DeepSpeed is wanted but not installed.
+    Raises UserError if DeepSpeed is needed but not installed.
     """
     net = LossOf(model, vocabulary, recipe)
     kind = TorchEngine if recipe.engine.zero == 0 else ZeroEngine
@@ -115,7 +116,7 @@ def new_engine(
 
 
 class TorchEngine:
-    """Plain PyTorch: alone, or with a copy in each process and gradients summed between them."""
+    """Plain PyTorch: a single process, or DDP with gradients summed over the processes."""
 
     def __init__(
         self, net: LossOf, recipe: PretrainRecipe, device: torch.device, dist: DistributedContext
@@ -135,7 +136,7 @@ class TorchEngine:
             return Loss(*self.wrapped(*batch))
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self.dist.size).backward()  # what processes sum is divided by their number
+        (loss * self.dist.size).backward()  # DDP averages gradients over the processes
 
     def step(self, rate: float) -> float:
         for group in self.optimizer.param_groups:
@@ -158,7 +159,8 @@ class TorchEngine:
 
 
 class ZeroEngine:
-    """DeepSpeed's ZeRO. In bf16 it holds bf16 weights for the products beside its fp32 ones."""
+    """DeepSpeed's ZeRO. In bf16 it has bf16 weights for the matrix products and fp32 master
+    weights."""
 
     def __init__(
         self, net: LossOf, recipe: PretrainRecipe, device: torch.device, dist: DistributedContext
@@ -168,11 +170,11 @@ class ZeroEngine:
             _be_a_group(device)
         self.net, self.recipe, self.device, self.dist = net, recipe, device, dist
         exact: dict[str, Tensor] = {}
-        if in_bf16(recipe.precision, device):  # DeepSpeed would make its fp32 weights of bf16 ones
+        if in_bf16(recipe.precision, device):  # else DeepSpeed's fp32 weights are rounded to bf16
             named = net.model.named_parameters()
             exact = {f"weights.{name}": weight.detach().cpu().clone() for name, weight in named}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of others' making
+            warnings.simplefilter("ignore")  # about the code of third parties
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=net,
                 optimizer=new_optimizer(net.model, recipe.optimizer),
@@ -232,18 +234,18 @@ class ZeroEngine:
         return copy
 
     def _flat(self) -> list[Tensor]:
-        """The fp32 weights of this process, as the optimiser has them."""
+        """Return the flat fp32 weights of this process that the optimizer updates."""
         if self.recipe.engine.zero == 3:
             return self.optimizer.fp32_partitioned_groups_flat
         return self.optimizer.single_partition_of_fp32_groups
 
     def _steps(self) -> Tensor | None:
-        """How many updates the moments have seen; None where there are no moments yet."""
+        """Return the update count of the moments, or None before the moments exist."""
         states = [self.optimizer.optimizer.state.get(flat) for flat in self._flat()]
         return states[0]["step"].cpu() if states and states[0] else None
 
     def _make_moments(self, step: int) -> None:
-        """Moments of zero, which DeepSpeed itself makes only in the first update."""
+        """Create zero moments, which DeepSpeed itself does only in the first update."""
         for flat in self._flat():
             made = {name: torch.zeros_like(flat) for name in MOMENTS}
             self.optimizer.optimizer.state[flat] = {"step": torch.tensor(float(step)), **made}
@@ -251,7 +253,7 @@ class ZeroEngine:
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _set(self, weight: nn.Parameter, value: Tensor, moment: str | None) -> None:
-        """Give this process its part of a whole tensor."""
+        """Set this process's shard of a weight or moment from the unsharded tensor."""
         if self.recipe.engine.zero < 3:
             if moment is None:
                 self.utils.safe_set_full_fp32_param(weight, value.to(self.device))
@@ -267,7 +269,7 @@ class ZeroEngine:
             self.utils.safe_set_local_optimizer_state(weight, mine, moment)
 
     def _refresh(self) -> None:
-        """Make the weights that are multiplied what the fp32 ones are now."""
+        """Copy the fp32 weights to the weights that the model multiplies by."""
         if self.recipe.engine.zero == 3:
             for weight in self.net.model.parameters():
                 mine = self.utils.safe_get_local_fp32_param(weight)
@@ -282,7 +284,7 @@ class ZeroEngine:
 
 
 def deepspeed_settings(recipe: PretrainRecipe, device: torch.device, size: int) -> dict[str, Any]:
-    """DeepSpeed's own settings, all of them from ours."""
+    """Return DeepSpeed's configuration for a recipe."""
     engine = recipe.engine
     zero: dict[str, Any] = {
         "stage": engine.zero,
@@ -295,20 +297,20 @@ def deepspeed_settings(recipe: PretrainRecipe, device: torch.device, size: int) 
         zero["offload_param"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     bf16 = in_bf16(recipe.precision, device)
     return {
-        # our micro-batches differ in rows: these say only that there may be several
+        # micro-batches differ in their number of rows: these only enable gradient accumulation
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 2,
         "train_batch_size": 2 * size,
         "gradient_clipping": recipe.optimizer.clip,
         "bf16": {"enabled": bf16, "check_grad_overflow": True} if bf16 else {"enabled": False},
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # its own Adam is compiled for minutes
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's CPU Adam takes minutes to compile
         "zero_allow_untested_optimizer": True,
     }
 
 
 def _be_a_group(device: torch.device) -> None:
-    """DeepSpeed asks for a group of processes even where there is one."""
+    """Initialise a process group of one process, which DeepSpeed requires."""
     os.environ.setdefault("LOCAL_RANK", "0")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     alone: Any = distributed
@@ -317,7 +319,10 @@ def _be_a_group(device: torch.device) -> None:
 
 
 def _deepspeed(device: torch.device) -> Any:
-    """The package, told in time what it would guess aloud."""
+    """Import and return DeepSpeed, with its environment set and its warnings silenced.
+
+    Raises UserError if it is not installed.
+    """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -326,15 +331,15 @@ def _deepspeed(device: torch.device) -> Any:
             import deepspeed
     except ImportError as error:
         raise no_deepspeed() from error
-    # its calls of torch are of an older day
+    # it calls deprecated functions of torch
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # on a CPU it would compile an operator for a minute and a half at the first launch
+    # on a CPU it would compile an operator at the first launch, for a minute and a half
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 def no_deepspeed() -> UserError:
-    """What to say where the package is missing."""
+    """Return the UserError for a missing DeepSpeed."""
     return UserError(
         "engine.zero above 0 needs DeepSpeed; install it with pip install 'cm3leon[train]', or set "
         "engine.zero=0"

@@ -1,6 +1,7 @@
-"""`cm3leon export`: a state of a run -> the checkpoint folder that `from_pretrained` loads.
+"""`cm3leon export`: convert a saved training state to a checkpoint folder for `from_pretrained`.
 
-The end of a run exports itself; this is for what came before, on any machine: one process, no GPU.
+A run exports its final weights itself; this exports earlier states, in one process without a GPU,
+on any machine.
 """
 
 from pathlib import Path
@@ -25,10 +26,10 @@ START = "weights."
 
 
 def main(run: Path, out: Path, *, step: str = "latest", stored: Stored = "fp16", say: Say) -> Path:
-    """Write the weights of a run's newest whole state, or of a step's, as a model; returns `out`.
+    """Write the weights of a run's newest intact state, or of the state of a step, as a checkpoint
+    folder; return `out`.
 
-    Weights are stored in fp16 unless another type is named. Raises UserError where the run,
-    its state or its tokenizers are not there.
+    Raises UserError if the run, its state or its tokenizers are missing.
     """
     check_writable(out)
     if not (run / state.RECIPE).is_file():
@@ -57,7 +58,10 @@ def main(run: Path, out: Path, *, step: str = "latest", stored: Stored = "fp16",
 
 
 def _state(run: Path, step: str, say: Say) -> state.State:
-    """The state that is asked for; nothing in the run is moved."""
+    """Return the requested state, without changing the run's folder.
+
+    Raises UserError if there is none.
+    """
     if step == "latest":
         found = state.find(run, step, say)
         if found is None:

@@ -1,5 +1,5 @@
-"""What a step costs in operations, and how much of a device that uses; the report, the plan and the
-benchmark all count alike here."""
+"""FLOPs of a training step and model FLOPs utilisation (MFU), for the log, the plan and the
+benchmark."""
 
 from dataclasses import dataclass
 from resource import RUSAGE_SELF, getrusage
@@ -8,21 +8,22 @@ import torch
 
 from cm3leon.model import ModelConfig
 
-# Dense bf16 operations a second, from the makers' data sheets
+# Dense bf16 FLOPs per second, from the vendors' data sheets
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 
 
 def layer_matrices(model: ModelConfig) -> int:
-    """Weights in the matrices of one layer: 4 * D * D in attention, and 2 or 3 * D * F."""
+    """Return the number of weights in the matrices of a layer: 4 * D * D in attention, and 2 * D *
+    F (SwiGLU: 3 * D * F) in the MLP."""
     width, hidden = model.width, model.ffn_width
     return 4 * width * width + (3 if model.mlp == "swiglu" else 2) * width * hidden
 
 
 def parameters(model: ModelConfig) -> int:
-    """Weights of a decoder, from its sizes alone.
+    """Return the number of parameters of a decoder, computed from its configuration.
 
     V * D for the embedding (again for an untied head), C * D for learned positions, the matrices
-    of the layers, and D (of a layer norm 2 * D) a norm that learns.
+    of the layers, and D (layer norm: 2 * D) for each norm with learned parameters.
     """
     width = model.width
     norms = 0
@@ -36,12 +37,12 @@ def parameters(model: ModelConfig) -> int:
 
 
 def flops_per_token(model: ModelConfig, length: int) -> float:
-    """Operations of a token's forward and backward pass in a row of `length` ids.
+    """Return the FLOPs per token of a forward and backward pass over a row of `length` ids.
 
-    6 for each weight of a matrix it goes through (the head included, the embeddings' look-ups not),
-    and 6 * layers * D * length for the scores of causal attention, half of a full square; the count
-    of PaLM's appendix B (arXiv 2204.02311), which has no half. Activations made again (recompute)
-    count nothing: this is model FLOPs utilisation.
+    6 per weight of each matrix (with the head, without embedding look-ups), and 6 * layers * D *
+    length for causal attention: the count of PaLM's appendix B (arXiv 2204.02311), but halved for
+    attention, where PaLM counts the full square. Recomputed activations are not counted, as usual
+    for model FLOPs utilisation.
     """
     matrices = model.layers * layer_matrices(model) + model.vocabulary * model.width
     return 6 * matrices + 6 * model.layers * model.width * length
@@ -49,7 +50,7 @@ def flops_per_token(model: ModelConfig, length: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast a run is, beside what its devices could do."""
+    """Throughput of a run, and its share of the peak of its devices."""
 
     model: ModelConfig
     device: torch.device
@@ -57,15 +58,15 @@ class Speed:
 
     @property
     def peak(self) -> float | None:
-        """Operations a second of one device in bf16; None where we do not know it."""
+        """Peak bf16 FLOPs per second of one device, or None if unknown."""
         if self.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(self.device)
         return next((peak for known, peak in PEAKS.items() if known in name), None)
 
     def figures(self, tokens: int, rows: int, seconds: float) -> dict[str, float]:
-        """Tokens a second of all processes, the share of their devices' peak where that is known,
-        and the most memory so far in GB: of tensors on a GPU, of the process on a CPU."""
+        """Return tokens per second over all processes, MFU if the peak is known, and the peak
+        memory so far in GB: of tensors on a GPU, of the process on a CPU."""
         found = {"tokens_per_second": tokens / seconds}
         if self.peak:
             flops = tokens * flops_per_token(self.model, tokens // rows)

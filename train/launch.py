@@ -1,9 +1,9 @@
-"""Start the processes of one command, on this machine or on several.
+"""Launcher: start the worker processes of one command, on one machine or several.
 
-cli -> here -> the same command in each process, as a worker. The processes are supervised by
-`torch.distributed.elastic.multiprocessing`, on which torchrun stands; its rendezvous is left out:
-the workers of one machine meet in a file, those of several at the first machine's address.
-`torch.distributed.run` starts the same workers, where a cluster has it or restarts are wanted.
+Called by the command line; each worker runs the same command. The processes are supervised by
+`torch.distributed.elastic.multiprocessing`, the base of torchrun, but without its rendezvous: the
+workers of one machine use a file store, those of several the address of the first machine.
+`torch.distributed.run` can start the same workers, if a cluster provides it or for restarts.
 """
 
 import logging
@@ -26,16 +26,16 @@ from tokenizer.run_control import VARIABLE, Failure, RunControl
 
 LOCK = ".lock"
 PORT = 29500
-RESUME = "go on with --resume latest"  # what to do when a process was killed
-NOT_OURS = "SIGQUIT"  # signals that torch may handle in this process; the others are for us
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # of one machine's processes
+RESUME = "go on with --resume latest"  # advice of the message for a killed process
+NOT_OURS = "SIGQUIT"  # the only signal left to torch in this process; others are handled here
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # for runs on one machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Where the processes of a run are to be; the command is typed on each of its machines."""
+    """Process layout of a run; the command is started on each of its machines."""
 
-    processes: int | None = None  # on each machine; None is one for each GPU, or one
+    processes: int | None = None  # per machine; None: one per GPU, at least one
     nodes: int = 1
     node_rank: int = 0
     master_addr: str | None = None  # the first machine
@@ -54,7 +54,7 @@ class Cluster:
 
     @property
     def each(self) -> int:
-        """Processes on each machine."""
+        """Number of processes per machine."""
         if self.processes is not None:
             return self.processes
         import torch
@@ -63,13 +63,16 @@ class Cluster:
 
     @property
     def size(self) -> int:
-        """All processes."""
+        """Number of processes on all machines."""
         return self.each * self.nodes
 
 
 def needs_launch(cluster: Cluster) -> bool:
-    """Return whether processes are to be started; False where this one does the work: a worker,
-    or alone."""
+    """Return whether to start processes; False if this process does the work: a worker, or a run
+    of one process.
+
+    Raises UserError in a worker of another launcher if the command asks for processes or nodes.
+    """
     if not is_worker():
         return cluster.nodes > 1 or cluster.dry_run or cluster.each > 1
     if VARIABLE not in os.environ and (cluster.processes or cluster.nodes > 1):
@@ -81,7 +84,7 @@ def needs_launch(cluster: Cluster) -> bool:
 
 
 def environments(cluster: Cluster, store: Path) -> list[dict[str, str]]:
-    """Return the variables of each process on this machine, as torchrun names them."""
+    """Return the environment variables of each process on this machine, named as by torchrun."""
     first = cluster.node_rank * cluster.each
     shared = {"WORLD_SIZE": str(cluster.size), "LOCAL_WORLD_SIZE": str(cluster.each)}
     shared |= {"PYTHONSAFEPATH": "1"}
@@ -101,9 +104,9 @@ def launch(
 ) -> int:
     """Start all processes of `cm3leon WORKER...` on this machine and wait; return the exit status.
 
-    out: the run's folder; beside it `.NAME.launch` holds stop requests and failure reports. again:
-    how to go on with the run. SIGTERM to this process asks all of them to save and end. Raises
-    UserError with the first reason where a process fails.
+    out: the run's folder; the folder `.NAME.launch` next to it has stop requests and failure
+    reports. again: advice on how to resume the run, for error messages. SIGTERM to this process
+    asks all workers to save and exit. Raises UserError with the first failure of a process.
     """
     folder = out.absolute().with_name(f".{out.name}.launch")
     words = ["-m", "cm3leon", *worker]
@@ -118,7 +121,7 @@ def launch(
 
 
 def check_port(cluster: Cluster) -> None:
-    """Raise UserError where the first machine cannot listen where the others will call."""
+    """Raise UserError if the first machine cannot listen on the master port."""
     if cluster.node_rank or cluster.nodes == 1:
         return
     port = cluster.master_port or PORT
@@ -135,8 +138,11 @@ def check_port(cluster: Cluster) -> None:
 
 @contextmanager
 def run_control(folder: Path, out: Path, first: bool) -> Generator[RunControl]:
-    """Make the folder of a launch, new on the first machine and removed when it ends; a signal to
-    end becomes a stop request."""
+    """Create the folder of a launch and yield its control, which turns signals into stop requests.
+
+    The first machine clears the folder at the start and removes it at the end. Raises UserError if
+    the folder cannot be created, or another launch uses it.
+    """
     control = RunControl(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,10 +168,13 @@ def run_control(folder: Path, out: Path, first: bool) -> Generator[RunControl]:
 
 
 def run_processes(words: Sequence[str], cluster: Cluster, control: RunControl, again: str) -> int:
-    """Run this machine's processes until all have ended, or one has failed."""
+    """Run this machine's processes until all have exited; return 0.
+
+    Raises UserError if a process fails.
+    """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
-    logging.disable(logging.CRITICAL)  # torch's words; the reports say what matters
+    logging.disable(logging.CRITICAL)  # of torch; the failure reports have what matters
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // cluster.each)))
     os.environ |= {VARIABLE: str(control.folder), "TORCHELASTIC_SIGNALS_TO_HANDLE": NOT_OURS}
@@ -179,7 +188,7 @@ def run_processes(words: Sequence[str], cluster: Cluster, control: RunControl, a
     )
     try:
         result = context.wait(period=0.05)
-    except BaseException:  # interrupted: nothing is left running
+    except BaseException:  # interrupted: leave no process running
         context.close(signal.SIGTERM)
         raise
     assert result is not None
@@ -195,8 +204,8 @@ def run_processes(words: Sequence[str], cluster: Cluster, control: RunControl, a
 def reason(
     failures: Sequence[Failure], killed: dict[int, int], size: int, again: str = RESUME
 ) -> UserError:
-    """Return one line for all that failed: what a user can mend, then a process that was killed,
-    then the first crash, whose traceback is printed above it."""
+    """Return a one-line error for the failed processes. In order of priority: a UserError of a
+    process, a process killed by a signal, the first crash, whose traceback is printed before."""
     if failures and failures[0].kind == "error":
         name = f"process {failures[0].rank}: " if size > 1 else ""
         return UserError(f"{name}{failures[0].text}")

@@ -1,9 +1,10 @@
-"""The decoder's training loop, to be read aloud.
+"""Training loop of the decoder.
 
-Rows come from `data`, already masked; the engine moves the weights; state and report stand beside.
+Masked rows from `train/data` are batched into micro-batches; the engine computes gradients and
+updates the weights; `state` saves the training state, `metrics` writes the log.
 """
 
-# Shapes: B = rows, L = ids a row, K = kinds of token
+# Shapes: B = rows, L = ids per row, K = kinds of token
 
 import math
 import time
@@ -32,13 +33,13 @@ from train.metrics import Report
 from train.objective import KINDS, Ids, targets_and_weights
 from train.state import Say
 
-REMEMBERED = 100  # losses that a spike is measured against
-FEW = 10  # of them at least
-MOST_SKIPPED = 10  # steps in a row
+REMEMBERED = 100  # recent losses whose mean is the baseline of a spike
+FEW = 10  # fewest losses for a baseline
+MOST_SKIPPED = 10  # consecutive steps
 
 
 class Watch(Protocol):
-    """What looks at a run from outside it at intervals: held-out loss, sample pictures."""
+    """Interface of the periodic evaluation of a run: held-out loss and sample images."""
 
     def validate(self, model: Decoder) -> dict[str, float]: ...
 
@@ -47,7 +48,7 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one run of the loop needs."""
+    """Components of a training run."""
 
     recipe: PretrainRecipe
     engine: Engine
@@ -58,14 +59,14 @@ class Job:
     speed: Speed
     say: Say
     dist: DistributedContext = field(default_factory=DistributedContext)
-    cached: CachedRows | None = None  # rows on the device, in the place of `rows`
+    cached: CachedRows | None = None  # rows on the device, used instead of `rows`
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
 
 def run(job: Job, start: int, deadline: float = math.inf) -> int:
-    """Train from step `start` to the recipe's last, until the clock (`time.monotonic`) is past
-    `deadline`, or until somebody asks to stop; returns how many steps are done, the state saved.
-    Every line here happens at every step, in all processes."""
+    """Train from step `start` to the recipe's last step, until `time.monotonic()` reaches
+    `deadline`, or until a stop request; save the state and return the number of steps done. All
+    processes execute every step together."""
     recipe, dist = job.recipe, job.dist
     done, skipped = start, 0
     ahead = micros_of_steps(job, range(start, recipe.steps))
@@ -95,7 +96,7 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
             look = done % recipe.validate_every == 0 or last
             draw = done % recipe.sample_every == 0 or last
             if look or draw:
-                dist.note(done, "looking at held-out pictures")
+                dist.note(done, "looking at held-out images")
                 model = job.engine.whole()
                 if look and model:
                     figures |= job.watch.validate(model)
@@ -111,7 +112,7 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
 
 
 def save(job: Job, done: int) -> None:
-    """The state after `done` steps, by all processes together."""
+    """Save the state after `done` steps; collective."""
     recipe = job.recipe
     state.save(
         job.folder,
@@ -128,7 +129,7 @@ Micro = tuple[Tensor, Tensor, Tensor]  # inputs, targets and weights, all [B, L]
 
 
 def micros_of_steps(job: Job, steps: range) -> Iterator[list[Micro]]:
-    """The micro-batches of each step of this process, in order."""
+    """Yield this process's micro-batches of each step, in order."""
     if job.cached is not None:
         yield from (list(job.cached.micros(step)) for step in steps)
         return
@@ -139,9 +140,9 @@ def micros_of_steps(job: Job, steps: range) -> Iterator[list[Micro]]:
 
 
 def micros_of(job: Job, rows: Sequence[Ids], step: int = 0) -> Iterator[Micro]:
-    """The micro-batches of this process's rows of a step."""
+    """Yield the micro-batches of this process's rows of a step."""
     tokens, mask = job.recipe.micro_tokens, job.recipe.mask
-    # a row is read as long as it is, so both are cut alike
+    # noise does not change the length of a row, so both are cut into the same micro-batches
     both = (micro_batches(some, tokens) for some in (rows, read_of(job, rows, step)))
     for ids_BL, read_BL in zip(*both, strict=True):
         targets_BL, weights_BL = targets_and_weights(ids_BL, job.vocabulary, mask)
@@ -150,7 +151,7 @@ def micros_of(job: Job, rows: Sequence[Ids], step: int = 0) -> Iterator[Micro]:
 
 
 def read_of(job: Job, rows: Sequence[Ids], step: int) -> Sequence[Ids]:
-    """The rows as the model reads them: with noise, which hangs on a row's number in the run."""
+    """Return the input rows, with noise that is seeded by the row's number in the run."""
     recipe = job.recipe
     most = level(recipe.mask, step, recipe.steps)
     if not most:
@@ -166,8 +167,8 @@ def read_of(job: Job, rows: Sequence[Ids], step: int) -> Sequence[Ids]:
 def agree(
     dist: DistributedContext, micros: Sequence[Micro], late: bool
 ) -> tuple[float, int, int, bool]:
-    """Over all processes: the weight of the step, the most micro-batches that one has, the ids that
-    are read, and whether this step is to be the last for now."""
+    """Return, over all processes: the loss weight of the step, the largest number of micro-batches
+    of a process, the number of input ids, and whether to stop after this step."""
     weight = float(sum(weights.sum().double() for _, _, weights in micros))
     tokens = sum(int((ids != PAD).sum()) for ids, _, _ in micros)
     table = dist.table([weight, len(micros), tokens, late])
@@ -178,19 +179,21 @@ def agree(
 def train_step(
     job: Job, micros: Sequence[Micro], whole: float, passes: int, rate: float
 ) -> dict[str, float]:
-    """One update; the loss is divided by the weight of the whole step, `whole`.
+    """Run one training step and return its metrics; the loss is divided by `whole`, the total loss
+    weight of the step.
 
-    All processes make as many `passes`, for they sum gradients together. Where the step is bad (its
-    loss or gradient is no number, or the loss is a spike) the weights stay as they are.
+    All processes run the same number of `passes`, because gradients are summed collectively. In a
+    bad step (non-finite loss or gradient, or a loss spike) the weights are unchanged. Raises
+    UserError for a bad step if the recipe stops there.
     """
-    found: Tensor | int = 0  # the loss, and nats and weight of each kind; on the device till last
+    found: Tensor | int = 0  # loss, then nats and weight per kind; on the device to avoid syncs
     mean, spike, sums = 0.0, False, torch.zeros(0)
     for number in range(passes):
         last = number == passes - 1
         batch = micros[number] if number < len(micros) else nothing()
         loss = job.engine.loss(*batch, last)
         found = found + torch.cat([loss.total.detach()[None], loss.kinds_K2.flatten()]).double()
-        if last:  # judged before the weights can move
+        if last:  # check for a spike before the weights are updated
             sums = job.dist.table(found.tolist()).sum(0)
             mean = float(sums[0]) / whole
             spike = is_spike(mean, job)
@@ -209,13 +212,13 @@ def train_step(
 
 
 def nothing() -> Micro:
-    """A micro-batch without a target, for a process that has no more."""
+    """Return a micro-batch of zero loss weight, for a process with fewer micro-batches."""
     ids_BL = torch.full((1, 1), PAD)
     return ids_BL, ids_BL, torch.zeros(1, 1)
 
 
 def is_spike(loss: float, job: Job) -> bool:
-    """Whether a loss stands out of the last ones further than the recipe allows."""
+    """Return whether a loss exceeds the mean of the recent losses by the recipe's factor."""
     if job.recipe.spike is None or len(job.losses) < FEW:
         return False
     return loss > job.recipe.spike * float(np.mean(job.losses))
@@ -228,7 +231,7 @@ ADVICE = (
 
 
 def pass_over(job: Job, loss: float, norm: float, spike: bool) -> None:
-    """Say that a step is skipped, or stop there, as the recipe wishes."""
+    """Report a skipped step; raises UserError if the recipe stops at bad steps."""
     found = f"the loss is {loss:.6g} and the gradient {norm:.6g}"
     if spike:
         usual = float(np.mean(job.losses))

@@ -1,12 +1,12 @@
-"""The head and its loss some rows at a time: never are all logits in memory at once.
+"""Chunked output head and cross-entropy, without materialising all logits.
 
-Between the decoder's hidden states and the objective's sums, in every training step. What
-`Decoder.logits` and `masked_cross_entropy` make of whole logits is made here chunk by chunk, the
-gradient with it, while a chunk is still in the cache: a step on a CPU is quicker so
-(docs/ledger.md), and on a GPU the largest tensors of a step are gone.
+Computes the objective's sums from the decoder's hidden states in every training step; same result
+as `Decoder.logits` and `masked_cross_entropy`. The gradient of a chunk is computed in the forward
+pass, while its logits are still in the cache: this makes a step on a CPU faster (docs/ledger.md),
+and on a GPU avoids the largest tensors of a step.
 """
 
-# Shapes: T = tokens that are predicted, C = those of a chunk, D = width, V = vocabulary
+# Shapes: T = target tokens, C = target tokens of a chunk, D = width, V = vocabulary
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenizer.vocabulary import Vocabulary
 from train.objective import Loss, kinds_of
 
-CHUNK = {"cpu": 1 << 22, "cuda": 1 << 27}  # logits at once
+CHUNK = {"cpu": 1 << 22, "cuda": 1 << 27}  # logits per chunk
 
 
 def head_loss(
@@ -28,10 +28,10 @@ def head_loss(
     z_loss: float = 0.0,
     first: int = 0,
 ) -> Loss:
-    """`masked_cross_entropy` of the logits that these hidden states have.
+    """Compute `masked_cross_entropy` of the logits of these hidden states.
 
-    weight_VD: the head's rows for the ids from `first` on, of which the targets must be.
-    Products are in the type of the hidden states, or in autocast's; all else is in float32.
+    weight_VD: rows of the head for the ids from `first` on; all targets must be among them. Matrix
+    products use the type of the hidden states, or autocast's; all else is in float32.
     """
     device = hidden_TD.device.type
     dtype = hidden_TD.dtype
@@ -44,7 +44,7 @@ def head_loss(
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The weighted sum of the losses, which can be differentiated once, and the nats of each."""
+    """Weighted sum of the losses, differentiable once, and the nats of each target token."""
 
     @staticmethod
     def forward(

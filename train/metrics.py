@@ -1,5 +1,5 @@
-"""One JSON line a step into the run's `log.jsonl`, one moving line on stderr, and TensorBoard's
-curves where they are wanted."""
+"""Training log: one JSON line per step in the run's `log.jsonl`, progress on stderr, and optional
+TensorBoard curves."""
 
 import json
 import math
@@ -17,7 +17,7 @@ LOG = "log.jsonl"
 
 
 class Report:
-    """Writes the log of one run; lines past the step resumed from are dropped first. Off in all
+    """Writer of a run's log. Lines after the resumed step are dropped first. Disabled in all
     processes but the first."""
 
     def __init__(
@@ -53,7 +53,10 @@ class Report:
                 self.writer.close()
 
     def step(self, step: int, **figures: float) -> None:
-        """Log what step number `step` (from 1) found; floats keep every bit of theirs."""
+        """Log the metrics of step `step` (from 1); floats are written exactly.
+
+        Raises UserError if the log cannot be written.
+        """
         if not self.on:
             return
         figures["seconds"] = round(time.monotonic() - self.began, 2)
@@ -77,7 +80,7 @@ class Report:
 
 
 def check_tensorboard(wanted: bool) -> None:
-    """Raise UserError where curves are wanted and the package is not there."""
+    """Raise UserError if TensorBoard is requested but not installed."""
     if wanted and find_spec("tensorboard") is None:
         raise UserError(
             "tensorboard=true needs the package tensorboard; install it with pip install "
@@ -86,7 +89,7 @@ def check_tensorboard(wanted: bool) -> None:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last line cut short by a kill is left out."""
+    """Return the lines of a run's log, without a last line truncated by a kill."""
     lines = []
     for line in (run / LOG).read_text().splitlines():
         try:

@@ -1,7 +1,7 @@
-"""The causally masked (CM3) objective: after `data` has a row of ids, before the model sees it.
+"""The causally masked (CM3) objective, applied to the rows of `train/data` before the model.
 
-Left to right, a row teaches the model to continue. To teach it also to fill a hole with both sides
-in view, spans of the row are cut out and moved behind it. A dozen ids, two spans:
+Left-to-right prediction trains continuation only. To train infilling with context on both sides,
+spans are cut out of the row and moved to its end. Example of 12 ids and two spans:
 
 >>> vocabulary = Vocabulary(image_codes=4, text_pieces=8, sentinels=4)
 >>> def show(ids: Ids) -> str:
@@ -19,18 +19,18 @@ in view, spans of the row are cut out and moved behind it. A dozen ids, two span
 >>> show(unmask(masked, vocabulary)) == show(row)
 True
 
-The first `<sentinel:i>` is the hole, the second announces what was in it, `<eoss>` ends it: 3 ids
-more for each span. Where the row may not grow, its tail makes room and the spans are cut with it:
+The first `<sentinel:i>` replaces span i, the second precedes the moved span, `<eoss>` ends it: 3
+more ids per span. If the row may not grow, its tail is truncated, and the spans with it:
 
 >>> show(move(row, [(2, 4)], vocabulary, room=12))
 '</s> T0 <sentinel:0> T3 T4 <break> I0 I1 <sentinel:0> T1 T2 <eoss>'
 
-Source: CM3 (arXiv 2201.07520) section 2 for the idea; CM3Leon (arXiv 2309.02591) section 2.2, and
-Meta's published code, for Poisson(1) spans that may be none and do not cross `<break>`. Ours: they
-do not cross `</s>` either, and the masks of one field and of a picture's box.
+Source: CM3 (arXiv 2201.07520) section 2 for the objective; CM3Leon (arXiv 2309.02591) section 2.2,
+and Meta's published code, for a Poisson(1) number of spans, possibly zero, that do not cross
+`<break>`. Ours: spans do not cross `</s>` either; and the masks of a field and of an image box.
 """
 
-# Shapes: B = rows, L = ids a row, T = tokens that are predicted, V = vocabulary, K = kinds of token
+# Shapes: B = rows, L = ids per row, T = target tokens, V = vocabulary, K = kinds of token
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,31 +49,31 @@ from tokenizer.vocabulary import EOS, PAD, Vocabulary
 Ids = npt.NDArray[np.int64]
 Span = tuple[int, int]  # [start, end) in a row
 
-SPAN_COST = 3  # its hole, its announcement, its <eoss>
+SPAN_COST = 3  # additional ids per span: two sentinels and <eoss>
 KINDS = ("text", "image", "sentinel", "mark")  # mark: </s>, <break>, <eoss>, <unk>
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """How rows are masked. The CM3 paper's own variant is `spans_min=1, spans_max=16,
-    whole_segment=0, field=0, sentinel_weight=0`.
+    """Settings of the masking and of the loss weights. The CM3 paper's own variant is `spans_min=1,
+    spans_max=16, whole_segment=0, field=0, sentinel_weight=0`.
 
-    One uniform draw decides what happens to a row. In [0, field): one field is masked, if the row
-    has any. In [field, field + box): a box of one picture is masked, if the row has any. Otherwise
-    Poisson spans. So the share of rows left whole is about (1 - field - box) * exp(-spans_mean)
-    when every row has fields and pictures.
+    One uniform draw selects the mask of a row. In [0, field): one field, if the row has any. In
+    [field, field + box): a box of one image, if the row has any. Otherwise Poisson spans. The share
+    of unmasked rows is thus about (1 - field - box) * exp(-spans_mean) if every row has fields and
+    images.
     """
 
-    spans_mean: float = 1.0  # of the Poisson number of spans, which is then ...
-    spans_min: int = 0  # ... raised to this
-    spans_max: int | None = None  # ... and cut to this; never more than the sentinels less one
-    whole_segment: float = 0.15  # probability that the drawn spans grow to their whole segments
+    spans_mean: float = 1.0  # of the Poisson number of spans, which is clamped ...
+    spans_min: int = 0  # ... from below
+    spans_max: int | None = None  # ... and from above; always below the number of sentinels
+    whole_segment: float = 0.15  # probability that the sampled spans grow to their whole segments
     field: float = 0.1  # probability that exactly one field (caption, answer, edit text) is masked
-    box: float = 0.0  # probability that a box of one picture's codes is masked
-    sentinel_weight: float = 1.0  # loss weight of a sentinel as the token to predict
-    predict: Literal["all", "image"] = "all"  # `image`: image ids alone count, among image ids
-    noise: float = 0.0  # most of a picture's codes that are read as another's (`train/noise`) ...
-    noise_end: float | None = None  # ... at the first step; at the last, where it is another
+    box: float = 0.0  # probability that a box of one image's codes is masked
+    sentinel_weight: float = 1.0  # loss weight of sentinels as targets
+    predict: Literal["all", "image"] = "all"  # `image`: loss and softmax over image ids only
+    noise: float = 0.0  # largest share of an image's input codes replaced (`train/data/noise.py`)
+    noise_end: float | None = None  # the share at the last step, if it changes linearly
 
     def __post_init__(self) -> None:
         for name in ("spans_mean", "spans_min", "sentinel_weight"):
@@ -91,14 +91,14 @@ class MaskConfig:
 
 
 def segments_of(ids: Ids, vocabulary: Vocabulary) -> list[Span]:
-    """The non-empty runs of ids between `<break>` and `</s>`: one text or one picture each."""
+    """Return the non-empty runs of ids between `<break>` or `</s>`: one text or image each."""
     (walls,) = np.nonzero((ids == vocabulary.break_id) | (ids == EOS))
     starts, ends = [0, *(walls + 1).tolist()], [*walls.tolist(), len(ids)]
     return [(start, end) for start, end in zip(starts, ends, strict=True) if start < end]
 
 
 def pictures_of(ids: Ids, vocabulary: Vocabulary, grid: int) -> list[Span]:
-    """The segments that are whole pictures: exactly grid * grid image ids."""
+    """Return the segments that are whole images: exactly grid * grid image ids."""
     image = vocabulary.image_ids
     return [
         (start, end)
@@ -109,15 +109,15 @@ def pictures_of(ids: Ids, vocabulary: Vocabulary, grid: int) -> list[Span]:
 
 
 def draw_count(config: MaskConfig, most: int, rng: np.random.Generator) -> int:
-    """How many spans to mask: a clamped Poisson number, `most` at most."""
+    """Sample the number of spans to mask: Poisson, clamped, at most `most`."""
     count = max(int(rng.poisson(config.spans_mean)), config.spans_min)
     return min(count, most if config.spans_max is None else min(most, config.spans_max))
 
 
 def draw_spans(count: int, length: int, rng: np.random.Generator) -> list[Span]:
-    """Up to `count` spans that share no id, in order; ends are uniform, so spans are few and long.
+    """Sample up to `count` disjoint spans, sorted. Ends are uniform, so spans are few and long.
 
-    count ** 2 candidates are tried, as in Meta's code, so there may be fewer than `count`.
+    count ** 2 candidates are tried, as in Meta's code, so there may be fewer than `count` spans.
     """
     kept: list[Span] = []
     for low, high in np.sort(rng.random((count**2, 2)), axis=1) * length:
@@ -129,9 +129,9 @@ def draw_spans(count: int, length: int, rng: np.random.Generator) -> list[Span]:
 
 
 def homes_of(spans: Sequence[Span], segments: Sequence[Span]) -> list[tuple[Span, Span]]:
-    """Each span cut to the segment that it overlaps most, beside that segment.
+    """Return each span, clipped to the segment that it overlaps most, with that segment.
 
-    A span that overlaps none (it held only `<break>` and `</s>`) is gone.
+    Spans without overlap (only `<break>` and `</s>`) are dropped.
     """
     homes: list[tuple[Span, Span]] = []
     for start, end in spans:
@@ -145,7 +145,8 @@ def homes_of(spans: Sequence[Span], segments: Sequence[Span]) -> list[tuple[Span
 def poisson_spans(
     ids: Ids, vocabulary: Vocabulary, config: MaskConfig, most: int, rng: np.random.Generator
 ) -> list[Span]:
-    """CM3Leon's masking: drawn spans, each inside one segment, or now and then all of it."""
+    """Sample the spans of CM3Leon's masking, each within one segment; with probability
+    `whole_segment` they become their whole segments."""
     drawn = draw_spans(draw_count(config, most, rng), len(ids), rng)
     homes = homes_of(drawn, segments_of(ids, vocabulary))
     if rng.random() < config.whole_segment:
@@ -154,10 +155,10 @@ def poisson_spans(
 
 
 def box_spans(picture: Span, grid: int, most: int, rng: np.random.Generator) -> list[Span]:
-    """A random box of a picture: its runs of codes in raster order, each a span.
+    """Sample a random box of an image and return its runs of codes in raster order as spans.
 
-    Box rows that touch (a box of full width) are one run. More runs than MOST_RUNS or `most` become
-    one span from the first code of the box to its last, which covers codes beside the box too.
+    A box of the full width is one run. More runs than MOST_RUNS or `most` are replaced by one span
+    from the first code of the box to its last, which also covers codes outside the box.
     """
     height, width = (int(side) for side in rng.integers(1, grid + 1, size=2))
     top, left = int(rng.integers(grid - height + 1)), int(rng.integers(grid - width + 1))
@@ -169,10 +170,10 @@ def box_spans(picture: Span, grid: int, most: int, rng: np.random.Generator) -> 
 
 
 def keep_within(spans: Sequence[Span], length: int, room: int) -> tuple[int, list[Span]]:
-    """How many of `length` source ids fit in `room` with their spans moved, and those spans.
+    """Return how many of `length` source ids fit in `room` after moving the spans, and these spans.
 
-    The source loses its tail. A span that reaches into the tail is cut with it, and one that lies
-    in it is not moved at all (which gives its 3 ids back), so no hole is without its filling.
+    The tail of the source is dropped. A span that reaches into the tail is truncated; a span within
+    the tail is dropped (which frees its 3 ids), so that every sentinel has a span.
     """
     kept = list(spans)
     while kept and kept[-1][0] >= room - SPAN_COST * len(kept):
@@ -182,7 +183,8 @@ def keep_within(spans: Sequence[Span], length: int, room: int) -> tuple[int, lis
 
 
 def move(ids: Ids, spans: Sequence[Span], vocabulary: Vocabulary, room: int | None = None) -> Ids:
-    """Cut `spans` (in order, sharing no id) out of `ids` and put them behind, 3 ids more for each.
+    """Move `spans` (sorted, disjoint) to the end of `ids`, with 3 more ids per span; return the
+    result.
 
     With `room`, the result has at most that many ids: see `keep_within`.
     """
@@ -202,7 +204,7 @@ def move(ids: Ids, spans: Sequence[Span], vocabulary: Vocabulary, room: int | No
 
 
 def unmask(ids: Sequence[int] | Ids, vocabulary: Vocabulary) -> Ids:
-    """The row before `move`: every span back in its hole (padding behind the row is dropped)."""
+    """Return the row before `move`: every span in place of its sentinel, without padding."""
     row = [int(number) for number in ids if number != PAD]
     sentinels = range(vocabulary.sentinel_ids.start, vocabulary.sentinel_ids.stop)
     places: dict[int, list[int]] = {}
@@ -232,12 +234,12 @@ def draw_mask(
     packed: bool,
     grid: int,
 ) -> list[Span]:
-    """The one draw between a field, a box and Poisson spans, and then those spans."""
+    """Select the mask of a row (a field, a box or Poisson spans), and sample its spans."""
     if most < 1:
         return []
     choice = rng.random()
     if choice < config.field:
-        # a packed block gives up its last 3 ids: a field there would be masked only in part
+        # a packed block loses its last 3 ids: a field there would be masked only in part
         last = len(row) - SPAN_COST if packed else len(row)
         whole = [(start, end) for start, end in fields if start < end <= last]
         if whole:
@@ -259,16 +261,16 @@ def mask_row(
     room: int | None,
     grid: int,
 ) -> Ids:
-    """One row of training, masked; what the data loader calls, before it pads.
+    """Return a masked training row; called by the data loader before padding.
 
-    ids: the row, not masked yet, whatever it holds: one document, several, or a packed block.
-    fields: the [start, end) spans of `ids` that a task may ask for; `Encoded.fields` of the codec.
-    room: for a row of whole documents, the most ids it may grow to (the context): there are only as
-        many spans as there is room for, nothing is lost, and the moved spans follow the closing
-        `</s>`. None for a packed block, which keeps its length by giving up its tail.
-    grid: codes a side of a picture; a segment of exactly grid * grid image ids is a picture.
+    ids: the unmasked row: one document, several, or a packed block.
+    fields: the [start, end) spans of `ids` that a task may generate; `Encoded.fields` of the codec.
+    room: for a row of whole documents, the maximum length of the result (the context): the number
+        of spans is limited to fit, nothing is truncated, and the moved spans follow the closing
+        `</s>`. None for a packed block, which keeps its length by losing its tail.
+    grid: codes per side of an image; a segment of exactly grid * grid image ids is an image.
 
-    All chance comes from `rng`. See MaskConfig for how the three kinds of mask share the rows.
+    All randomness comes from `rng`. See MaskConfig for the shares of the three kinds of mask.
     """
     row = np.asarray(ids, dtype=np.int64)
     taken = vocabulary.sentinel_ids
@@ -288,10 +290,10 @@ def mask_row(
 def targets_and_weights(
     ids_BL: Ids, vocabulary: Vocabulary, config: MaskConfig
 ) -> tuple[Ids, npt.NDArray[np.float32]]:
-    """What to predict from `ids_BL[:, :-1]`, and how much each prediction counts; both B, L - 1.
+    """Return the targets of the inputs `ids_BL[:, :-1]`, and their loss weights; both [B, L - 1].
 
-    Padding counts 0, sentinels `config.sentinel_weight`, all else 1; with `predict` image, all but
-    image ids counts 0.
+    The weight of padding is 0, of sentinels `config.sentinel_weight`, of all else 1; with `predict`
+    image, it is 0 for all but image ids.
     """
     targets_BL = ids_BL[:, 1:]
     sentinels = vocabulary.sentinel_ids
@@ -304,11 +306,11 @@ def targets_and_weights(
 
 
 class Loss(NamedTuple):
-    """Sums, not means, so that micro-batches and ranks add up before one division."""
+    """Sums, not means, so that micro-batches and ranks can be added before a single division."""
 
-    total: Tensor  # weighted sum of cross-entropy (nats) and z-loss; the one to differentiate
+    total: Tensor  # weighted sum of cross-entropy (nats) and z-loss; the differentiable loss
     weight: Tensor  # sum of the weights
-    kinds_K2: Tensor  # of each of KINDS its weighted nats (no z-loss) and its weight; detached
+    kinds_K2: Tensor  # weighted nats (without z-loss) and weight of each of KINDS; detached
 
 
 def masked_cross_entropy(
@@ -318,10 +320,10 @@ def masked_cross_entropy(
     vocabulary: Vocabulary,
     z_loss: float = 0.0,
 ) -> Loss:
-    """Next-token cross-entropy in float32; z_loss times (log Z) squared is added to each token.
+    """Compute next-token cross-entropy in float32, plus z_loss * (log Z) ** 2 for each token.
 
-    The plain form: training takes `train/loss.py`, which must agree and never has all logits.
-    z-loss: Chameleon (arXiv 2405.09818) section 2.3.
+    The reference implementation; training uses `train/loss.py`, with the same result but without
+    all logits at once. z-loss: Chameleon (arXiv 2405.09818) section 2.3.
     """
     logits_TV = logits_TV.float()
     nats_T = F.cross_entropy(logits_TV, targets_T, reduction="none")
@@ -336,7 +338,7 @@ def masked_cross_entropy(
 def kinds_of(
     nats_T: Tensor, targets_T: Tensor, weights_T: Tensor, vocabulary: Vocabulary
 ) -> Tensor:
-    """Weighted nats and weight of each of KINDS, kinds_K2."""
+    """Return kinds_K2: weighted nats and weight of each of KINDS."""
     kind_T = torch.full_like(targets_T, KINDS.index("mark"))
     ranges = (vocabulary.text_ids, vocabulary.image_ids, vocabulary.sentinel_ids)
     for kind, ids in enumerate(ranges):

@@ -1,6 +1,6 @@
-"""The decoder's optimisers: AdamW alone, or Muon for the matrices of its blocks and AdamW beside.
+"""Optimizers of the decoder: AdamW, or Muon for the matrices of the blocks with AdamW for the rest.
 
-Made by `engine`, stepped by `loop`, its moments kept by `state`.
+Created and stepped by `engine`; the moments are saved by `state`.
 """
 
 import torch
@@ -11,17 +11,17 @@ from tokenizer.distributed import DistributedContext
 from train.config import OptimizerConfig
 
 ALONE = DistributedContext()
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic's coefficients of Muon's authors
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic, by Muon's authors
 ITERATIONS = 5
 
 
 def new_optimizer(
     model: Decoder, config: OptimizerConfig, dist: DistributedContext = ALONE, *, bf16: bool = False
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser; the decoder has matrices only, so every weight decays.
+    """Return the recipe's optimizer. Every parameter has weight decay: by default all are matrices.
 
-    bf16: whether Muon's products may be in bf16, which a CPU without circuits for it makes 28 times
-    slower than fp32.
+    bf16: compute Muon's matrix products in bf16, which is 28 times slower than fp32 on a CPU
+    without hardware support.
     """
     if config.matrices == "muon":
         return MuonAndAdamW(model, config, dist, torch.bfloat16 if bf16 else torch.float32)
@@ -39,10 +39,11 @@ def adamw(weights: list[torch.nn.Parameter], config: OptimizerConfig) -> torch.o
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: momentum made orthogonal, scaled to AdamW's size so that one rate suits both.
+    """Muon: orthogonalised momentum, scaled to the RMS of AdamW's updates so that both can share a
+    learning rate.
 
-    What `torch.optim.Muon` does with `adjust_lr_fn="match_rms_adamw"`, in a type of one's choice,
-    each process making the updates of its share of the matrices. Source: arXiv 2502.16982.
+    Same update as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, but in a configurable
+    type, and with the matrices distributed over the processes. Source: arXiv 2502.16982.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
 
     def _ahead(self, weight: Tensor, momentum: float) -> Tensor:
-        """The gradient after Nesterov's momentum."""
+        """Update the momentum and return the gradient with Nesterov momentum."""
         assert weight.grad is not None
         state = self.state[weight]
         if "momentum_buffer" not in state:
@@ -75,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         return weight.grad.lerp(state["momentum_buffer"], momentum)
 
     def _updates(self, ahead: list[Tensor]) -> list[Tensor]:
-        """Each made orthogonal, by one process for all."""
+        """Return the orthogonalised matrices; each is computed by one process and all-reduced."""
         size, rank = self.dist.size, self.dist.rank
         updates = [
             orthogonal(one, self.dtype) if number % size == rank else torch.zeros_like(one)
@@ -90,7 +91,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """About U V^T of the matrix U S V^T, by Newton and Schulz; in the matrix's own type."""
+    """Return approximately U V^T for a matrix U S V^T, by Newton-Schulz iterations in `dtype`.
+
+    The result has the matrix's own type.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).to(dtype)
@@ -102,9 +106,9 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for the matrices of the blocks, AdamW for the rest; ours, the paper has Adam alone.
+    """Muon for the matrices of the blocks, AdamW for the rest. Ours; the paper uses Adam alone.
 
-    One optimiser to those who use it: the parts share its groups and its state.
+    A single optimizer to its callers: both parts share its parameter groups and state.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         named = list(model.named_parameters())
         inside = [w for name, w in named if name.startswith("blocks.") and w.ndim == 2]
         known = {id(weight) for weight in inside}
-        beside = [w for _, w in named if id(w) not in known]  # embeddings, and norms that learn
+        beside = [w for _, w in named if id(w) not in known]  # embeddings and learned norms
         self.parts = (Muon(inside, config, dist, dtype), adamw(beside, config))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         for part in self.parts:

@@ -1,12 +1,11 @@
-"""What a run would need of each GPU, of the clock and of the disk, from its recipe alone.
+"""Estimate of a run's GPU memory, time and disk space, from its recipe alone.
 
-`cm3leon plan` calls `plan_of` before anybody pays; no shards, no tokenizers and no GPU are needed.
-Reads as it computes: how a step is cut, what stands in a GPU's memory for the whole run, what comes
-on top at the dearest moments of a step, time, disk. All sizes are bytes of one GPU.
+`cm3leon plan` calls `plan_of`; shards, tokenizers and GPUs are not needed. In order: micro-batches,
+persistent memory, additional memory in each phase of a step, time, disk. Memory is bytes per GPU.
 """
 
-# Letters: P = parameters, N = GPUs, T = ids of the largest micro-batch, D = width, F = hidden
-# width, V = vocabulary; p, s = bytes of a number in products and in the residual stream
+# P = parameters, N = GPUs, T = ids of the largest micro-batch, C = tokens of a chunk, D = width, F
+# = hidden width, V = vocabulary; p, s = bytes per element in products and in the residual stream
 
 import math
 from collections.abc import Sequence
@@ -25,22 +24,22 @@ from train.flops import flops_per_token, layer_matrices, parameters
 from train.loss import CHUNK
 
 FP32, BF16 = 4, 2
-MARGIN = 0.1  # of a GPU's memory is left to CUDA, NCCL and fragments
-BUCKET = 5 * 10**8  # numbers in one of DeepSpeed's buckets of gradients
-LIVE = 10**9  # most parameters that its stage 3 has in one piece
+MARGIN = 0.1  # share of a GPU's memory reserved for CUDA, NCCL and fragmentation
+BUCKET = 5 * 10**8  # elements of a gradient bucket of DeepSpeed
+LIVE = 10**9  # most parameters that its stage 3 keeps gathered
 GROUP = 10**9  # parameters that its stage 3 updates at once
-CODE = 2  # bytes of a picture's code in token shards
-AGAIN = 3 / 4  # of the speed is left where activations are made again: 8 passes' work, not 6
+CODE = 2  # bytes of an image code in token shards
+AGAIN = 3 / 4  # relative speed with recompute: 8 FLOPs per weight and token, not 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What there is to train on, and how well it will be used."""
+    """Hardware of a run, and its expected utilisation."""
 
     gpus: int
-    memory: int  # bytes of one GPU
-    flops: float  # operations a second that one is sold with
-    mfu: float  # the share of them that goes into the model
+    memory: int  # bytes per GPU
+    flops: float  # nominal peak FLOPs per second of a GPU
+    mfu: float  # expected model FLOPs utilisation
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or self.memory < 1:
@@ -51,42 +50,42 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How a step is cut into micro-batches, where all rows are as long as the context."""
+    """Micro-batches of a step, if all rows are as long as the context."""
 
-    rows: int  # of one GPU in a step
+    rows: int  # per GPU and step
     rows_at_once: int
-    passes: int  # micro-batches of one GPU in a step
+    passes: int  # micro-batches per GPU and step
     ids: int  # T, of the largest micro-batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one GPU, spread over the GPUs in one way: what stands always, and then what comes on
-    top at each of the dearest moments of a step. Only one moment is at a time."""
+    """Bytes per GPU for one engine configuration: persistent memory, and the additional memory of
+    each phase of a step. Phases do not overlap."""
 
     engine: EngineConfig
     weights: int
     gradients: int
     optimizer: int
-    buffers: int  # that stand always
+    buffers: int  # persistent
     loss: int  # activations of all layers and the logits
-    backward: int  # activations, one layer's gradients, and buckets for the other GPUs
+    backward: int  # activations, one layer's gradients, and communication buckets
     update: int
-    look: int  # validation and samples, in the first GPU only
-    host: int  # of the CPU's memory, for this GPU
+    look: int  # validation and samples, on the first GPU only
+    host: int  # CPU memory for this GPU
 
     @property
     def standing(self) -> int:
-        """What is there from the first update to the last."""
+        """Persistent memory, from the first update to the last."""
         return self.weights + self.gradients + self.optimizer + self.buffers
 
     @property
     def peak(self) -> int:
-        """What is there at the dearest moment."""
+        """Peak memory over all phases."""
         return self.standing + max(self.loss, self.backward, self.update, self.look)
 
     def fits(self, memory: int) -> bool:
-        """Whether the peak leaves the margin free."""
+        """Return whether the peak leaves the margin free."""
         return self.peak <= (1 - MARGIN) * memory
 
 
@@ -101,7 +100,7 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that can be said of a run before it begins."""
+    """Estimates for a run."""
 
     parameters: int
     vocabulary: int
@@ -113,17 +112,17 @@ class Plan:
     disk: Disk
 
     def days(self, engine: EngineConfig) -> float:
-        """Days of the whole run; nothing is counted for stops, loading or validation."""
+        """Return the days of the whole run, without interruptions, loading or validation."""
         speed = self.tokens_per_second * (AGAIN if engine.recompute else 1)
         return self.tokens / speed / 86400
 
 
 def plan_of(recipe: PretrainRecipe, hardware: Hardware) -> Plan:
-    """The plan of a recipe whose vocabulary is known. Raises UserError where the batch cannot be
-    shared by so many GPUs.
+    """Return the plan of a recipe whose vocabulary size is known.
 
-    tokens a step = batch * context: rows that are whole documents may be shorter, so this is the
-    most. Tokens a second = N * flops * mfu / (operations of a token), as in `train/flops.py`.
+    Tokens per step = batch * context: an upper bound, because rows of whole documents may be
+    shorter. Tokens per second = N * flops * mfu / (FLOPs per token), as in `train/flops.py`. Raises
+    UserError if the batch does not divide evenly among the GPUs.
     """
     config.check_batch(recipe.batch, hardware.gpus)
     model = recipe.model
@@ -142,9 +141,9 @@ def plan_of(recipe: PretrainRecipe, hardware: Hardware) -> Plan:
 
 
 def read(recipe: str, overrides: Sequence[str]) -> PretrainRecipe:
-    """A recipe to plan with: paths may be left out, and lead nowhere.
+    """Read a recipe for planning: its paths may be missing, or name missing files.
 
-    Raises UserError where nothing tells the vocabulary.
+    Raises UserError if the vocabulary size cannot be determined.
     """
     table = config.read(PretrainRecipe, recipe, overrides)
     if not table.get("sources"):
@@ -167,10 +166,11 @@ def read(recipe: str, overrides: Sequence[str]) -> PretrainRecipe:
 
 
 def cut(recipe: PretrainRecipe, gpus: int) -> Cut:
-    """A row is read with the id behind it, so context + 1 ids of it count against micro_tokens.
+    """Return the micro-batches of a step.
 
-    Rows that are all blocks of a stream fill the context; of shorter ones as many stand together
-    as micro_tokens has room for, so that T is micro_tokens itself.
+    A row includes the target of its last input, so it counts context + 1 ids against micro_tokens.
+    Rows that are all packed blocks fill the context; shorter rows are batched up to micro_tokens,
+    so that T is micro_tokens itself.
     """
     context = recipe.model.context
     rows = recipe.batch // gpus
@@ -182,7 +182,8 @@ def cut(recipe: PretrainRecipe, gpus: int) -> Cut:
 
 
 def ways(recipe: PretrainRecipe) -> list[EngineConfig]:
-    """The stages, with and without recompute; offload as far as the recipe and the stage go."""
+    """Return the engine configurations to compare: the ZeRO stages, with and without recompute.
+    Offload is the recipe's, as far as the stage supports it."""
     found: list[EngineConfig] = []
     for zero in (0,) if recipe.optimizer.matrices == "muon" else range(4):
         offload = recipe.engine.offload if zero else "none"
@@ -193,21 +194,21 @@ def ways(recipe: PretrainRecipe) -> list[EngineConfig]:
 
 
 def memory(recipe: PretrainRecipe, engine: EngineConfig, gpus: int) -> Memory:
-    """What one way needs of each GPU.
+    """Return the memory per GPU of one engine configuration.
 
-    Stage 0 is plain PyTorch: weights, gradients (the buckets of many processes are the gradients
-    themselves) and moments in fp32, 4 P + 4 P + 8 P. The update takes 4 P for the roots of the
-    second moments.
+    Stage 0 is plain PyTorch: weights, gradients (DDP's buckets are views of the gradients) and
+    moments in fp32, 4 P + 4 P + 8 P. The update takes 4 P for the square roots of the second
+    moments.
 
-    Stages 1 to 3 are DeepSpeed's, the model itself in bf16 (p = 2; 4 in fp32): fp32 weights and
-    moments 12 P / N; weights p P, in stage 3 p P / N; gradients p P, from stage 2 p P / N, and in
-    stage 2 as much again in the backward pass of every micro-batch but the first. The update takes
-    8 P / N: fp32 gradients and roots. A bucket is p * BUCKET bytes: stages 1 and 2 have two during
-    the backward pass, which stage 1 keeps from one micro-batch to the next; stage 3 has one always,
-    and of gathered weights p * min(P, LIVE) at most.
+    Stages 1 to 3 are DeepSpeed's, with the model in bf16 (p = 2; in fp32 p = 4): fp32 weights and
+    moments 12 P / N; weights p P, in stage 3 p P / N; gradients p P, from stage 2 on p P / N, and
+    in stage 2 the same again in the backward pass of every micro-batch but the first. The update
+    takes 8 P / N: fp32 gradients and square roots. A bucket has p * BUCKET bytes: stages 1 and 2
+    have two during the backward pass, which stage 1 keeps from one micro-batch to the next; stage 3
+    has one at all times, and gathered weights of at most p * min(P, LIVE).
 
-    Offload puts the fp32 weights, gradients and moments (16 P / N), and what is copied between
-    (p P / N, twice in stages 1 and 2), on the host; offload `all` the weights too.
+    Offload moves the fp32 weights, gradients and moments (16 P / N) to the host, with transfer
+    buffers (p P / N, twice that in stages 1 and 2); offload `all` the weights too.
     """
     model, zero = recipe.model, engine.zero
     whole, share = parameters(model), math.ceil(parameters(model) / gpus)
@@ -242,7 +243,7 @@ def memory(recipe: PretrainRecipe, engine: EngineConfig, gpus: int) -> Memory:
 
 
 def moment_bytes(recipe: PretrainRecipe) -> int:
-    """Bytes of the optimiser's moments in fp32: two of a weight, one where Muon moves it."""
+    """Return the bytes of the optimizer's fp32 moments: two per weight, one for Muon's weights."""
     whole = parameters(recipe.model)
     inside = recipe.model.layers * layer_matrices(recipe.model)
     one = inside if recipe.optimizer.matrices == "muon" else 0
@@ -251,30 +252,30 @@ def moment_bytes(recipe: PretrainRecipe) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Bytes of a number: in products, and in the residual stream that autocast leaves in fp32."""
+    """Bytes per element in matrix products, and in the residual stream (fp32 under autocast)."""
 
     product: int
     stream: int
 
     @classmethod
     def of(cls, recipe: PretrainRecipe, engine: EngineConfig) -> "Sizes":
-        """On a GPU, where `auto` is bf16."""
+        """Return the sizes on a GPU, where `auto` means bf16."""
         product = FP32 if recipe.precision == "fp32" else BF16
         return cls(product=product, stream=product if engine.zero else FP32)
 
     @property
     def cast(self) -> bool:
-        """Whether autocast makes bf16 copies of what products read, the weights too."""
+        """True if autocast makes bf16 copies of the inputs of matrix products, weights included."""
         return self.product != self.stream
 
 
 def layer_bytes(model: ModelConfig, size: Sizes) -> int:
-    """What autograd keeps of one token in one layer for the backward pass.
+    """Return the bytes that autograd saves for the backward pass per token and layer.
 
-    The inputs of two norms 2 s D; their outputs as products read them 2 p D (SwiGLU's two products
-    each cast their own); queries, keys and values 3 p D, and 2 p D again where they are turned or
-    normed; what attention gives p D; the ReLU's output p F, or SwiGLU's four 4 p F. A norm notes 8
-    bytes, attention 4 a head. Under autocast a CUDA norm reads queries and keys as fp32 copies.
+    The inputs of two norms 2 s D; their outputs as inputs of products 2 p D (SwiGLU's two products
+    each cast their own); queries, keys and values 3 p D, and 2 p D more with rotary positions or QK
+    norm; attention's output p D; ReLU's output p F, or SwiGLU's four 4 p F. Statistics: 8 bytes per
+    norm, 4 per attention head. Under autocast a CUDA norm of queries and keys saves fp32 copies.
     """
     p, width, gated = size.product, model.width, model.mlp == "swiglu"
     norms = 2 * size.stream * width + (3 if size.cast and gated else 2) * p * width
@@ -286,17 +287,18 @@ def layer_bytes(model: ModelConfig, size: Sizes) -> int:
 
 
 def kept_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> int:
-    """All layers' activations of `ids` tokens; with recompute only what goes into each, s D."""
+    """Return the bytes of all layers' activations for `ids` tokens; with recompute only the input
+    of each layer, s D per token."""
     layer = size.stream * model.width if recompute else layer_bytes(model, size)
     return ids * model.layers * layer
 
 
 def loss_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> int:
-    """At the loss: activations, and what `train/loss.py` has while it makes logits by the chunk.
+    """Return the bytes at the loss: activations, and the tensors of `train/loss.py` for a chunk.
 
-    The final norm's input and output, the hidden states that count and their gradient, 4 T s D; the
-    head's gradient in fp32, 4 V D, in bf16 a chunk's own beside it, p V D; a chunk's logits in fp32
-    and, for the sum of their powers, once more, 8 C V. Autocast has copies of all weights.
+    The final norm's input and output, the hidden states of the targets and their gradient, 4 T s D;
+    the head's gradient in fp32, 4 V D, and in bf16 also that of a chunk, p V D; a chunk's logits in
+    fp32 and a copy for logsumexp, 8 C V. Autocast has copies of all weights.
     """
     p = size.product if size.product < FP32 else 0
     head = model.vocabulary * model.width
@@ -309,9 +311,9 @@ def loss_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> in
 
 
 def backward_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -> int:
-    """In the last layer, the first that the backward pass comes to: activations, that layer's own
-    where they are made again, the gradients in flight (2 s D, 2 p F of a ReLU, 4 p F of SwiGLU),
-    the tied head's gradient, which waits for that of the embedding, and autocast's copies.
+    """Return the bytes in the backward pass of the last layer, the first to be differentiated:
+    activations, with recompute also the layer's own; gradients of activations (2 s D; ReLU 2 p F,
+    SwiGLU 4 p F); the tied head's gradient, kept until the embedding's is added; autocast's copies.
     """
     layer = layer_matrices(model)
     flying = 2 * size.stream * model.width
@@ -325,12 +327,12 @@ def backward_bytes(model: ModelConfig, size: Sizes, ids: int, recompute: bool) -
 
 
 def disk(recipe: PretrainRecipe) -> Disk:
-    """Bytes on disk.
+    """Estimate the disk space.
 
-    Shards: 2 bytes a token, were every token a picture's code and seen once; a text takes about 4
-    a token, and what is seen twice is kept once. States: weights and moments in fp32, 12 bytes a
-    parameter, for the newest `keep`, one that is being written, and each that is kept for good.
-    Export: 2 bytes a parameter.
+    Shards: 2 bytes per token, as if all tokens were image codes seen once; text takes about 4 bytes
+    per token, and data seen twice is stored once. States: weights and moments in fp32, 12 bytes per
+    parameter, for the newest `keep`, one being written, and each kept by `keep_every`. Export: 2
+    bytes per parameter.
     """
     whole = parameters(recipe.model)
     saved = math.ceil(recipe.steps / recipe.save_every)

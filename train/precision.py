@@ -1,4 +1,4 @@
-"""In which precision a forward pass multiplies; every kind of training job asks here."""
+"""Precision of the matrix products of a forward pass, for every kind of training job."""
 
 import torch
 
@@ -6,12 +6,12 @@ from train.config import Precision
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """The products of a forward pass in bf16 or fp32, whichever `in_bf16` says."""
+    """Return the autocast context of a forward pass: bf16 or fp32, as decided by `in_bf16`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device))
 
 
 def in_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether to multiply in bf16; `auto` does where the device has circuits for it."""
+    """Return whether to multiply in bf16; `auto` does so if the device has hardware support."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cpu":

@@ -1,6 +1,6 @@
-"""Make one run of the decoder's training: from a recipe and token shards to a checkpoint folder.
+"""Training run of the decoder: from a recipe and token shards to a checkpoint folder.
 
-`cm3leon pretrain` and `cm3leon tune` call `main`; the steps themselves are in `loop`.
+`cm3leon pretrain` and `cm3leon tune` call `main`; the training loop is `train/loop.py`.
 """
 
 import math
@@ -36,8 +36,8 @@ from train.precision import in_bf16
 from train.state import Say
 from train.validation import Watch
 
-SOURCE_SEEDS = 1_000_003  # between the seeds of two sources
-FREE = (  # settings that may differ when a run is resumed: they change no number, or only its bits
+SOURCE_SEEDS = 1_000_003  # difference of the seeds of two sources
+FREE = (  # settings that may differ when a run is resumed: at most rounding of the results changes
     "save_every", "keep", "keep_every", "validate_every", "sample_every", "sample_prompts",
     "workers", "engine", "micro_tokens", "bad_step", "spike", "hung_after", "tensorboard",
 )  # fmt: skip
@@ -55,11 +55,11 @@ def main(
 ) -> Path | None:
     """Train, and return the checkpoint folder `out/model`; None in all processes but the first.
 
-    After `minutes`, or when asked to stop by SIGTERM, the run ends with its state saved, and `out`
-    is returned in its place. `resume`: `none`, `latest` or a step; a run goes on exactly, under any
-    number of processes. With `init` the weights start as those of another model, with a new
-    optimiser. Raises UserError for whatever does not fit together, before the first step and
-    before anything is written.
+    After `minutes`, or on SIGTERM, the run saves its state and ends; then `out` is returned
+    instead. `resume`: `none`, `latest` or a step; a run resumes exactly, with any number of
+    processes. With `init`, training starts from the weights of another model, with a new optimizer.
+    Raises UserError for inconsistent arguments, before the first step and before anything is
+    written.
     """
     deadline = time.monotonic() + 60 * minutes
     named = config.load_pretrain(recipe, overrides, init)
@@ -69,7 +69,8 @@ def main(
 
 
 def check(recipe: str, overrides: Sequence[str], init: str | None, size: int) -> None:
-    """Refuse, before any process starts, what `size` of them would refuse."""
+    """Raise UserError for a recipe that a run of `size` processes would refuse; call it before
+    starting them."""
     named = config.load_pretrain(recipe, overrides, init)
     config.check_batch(named.batch, size)
     if named.engine.zero and find_spec("deepspeed") is None:
@@ -86,7 +87,7 @@ def train(
     deadline: float,
     dist: DistributedContext,
 ) -> Path:
-    """`main` in one of the processes `we`."""
+    """Train in one process of the group `dist`; see `main`."""
     place = dist.device(pick_device(device))
     image_tokenizer = ImageTokenizer.load(Path(named.image_tokenizer))
     text_tokenizer = TextTokenizer.load(Path(named.text_tokenizer))
@@ -98,7 +99,7 @@ def train(
     rows = open_rows(wanted, codec, image_tokenizer)
     torch.manual_seed(wanted.seed)
     model = Decoder(wanted.model)
-    if init is not None and not state.states(out):  # a state is further than where it started
+    if init is not None and not state.states(out):  # a saved state supersedes `init`
         start_from(model, init, codec, image_tokenizer, say)
     model.to(place).attend = attention_of(wanted, place)
     watch = Watch(wanted, codec, image_tokenizer)
@@ -135,16 +136,17 @@ def train(
 
 
 def attention_of(recipe: PretrainRecipe, device: torch.device) -> Attention:
-    """How training attends: on a CPU by products, unless another way is asked for."""
+    """Return the attention implementation: on a CPU by default explicit matrix products."""
     if device.type == "cpu" and recipe.engine.attention == "torch":
         return attend_by_products
     return best_attention(device, recipe.engine.attention)
 
 
 def go_on(job: loop.Job, resume: str, *, new: bool) -> int:
-    """Take over the state that is asked for, where the run has one; the steps that are done.
+    """Load the requested state, if the run has one, and return the number of steps done.
 
-    The weights of a `new` start from another model are saved, so that resuming does not need it.
+    If training starts from the weights of another model (`new`), they are saved as step 0, so that
+    resuming does not need that model. Raises UserError for a state of another model.
     """
     found = state.find(job.folder, resume, job.say, job.dist)
     if found is None:
@@ -153,7 +155,7 @@ def go_on(job: loop.Job, resume: str, *, new: bool) -> int:
         return 0
     try:
         job.engine.put(found, found.step)
-    except (KeyError, RuntimeError) as error:  # a name that is missing, a shape that is another
+    except (KeyError, RuntimeError) as error:  # a missing name, another shape
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{found.folder} is a state of another model: {reason}") from error
     job.losses.extend(found.told.get("losses", ()))
@@ -164,7 +166,7 @@ def go_on(job: loop.Job, resume: str, *, new: bool) -> int:
 def open_rows(
     recipe: PretrainRecipe, codec: Codec, image_tokenizer: ImageTokenizer
 ) -> Rows | Mixture:
-    """The rows of a run, from its shards and what was made for them."""
+    """Return the rows of a run, from its shards and their tables of neighbours and views."""
 
     def rows_of(source: SourceConfig, seed: int) -> Rows:
         shards = Shards.open(source.shards, image_tokenizer.hash, codec.text.hash)
@@ -194,7 +196,10 @@ def open_rows(
 def start_from(
     model: Decoder, init: str, codec: Codec, image_tokenizer: ImageTokenizer, say: Say
 ) -> None:
-    """Give a model the weights of a released one; refuses another shape, or other tokenizers."""
+    """Load the weights of the checkpoint `init` into a model.
+
+    Raises UserError if its configuration or its tokenizers differ.
+    """
     other = CM3Leon.from_pretrained(init, say=say)
     for item in fields(ModelConfig):
         old, new = getattr(other.model.config, item.name), getattr(model.config, item.name)

@@ -1,9 +1,9 @@
-"""The decoders of transformers that ours are timed against, and their training step.
+"""Baselines of the training benchmark: decoders of transformers, and their training step.
 
-Below `speed`. Transformers is an extra: it is imported only when it is asked for.
+Used by `train/speed.py`. Transformers is an optional dependency, imported only when needed.
 """
 
-# Shapes: B = rows, L = ids a row
+# Shapes: B = rows, L = ids per row
 
 import importlib
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Family = Literal["opt", "llama"]
 
 
 def model_of(family: Family, size: str, context: int, vocabulary: int) -> ModelConfig:
-    """The paper's decoder, which is OPT without biases, or one of Llama's make."""
+    """Return the configuration of the paper's decoder (OPT without biases), or of a Llama."""
     made = sized(size, vocabulary=vocabulary, context=context)
     if family == "opt":
         return made
@@ -39,7 +39,7 @@ def model_of(family: Family, size: str, context: int, vocabulary: int) -> ModelC
 
 
 def transformers() -> Any:
-    """The library. Raises UserError where it is not installed."""
+    """Import and return transformers. Raises UserError if it is not installed."""
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
@@ -50,7 +50,7 @@ def transformers() -> Any:
 
 
 def their_model(family: Family, model: ModelConfig) -> torch.nn.Module:
-    """Transformers' decoder of the same sizes, in training."""
+    """Return transformers' decoder of the same configuration, in training mode."""
     library = transformers()
     shared: dict[str, Any] = {
         "vocab_size": model.vocabulary,
@@ -83,8 +83,8 @@ def their_model(family: Family, model: ModelConfig) -> torch.nn.Module:
 def their_step(
     net: torch.nn.Module, recipe: PretrainRecipe, batch: Micro, device: torch.device
 ) -> Callable[[], float]:
-    """A training step as one writes it for such a model, its own loss over our targets; returns
-    the loss."""
+    """Return a conventional training step of such a model, with its own loss on our targets; the
+    step returns the loss."""
     net.to(device)
     optimizer = adamw(list(net.parameters()), recipe.optimizer)
     for group in optimizer.param_groups:

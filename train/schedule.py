@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step; every kind of training job asks here."""
+"""Learning rate schedules, for every kind of training job."""
 
 import math
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from tokenizer.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warmup to `peak`, then a decay to `end_fraction * peak` at the last step.
+    """Linear warmup to `peak`, then decay to `end_fraction * peak` at the last step.
 
-    `linear` is OPT's polynomial decay of power 1 (facts: the paper is silent, OPT ends at 0.1),
-    `cosine` half a cosine, `wsd` stays at the peak and falls linearly over the last `tail` share
-    of the steps.
+    `linear` is OPT's polynomial decay of power 1 (facts: the paper does not state one, OPT ends at
+    0.1); `cosine` is half a cosine period; `wsd` (warmup-stable-decay) stays at the peak and decays
+    linearly over the last `tail` share of the steps (of those after the warmup).
     """
 
     peak: float
@@ -29,10 +29,10 @@ class Schedule:
             raise UserError(f"end_fraction must be in 0..1 and tail in 0..1, got {self}")
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step `step` (from 0) of `steps`."""
+        """Return the learning rate of step `step` (from 0) of `steps`."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        place = (step - self.warmup) / max(1, steps - 1 - self.warmup)  # 0..1 of the way down
+        place = (step - self.warmup) / max(1, steps - 1 - self.warmup)  # decay progress, 0..1
         if self.decay == "wsd":
             place = max(0.0, 1 - (1 - place) / self.tail)
         fall = (1 - math.cos(math.pi * place)) / 2 if self.decay == "cosine" else place

@@ -1,13 +1,12 @@
-"""How fast training is: our step against those of transformers' OPT and Llama, the making of rows
-beside a step, and the encoding of pictures in batches against one by one.
+"""Training benchmarks: our step against transformers' OPT and Llama, the data loading relative to a
+step, and image encoding in batches against one by one.
 
-Beside the training loop, for `cm3leon bench train`; the other benches are in
-`eval/bench/retrieval.py`. Both sides of a comparison run in one process by turns, on the same ids,
-with the same AdamW and clipping and with PyTorch's own attention. That neither reaches what its
-products take is told by a profile.
+For `cm3leon bench train`; the other benchmarks are in `eval/bench/retrieval.py`. Both sides of a
+comparison alternate in one process, on the same ids, with the same AdamW and gradient clipping and
+PyTorch's attention. A profile measures the share of time in matrix products.
 """
 
-# Shapes: B = rows, L = ids a row
+# Shapes: B = rows, L = ids per row
 
 import os
 import time
@@ -45,7 +44,7 @@ ATTENTION = "aten::_scaled_dot_product"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is compared."""
+    """Model size, batch and device of a benchmark."""
 
     size: str = "10m"
     context: int = 512
@@ -56,24 +55,24 @@ class Setting:
 
     @property
     def tokens(self) -> int:
-        """Of one step."""
+        """Tokens per step."""
         return self.context * self.rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Seconds of the runs of one thing."""
+    """Seconds of the repeated runs of an action."""
 
     median: float
     least: float
     most: float
     processor: float
-    """Median of the seconds that all threads together had a core; others' work on the machine
-    hardly changes it, where there is one thread."""
+    """Median CPU time of all threads; with one thread, other load on the machine hardly changes
+    it."""
 
     @classmethod
     def of(cls, seconds: Sequence[tuple[float, float]]) -> "Times":
-        """The times of runs, each on the clock and of the processor."""
+        """Return the statistics of runs, given as pairs of wall-clock and CPU seconds."""
         clock, processor = zip(*seconds, strict=True)
         middle, least, most = median(clock), min(clock), max(clock)
         return cls(median=middle, least=least, most=most, processor=median(processor))
@@ -86,55 +85,55 @@ class Side:
     parameters: int
     step: Times
     products: float | None
-    """Share of a step's time that is spent in matrix products, those of attention included."""
+    """Share of a step's time in matrix products, including attention's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """Our training step and that of another library, for a decoder of one make."""
+    """Comparison of our training step with that of transformers, for one architecture."""
 
     family: Family
     tokens: int
     ours: Side
     theirs: Side
     by_products: Times | None
-    """Our step with the attention that a run on a CPU takes."""
+    """Our step with the attention of training on a CPU; None on other devices."""
 
     @property
     def ratio(self) -> float:
-        """Our tokens a second over theirs, by medians."""
+        """Ratio of our tokens per second to theirs, by median times."""
         return self.theirs.step.median / self.ours.step.median
 
     @property
     def best(self) -> float:
-        """The same, by the quickest run of each: what other work on the machine spoilt least."""
+        """The same ratio by the fastest runs, which other load on the machine affects least."""
         return self.theirs.step.least / self.ours.step.least
 
     @property
     def processor(self) -> float:
-        """The same, by the time that the processor worked."""
+        """The same ratio by CPU time."""
         return self.theirs.step.processor / self.ours.step.processor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """The making of rows beside the step that reads them, in one process."""
+    """Time of data loading relative to the training step, in one process."""
 
     rows: str
     tokens: int
     row_seconds: float
-    """Of making the rows and micro-batches of one step."""
+    """Seconds to make the rows and micro-batches of one step."""
     step_seconds: float
 
     @property
     def share(self) -> float:
-        """What the log of a run calls `waited`."""
+        """Share of data loading in the total time; `waited` in the log of a run."""
         return self.row_seconds / (self.row_seconds + self.step_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """Pictures a second on the way to codes, from PNG files in memory."""
+    """Times of encoding images to codes, from PNG files in memory."""
 
     pictures: int
     batch: int
@@ -143,12 +142,12 @@ class Encoding:
 
     @property
     def ratio(self) -> float:
-        """Batched over one by one."""
+        """Speedup of batched encoding over one by one."""
         return self.one_by_one.median / self.batched.median
 
 
 def recipe_of(family: Family, rows: Rows, setting: Setting) -> PretrainRecipe:
-    """A recipe of which only the step is run."""
+    """Return a recipe for running single steps only."""
     vocabulary = rows.codec.vocabulary.size
     return PretrainRecipe(
         shards="shards",
@@ -163,17 +162,17 @@ def recipe_of(family: Family, rows: Rows, setting: Setting) -> PretrainRecipe:
 
 
 class Blind:
-    """Looks at nothing: a `Watch` for a job whose steps alone are run."""
+    """No-op `Watch` for a job of which only single steps are run."""
 
     def validate(self, model: Decoder) -> dict[str, float]:
         return {}
 
     def draw(self, model: Decoder, path: Path) -> None:
-        """Draw nothing."""
+        """Do nothing."""
 
 
 def our_job(recipe: PretrainRecipe, rows: Rows, setting: Setting, attention: Attention) -> loop.Job:
-    """Our engine with a fresh decoder."""
+    """Return a job of our engine with a newly initialised decoder."""
     torch.manual_seed(0)
     model = Decoder(recipe.model).to(setting.device)
     model.attend = attention
@@ -191,13 +190,13 @@ def our_job(recipe: PretrainRecipe, rows: Rows, setting: Setting, attention: Att
 
 
 def our_step(job: loop.Job, micros: Sequence[loop.Micro]) -> Action:
-    """A training step as the loop makes it."""
+    """Return the training step of the loop."""
     whole, passes, _, _ = loop.agree(job.dist, micros, late=False)
     return lambda: loop.train_step(job, micros, whole, passes, RATE)
 
 
 def against(family: Family, rows: Rows, setting: Setting) -> Against:
-    """Our step and theirs by turns, on the first rows."""
+    """Measure our step and theirs alternately, on the first rows."""
     recipe = recipe_of(family, rows, setting)
     job = our_job(recipe, rows, setting, attend)
     micros = list(loop.micros_of(job, [rows.at(number) for number in range(setting.rows)]))
@@ -229,7 +228,8 @@ def against(family: Family, rows: Rows, setting: Setting) -> Against:
 
 
 def by_turns(actions: Sequence[Action], setting: Setting) -> list[Times]:
-    """The times of some actions that take turns, forwards and backwards; the first is not told."""
+    """Return the times of actions that alternate, in forward and reverse order; the first round is
+    a warmup and not counted."""
     seconds = [list[tuple[float, float]]() for _ in actions]
     order = list(enumerate(actions))
     for number in range(setting.times + 1):
@@ -242,8 +242,8 @@ def by_turns(actions: Sequence[Action], setting: Setting) -> list[Times]:
 
 
 def products_of(action: Action, device: torch.device) -> float:
-    """Share of the time of an action that is spent in matrix products."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would speak on stderr
+    """Return the share of an action's time in matrix products."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no log lines on stderr
     on_cpu = device.type == "cpu"
     kind = ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA
     with profile(activities=list({ProfilerActivity.CPU, kind})) as found:
@@ -251,14 +251,14 @@ def products_of(action: Action, device: torch.device) -> float:
         _wait(device)
     name = "self_cpu_time_total" if on_cpu else "self_device_time_total"
     spent = {one.key: float(getattr(one, name)) for one in found.key_averages()}
-    if not on_cpu:  # a kernel's own line would count it twice
+    if not on_cpu:  # kernels have entries of their own, which would count them twice
         spent = {key: time for key, time in spent.items() if key.startswith("aten::")}
     products = [t for key, t in spent.items() if key in PRODUCTS or key.startswith(ATTENTION)]
     return sum(products) / sum(spent.values())
 
 
 def loading(rows: Rows, step: Times, setting: Setting) -> Loading:
-    """Make as many rows as hold the ids of a step, which takes so long; several times."""
+    """Measure the time to make about as many rows as have the ids of a step, repeatedly."""
     job = our_job(recipe_of("opt", rows, setting), rows, setting, attend)
     packed = rows.config.packed == 1
     length = setting.context if packed else len(rows.at(0))
@@ -273,14 +273,14 @@ def loading(rows: Rows, step: Times, setting: Setting) -> Loading:
     return Loading(
         rows="packed blocks" if packed else "one document a row",
         tokens=round(sum(tokens) / len(tokens)),
-        # a mean: a window of the stream is cut once for all its blocks
+        # the mean, because a window of the stream is cut once for all its blocks
         row_seconds=sum(seconds[1:]) / setting.times,
         step_seconds=step.median,
     )
 
 
 def encoding(tokenizer: PictureEncoder, count: int, setting: Setting) -> Encoding:
-    """Encode the same pictures as `data encode` does, and in batches of one."""
+    """Measure the encoding of the same images as by `data encode`, and in batches of one."""
     samples = list(pictures(count, 2 * tokenizer.size))
     works = [Work(image_tokenizer=tokenizer, device=setting.device)]
     works.append(replace(works[0], batch=1))
@@ -293,7 +293,7 @@ def encoding(tokenizer: PictureEncoder, count: int, setting: Setting) -> Encodin
 
 
 def as_json(found: Against | Loading | Encoding) -> dict[str, Any]:
-    """The figures, with those that follow from them."""
+    """Return the measurements and the ratios derived from them, for JSON."""
     match found:
         case Against():
             more = {"ratio": found.ratio, "best": found.best, "processor": found.processor}

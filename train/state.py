@@ -1,8 +1,8 @@
-"""What a run resumes from: step-numbered folders of safetensors under a manifest, never a pickle.
+"""Training state for resuming: a folder of safetensors per saved step, under a manifest, no pickle.
 
-A state holds weights and both optimiser moments in fp32 by parameter name, each process's share of
-them in a file of its own, and the step. Almost nothing else is to be held: every random draw of
-training is a function of the seed and of the step. So a run goes on under any number of processes.
+A state has the weights and optimizer moments in fp32 by parameter name, each process's share in a
+file of its own, and the step. Hardly anything else is needed, because every random choice of
+training is a function of the seed and the step. A run can resume with any number of processes.
 """
 
 import json
@@ -24,9 +24,9 @@ from tokenizer.errors import UserError
 from tokenizer.manifest import locked, new_folder, sync, verify, write_file
 
 PREFIX = "state-"
-RECIPE = "recipe.yaml"  # resolved, beside the states
+RECIPE = "recipe.yaml"  # the resolved recipe, next to the states
 LOCK = ".lock"
-NOTED = 100  # tensors between two notes to the other processes
+NOTED = 100  # tensors between two progress notes to the other processes
 ALONE = DistributedContext()
 Say = Callable[[str], None]
 
@@ -39,14 +39,14 @@ def open_run(
     free: Collection[str] = (),
     dist: DistributedContext = ALONE,
 ) -> Generator[None]:
-    """Make a run's folder with its resolved recipe, or check that the one there is this very run;
-    hold it until the block ends.
+    """Create a run's folder with its resolved recipe, or check that an existing one is the same
+    run; lock it until the block ends.
 
     resume: `none` for a new run, `latest`, or a step. Settings named in `free` may differ. Raises
-    UserError when there is a run already and it is not to be resumed, when another recipe began
-    it, or when another process works on it.
+    UserError if a run exists and is not to be resumed, if it was started with another recipe, or
+    if another process works on it.
     """
-    if not dist.first:  # the first process looks, and ends the others where it finds a fault
+    if not dist.first:  # the first process checks; if it fails, all processes are ended
         dist.wait()
         if not (run / RECIPE).exists():
             raise UserError(f"the folder {run} must be one that all machines see; name another")
@@ -68,7 +68,7 @@ def open_run(
         raise UserError(f"cannot make the run folder {run}: {error.strerror}") from error
     busy = f"another process works on the run in {run}; wait for it, or name a new folder"
     with locked(run / LOCK, busy):
-        for torn in run.glob(f".{PREFIX}*.new"):  # its writer was killed
+        for torn in run.glob(f".{PREFIX}*.new"):  # left by a process that was killed
             shutil.rmtree(torn, ignore_errors=True)
         if fresh:
             write_file(kept, settings.dump(recipe).encode())
@@ -77,7 +77,7 @@ def open_run(
 
 
 def _check_same(run: Path, recipe: object, free: Collection[str]) -> None:
-    begun = settings.build(type(recipe), settings.read(run / RECIPE))  # newer settings: defaults
+    begun = settings.build(type(recipe), settings.read(run / RECIPE))  # missing settings: defaults
     before, now = (dict(_leaves(settings.table_of(one))) for one in (begun, recipe))
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
@@ -89,7 +89,7 @@ def _check_same(run: Path, recipe: object, free: Collection[str]) -> None:
 
 
 def _leaves(table: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
-    """Every setting by its dotted name."""
+    """Yield the dotted name and value of every setting."""
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _leaves(cast("dict[str, object]", value), f"{where}{name}.")
@@ -107,11 +107,11 @@ def save(
     told: Mapping[str, Any] | None = None,
     dist: DistributedContext = ALONE,
 ) -> Path:
-    """Write the state after `step` steps, then drop old ones: the newest `keep` stay, and those of
-    every `keep_every`-th step.
+    """Write the state after `step` steps and return its folder; then delete old states, except the
+    newest `keep` and those of every `keep_every`-th step.
 
-    `tensors` come whole in all processes, which ask for them together; each keeps and writes its
-    share. `told` is kept with the step, as JSON. Raises UserError where the disk is full.
+    All processes iterate over the unsharded `tensors` together; each writes its share. `told` is
+    saved with the step, as JSON. Raises UserError if the state cannot be written (disk full).
     """
     folder = run / f"{PREFIX}{step:08d}"
     aside = run / f".{folder.name}.new"
@@ -125,7 +125,7 @@ def save(
             dist.wait()
             return folder
         hashes: dict[str, str] = {}
-        shutil.rmtree(folder, ignore_errors=True)  # only a damaged one, passed over, can be there
+        shutil.rmtree(folder, ignore_errors=True)  # at most a damaged state, which was skipped
         with new_folder(folder, aside=aside, hashes=hashes) as aside:
             dist.wait()
             _write_share(aside / name, mine)
@@ -143,7 +143,7 @@ def save(
             f"cannot save the state of step {step} in {run}: {error}; mend that, then go on from "
             f"the one before with --resume latest"
         ) from error
-    # A newer state can only be a damaged one: counted, it would push this one out.
+    # A newer state can only be a damaged one: if counted, it would displace this one.
     older = [s for s in states(run) if s.name <= folder.name]
     for old in older[:-keep]:
         if keep_every is None or step_of(old) % keep_every:
@@ -155,7 +155,8 @@ def save(
 def _share(
     tensors: Iterable[tuple[str, Tensor]], step: int, dist: DistributedContext
 ) -> dict[str, Tensor]:
-    """What this process writes: each tensor goes to whoever has least so far."""
+    """Return the tensors that this process writes: each goes to the process with the fewest bytes
+    so far."""
     loads = [0] * dist.size
     mine: dict[str, Tensor] = {}
     for number, (name, tensor) in enumerate(tensors):
@@ -174,18 +175,18 @@ def _write_share(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def states(run: Path) -> list[Path]:
-    """The state folders of a run, oldest first."""
+    """Return the state folders of a run, oldest first."""
     return sorted(p for p in run.glob(PREFIX + "*") if p.name[len(PREFIX) :].isdigit())
 
 
 def step_of(folder: Path) -> int:
-    """The step after which a state was saved, from its name."""
+    """Return the step after which a state was saved, from its folder name."""
     return int(folder.name.removeprefix(PREFIX))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class State(Mapping[str, Tensor]):
-    """A whole state on disk; a tensor is read when it is asked for."""
+    """Mapping from names to the tensors of a state on disk, which are read on access."""
 
     folder: Path
     step: int
@@ -206,7 +207,7 @@ class State(Mapping[str, Tensor]):
 
 
 def read(folder: Path, dist: DistributedContext = ALONE) -> State:
-    """A state; whether it is whole is `verify`'s to say."""
+    """Open a state, without checking its integrity (`verify`)."""
     about = json.loads((folder / "state.json").read_text())
     places: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -218,10 +219,11 @@ def read(folder: Path, dist: DistributedContext = ALONE) -> State:
 
 
 def find(run: Path, resume: str, say: Say, dist: DistributedContext = ALONE) -> State | None:
-    """The state to go on from: the newest whole one, or that of a step; None where a run has none.
+    """Return the state to resume from: the newest intact one, or that of a step; None if there is
+    none.
 
-    Damaged ones are named and passed over. Raises UserError when there are only damaged ones, or
-    not the one that was asked for.
+    Damaged states are reported and skipped. Raises UserError if all are damaged, or the requested
+    one is missing or damaged.
     """
     step = -1
     if dist.first:
@@ -248,7 +250,10 @@ def _newest(run: Path, say: Say) -> Path | None:
 
 
 def _of_step(run: Path, step: int, say: Say) -> Path:
-    """The state of a step; later ones are set aside, so that none of them is taken for newer."""
+    """Return the folder of a step's state; rename later states, so that none is resumed from.
+
+    Raises UserError if the state is missing or damaged.
+    """
     found = {step_of(folder): folder for folder in states(run)}
     if step not in found:
         known = ", ".join(map(str, found)) or "none"
@@ -263,7 +268,7 @@ def _of_step(run: Path, step: int, say: Say) -> Path:
 
 
 def pack(net: nn.Module, optimizer: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
-    """A network and its optimiser as one flat table of tensors."""
+    """Return a network's weights and its optimizer's state as one flat dict of tensors."""
     table = {f"{prefix}weights.{k}": v for k, v in net.state_dict().items()}
     for name, parameter in net.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -277,7 +282,7 @@ def unpack(
     optimizer: torch.optim.Optimizer,
     prefix: str = "",
 ) -> None:
-    """Put back what `pack` took out, strictly."""
+    """Load the tensors of `pack` into a network and its optimizer, strictly."""
     start = f"{prefix}weights."
     net.load_state_dict({k[len(start) :]: table[k] for k in table if k.startswith(start)})
     start = f"{prefix}optimizer."
@@ -289,7 +294,7 @@ def unpack(
     for name, parameter in net.named_parameters():
         if name in moments:
             optimizer.state[parameter] = {
-                # a moment lies in memory as its weight does, as the optimiser would lay it
+                # moments have the memory layout of their weight, as the optimizer creates them
                 k: v.clone() if k == "step" else torch.empty_like(parameter, dtype=v.dtype).copy_(v)
                 for k, v in moments[name].items()
             }

@@ -1,9 +1,6 @@
-"""Pictures, token shards and rows that mean nothing but look like real ones, to take the time with.
+"""Synthetic images, token shards and rows for benchmarks (`train/speed.py`)."""
 
-Below `speed`.
-"""
-
-# Shapes: P = pictures, N = codes of one
+# Shapes: P = images, N = codes per image
 
 import io
 from collections.abc import Iterator, Sequence
@@ -23,17 +20,17 @@ from train.config import RowsConfig
 from train.data.rows import Rows
 from train.objective import MaskConfig
 
-PICTURES, CODES, GRID, SIZE = 2000, 9600, 8, 64  # many codes, so that the head matters
+PICTURES, CODES, GRID, SIZE = 2000, 9600, 8, 64  # many codes: a realistic cost of the head
 
 
 def pictures(count: int, side: int) -> Iterator[Sample]:
-    """PNG files of soft colours, `side` x `side`."""
+    """Yield PNG files of smooth random colours, `side` x `side` pixels, with captions."""
     draw = np.random.default_rng(0)
     for number in range(count):
         small_883 = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         file = io.BytesIO()
         small_883.resize((side, side), Image.Resampling.BICUBIC).save(file, "PNG")
-        metadata = {"id": str(number), "captions": [f"picture {number}"]}
+        metadata = {"id": str(number), "captions": [f"image {number}"]}
         yield Sample(f"synthetic/{number}", metadata, file.getvalue())
 
 
@@ -46,10 +43,10 @@ def write_synthetic(
     grid: int = GRID,
     codes: int = CODES,
 ) -> None:
-    """Write token shards of random codes, a picture under each caption; without any, under captions
-    that look like real ones."""
+    """Write token shards of random codes, an image for each caption; by default PICTURES captions
+    of realistic form."""
     if captions is None:
-        captions = [f"a picture of thing {n}, in style {n % 8}" for n in range(PICTURES)]
+        captions = [f"an image of thing {n}, in style {n % 8}" for n in range(PICTURES)]
     draw = np.random.default_rng(0)
     codes_PN = draw.integers(0, codes, (len(captions), grid * grid)).tolist()
     metadata = ({"id": str(n), "captions": [line]} for n, line in enumerate(captions))
@@ -65,8 +62,8 @@ def write_synthetic(
 
 
 def rows_of(shards: Shards, context: int, packed: float) -> Rows:
-    """Pairs, packed into blocks of the context or one a row, worded with the embedded default's
-    text tokenizer."""
+    """Return rows of pairs, with a share `packed` of packed blocks of the context, encoded with the
+    text tokenizer of the embedded default checkpoint."""
     text = TextTokenizer.load(checkpoint.find("default") / checkpoint.TEXT)
     vocabulary = Vocabulary(image_codes=shards.codes, text_pieces=text.pieces)
     codec = Codec(vocabulary, text, shards.grid**2, context)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: bits per held-out token, and sample pictures."""
+"""Periodic evaluation during training: bits per held-out token, and sample images."""
 
 from pathlib import Path
 
@@ -15,11 +15,15 @@ from tokenizer.image import ImageTokenizer
 from tokenizer.pixels import sheet
 from train.config import PretrainRecipe
 
-HELD_OUT = 256  # most pictures of the validation shards that a run looks at
+HELD_OUT = 256  # most images of the validation shards to evaluate
 
 
 class Watch:
-    """Held-out bits and sample pictures of a run. Raises UserError for prompts that do not fit."""
+    """Evaluation of held-out images and sample prompts.
+
+    Raises UserError for prompts that do not fit the context, and for validation shards without an
+    image whose caption fits.
+    """
 
     def __init__(
         self, recipe: PretrainRecipe, codec: Codec, image_tokenizer: ImageTokenizer
@@ -29,21 +33,22 @@ class Watch:
         for prompt in self.prompts:
             codec.open(prompts.paint(prompt)[0])
         self.pictures: list[tuple[int, ...]] = []  # codes
-        self.before: list[tuple[int, ...]] = []  # ids that such a picture follows: its caption
+        self.before: list[tuple[int, ...]] = []  # ids before the codes: the prompt with the caption
         self.texts: list[list[int]] = []  # ids of that caption
-        self.around: list[tuple[int, ...]] = []  # ids that it follows: the picture
+        self.around: list[tuple[int, ...]] = []  # ids before it: the prompt with the image
         if recipe.validation is not None:
             self.hold_out(Shards.open(recipe.validation, image_tokenizer.hash, codec.text.hash))
             if not self.texts:
                 raise UserError(
-                    f"validation: {recipe.validation} has no picture with a caption that fits"
+                    f"validation: {recipe.validation} has no image with a caption that fits"
                 )
 
     def hold_out(self, shards: Shards) -> None:
-        """Take pictures evenly from all shards, each with its first caption, where both fit."""
+        """Select images at regular intervals over all shards, with their first captions, if both
+        fit the context."""
         context = self.codec.context
         assert context is not None
-        # without a context: what is too long is left out here, where others refuse it
+        # no context limit in the codec, which would refuse long documents: they are skipped here
         codec = Codec(self.codec.vocabulary, self.codec.text, self.codec.picture_codes)
         for number in range(0, shards.pictures, -(-shards.pictures // HELD_OUT)):
             metadata, codes = shards.picture(number)
@@ -60,7 +65,7 @@ class Watch:
                 self.around.append(around)
 
     def validate(self, model: Decoder) -> dict[str, float]:
-        """Bits per image token given the caption, and per text token given the picture."""
+        """Return bits per image token given the caption, and per text token given the image."""
         if not self.texts:
             return {}
         vocabulary = self.codec.vocabulary
@@ -72,7 +77,7 @@ class Watch:
         }
 
     def draw(self, model: Decoder, path: Path) -> None:
-        """One picture a sample prompt, side by side, at seed 0."""
+        """Generate an image for each sample prompt at seed 0, and save them as one sheet."""
         if not self.prompts:
             return
         painter = CM3Leon(model, self.codec, self.image_tokenizer)

@@ -182,9 +182,7 @@ def _of_loading(found: "Loading") -> tuple[str, str]:
 
 def _of_encoding(found: "Encoding") -> dict[str, str]:
     return {
-        f"encoding, images a second, {found.batch} at a time": _rate(
-            found.pictures, found.batched
-        ),
+        f"encoding, images a second, {found.batch} at a time": _rate(found.pictures, found.batched),
         "encoding, images a second, one by one": _rate(found.pictures, found.one_by_one),
         "ratio, batched over one by one": f"{found.ratio:.2f}",
     }

@@ -24,9 +24,7 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Images of a checkpoint instead of a shape."),
 ]
-Against = Annotated[
-    Literal["transformers"] | None, typer.Option(help="Library to compare with.")
-]
+Against = Annotated[Literal["transformers"] | None, typer.Option(help="Library to compare with.")]
 Counts = Annotated[
     list[int] | None,
     typer.Option("-n", "--n", min=1, help="Images at once; may be repeated."),

@@ -135,11 +135,11 @@ def test_known_codes_inside_a_covering_span_stay(tiny: CM3Leon, photo: Image.Ima
 @pytest.mark.parametrize(
     ("region", "reason"),
     [
-        ((4, 4, 4, 9), "the box 4,4,4,9 is not inside the picture of 16 x 16"),
+        ((4, 4, 4, 9), "the box 4,4,4,9 is not inside the image of 16 x 16"),
         ((0, 0, 17, 9), "the box 0,0,17,9 is not inside"),
         ((-1, 0, 3, 9), "the box -1,0,3,9 is not inside"),
-        (Image.new("L", (8, 16), "white"), "the mask has 8 x 16 pixels, the picture 16 x 16"),
-        (Image.new("L", (16, 16)), "the region to repaint is empty"),
+        (Image.new("L", (8, 16), "white"), "the mask has 8 x 16 pixels, the image 16 x 16"),
+        (Image.new("L", (16, 16)), "the region to infill is empty"),
     ],
 )
 def test_regions_that_cannot_be_are_refused(
@@ -153,7 +153,7 @@ def test_a_wide_picture_is_seen_by_its_middle_square(tiny: CM3Leon, photo: Image
     wide = Image.new("RGB", (48, 16), "red")
     wide.paste(photo, (16, 0))
     assert tiny.to_picture(wide) == tiny.to_picture(photo)
-    with pytest.raises(UserError, match="outside the picture's middle square"):
+    with pytest.raises(UserError, match="outside the image's middle square"):
         tiny.infill(wide, (0, 0, 12, 16))
 
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused(tiny: CM3Leon, photo: Image.Image) -> None:
         tiny.text_to_image(" ")
     with pytest.raises(UserError, match="do not fit into the model's 160; shorten"):
         tiny.text_to_image("a red fox " * 100)
-    with pytest.raises(UserError, match="a picture of mode L"):
+    with pytest.raises(UserError, match="an image of mode L"):
         tiny.caption(photo.convert("L"))
 
 

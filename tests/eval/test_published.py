@@ -131,7 +131,7 @@ def test_vizwiz_is_one_list(write: Write, images: Path) -> None:
         (coco(images=None), "no list 'images'"),
         (coco(annotations=[]), "its 'annotations' are empty"),
         (coco(images=[]), "its 'images' are empty"),
-        (coco(images=[{"id": 3, "file_name": "x"}]), "3 captions have no picture .* '9' for one"),
+        (coco(images=[{"id": 3, "file_name": "x"}]), "3 captions have no image .* '9' for one"),
         (coco(images=coco()["images"] * 2), "id '25' stands there 2 times"),
         (coco(images=[*coco()["images"], 3]), "one of its 'images' has no number or name 'id'"),
         (coco(images=[{"id": 9, "file_name": 3}, {"id": 25, "file_name": "x"}]), "no text 'file_n"),
@@ -139,7 +139,7 @@ def test_vizwiz_is_one_list(write: Write, images: Path) -> None:
         (coco(annotations=[{"image_id": 9, "caption": "\n"}]), "no caption holds a word"),
         (
             coco(images=[{"id": 9, "file_name": "no.jpg"}, {"id": 25, "file_name": "v_0.jpg"}]),
-            "1 of 2 pictures are missing, 'no.jpg' for one",
+            "1 of 2 images are missing, 'no.jpg' for one",
         ),
         (
             coco(images=[{"id": 9, "file_name": "../q.json"}, {"id": 25, "file_name": "v_0.jpg"}]),
@@ -147,7 +147,7 @@ def test_vizwiz_is_one_list(write: Write, images: Path) -> None:
         ),
         (
             coco(images=[{"id": 9, "file_name": "\0" * 999}, {"id": 25, "file_name": "v_0.jpg"}]),
-            "1 of 2 pictures are missing",
+            "1 of 2 images are missing",
         ),
     ],
 )
@@ -173,7 +173,7 @@ def test_other_files_are_no_captions(write: Write, images: Path, table: object, 
         (
             asked(questions=[{"question_id": 1, "image_id": 5, "question": "What?"}]),
             answered(),
-            "1 of 1 pictures are missing, 'COCO_val2014_000000000005.jpg'",
+            "1 of 1 images are missing, 'COCO_val2014_000000000005.jpg'",
         ),
         (
             asked(questions=[{"question_id": 1, "image_id": 9, "question": 5}]),
@@ -208,7 +208,7 @@ def test_other_files_are_no_questions(
         (3, "it holds 3; a list"),
         ([{"image": "v_0.jpg", "question": "of the test split"}], "'entries' have no 'answers'"),
         ([vizwiz(), vizwiz()], "image 'v_0.jpg' stands there 2 times"),
-        ([vizwiz(image="v_1.jpg")], "1 of 1 pictures are missing"),
+        ([vizwiz(image="v_1.jpg")], "1 of 1 images are missing"),
         ([vizwiz(), "what"], "one of its 'entries' has no text 'image'"),
     ],
 )

@@ -209,8 +209,8 @@ def test_another_run_is_refused_in_the_same_folder(tiny: CM3Leon, tmp_path: Path
         ("count is 3 there and 4 here", wanted_of(4), SAMPLING),
         ("seeds is .* wanted is ", [replace(one, seed=one.seed + 1) for one in wanted], SAMPLING),
         ("of another run: wanted is ", [replace(wanted[0], prompt="a"), *wanted[1:]], SAMPLING),
-        ("no pictures are wanted", [], SAMPLING),
-        ("two of the wanted pictures have the id 'p0'", [wanted[0], wanted[0]], SAMPLING),
+        ("no images are wanted", [], SAMPLING),
+        ("two of the wanted images have the id 'p0'", [wanted[0], wanted[0]], SAMPLING),
         (
             "do not fit into the model",
             [*wanted, Wanted(id="x", prompt="a fox " * 99, seed=0)],

@@ -129,7 +129,7 @@ def test_a_source_comes_in_segments_of_a_bounded_number(
     ]  # fmt: skip
     assert (tally.pictures, tally.mute, tally.known) == (10, 1, 0)
     assert tally.skipped == [
-        ("s-1/fox", "a picture of an earlier source has its id 'fox'"),
+        ("s-1/fox", "an image of an earlier source has its id 'fox'"),
         (f"s-2/{'x' * 1001}", "its id has 1001 bytes; it may have up to 1000, none of them 0"),
     ]
 

@@ -41,7 +41,7 @@ def test_a_document_is_the_mean_of_its_parts() -> None:
     wanted = [mean / np.linalg.norm(mean), [0, 0, 1], text]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert found.dtype == np.float32
-    with pytest.raises(UserError, match="document 1 has neither a text nor a picture"):
+    with pytest.raises(UserError, match="document 1 has neither a text nor an image"):
         document_vectors(Toy(), ["abc", None], [red, None])
 
 

@@ -134,7 +134,7 @@ def test_an_id_of_any_letters_is_kept_and_an_odd_one_refused(memory: Memory) -> 
 
 
 def test_a_document_of_nothing_is_refused(memory: Memory) -> None:
-    with pytest.raises(UserError, match="document 'void' has neither a text nor a picture"):
+    with pytest.raises(UserError, match="document 'void' has neither a text nor an image"):
         memory.add([({"id": "void", "captions": [" "]}, ())], np.stack([vector("void")]))
     assert Memory.open(memory.folder).count == 4
 

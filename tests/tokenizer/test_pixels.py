@@ -78,7 +78,7 @@ def test_no_such_file_and_not_a_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(UserError) as error:
             open_image(path)
-        assert one_line(error) == f"{path}: is a folder or a device, not a picture file"
+        assert one_line(error) == f"{path}: is a folder or a device, not an image file"
     with pytest.raises(UserError, match="cannot be read"):
         open_image(tmp_path / ("long" * 100))
 
@@ -107,11 +107,11 @@ def test_text_named_png(tmp_path: Path) -> None:
     path.write_text("a red fox")
     with pytest.raises(UserError) as error:
         open_image(path)
-    assert one_line(error).startswith(f"{path}: is not a picture in a format read here (PNG,")
+    assert one_line(error).startswith(f"{path}: is not an image in a format read here (PNG,")
 
 
 def test_other_formats_of_pil_stay_shut() -> None:
-    with pytest.raises(UserError, match="not a picture in a format"):
+    with pytest.raises(UserError, match="not an image in a format"):
         open_image(saved(noise(), "TIFF"))
 
 
@@ -163,7 +163,7 @@ def test_of_an_animation_the_first_frame_is_taken_aloud(form: str) -> None:
     data = saved(frames[0], form, save_all=True, append_images=frames[1:], **options)
     said: list[str] = []
     assert open_image(data, said.append).getpixel((3, 3)) == RED
-    assert said == ["the picture holds several frames; only the first is used"]
+    assert said == ["the image holds several frames; only the first is used"]
     assert open_image(data).getpixel((3, 3)) == RED
     said.clear()
     open_image(saved(frames[0], form), said.append)
@@ -278,8 +278,8 @@ def test_read_info_of_other_pictures(tmp_path: Path) -> None:
     path = tmp_path / "picture"
     path.write_bytes(saved(noise(), "JPEG"))
     assert read_info(path) == {}
-    path.write_bytes(b"no picture")
-    with pytest.raises(UserError, match="not a picture"):
+    path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="not an image"):
         read_info(path)
 
 

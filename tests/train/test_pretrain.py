@@ -270,7 +270,7 @@ def test_init_refuses_a_model_that_does_not_fit(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ("rows.kinds={emoji: 1.0}", "rows ask for 'pair' of 'emoji' but the shards have 'picture'"),
+        ("rows.kinds={emoji: 1.0}", "rows ask for 'pair' of 'emoji' but the shards have 'image'"),
         ("sample_prompts=['']", "the prompt is empty"),
         ("model.context=20", r"\d+ ids and 16 more to generate do not fit into the model's 20"),
         ("shards=nowhere", "'nowhere'"),
@@ -314,7 +314,7 @@ def test_held_out_pictures_need_captions(start: Start, tiny: CM3Leon, tmp_path: 
     ]
     hashed = tiny.image_tokenizer.hash
     write_shards(tmp_path / "long", long, [], image_tokenizer_hash=hashed, **about)
-    with pytest.raises(UserError, match="has no picture with a caption that fits"):
+    with pytest.raises(UserError, match="has no image with a caption that fits"):
         start(f"validation={tmp_path / 'long'}")
 
 

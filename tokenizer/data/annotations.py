@@ -138,12 +138,12 @@ def read_llava(paths: Sequence[Path]) -> list[Entry]:
                 case {"conversations": [*turns]} if "image" not in row and not _shown(turns):
                     mute += 1
                 case {"conversations": [*_]}:
-                    bad.append((where, "its 'image' is not the path of one picture"))
+                    bad.append((where, "its 'image' is not the path of one image"))
                 case UserError():
                     bad.append((where, str(row)))
                 case _:
                     bad.append((where, "not a conversation: image and conversations are wanted"))
-    beside = [Entry(ignored=(("conversations without a picture", mute),))] if mute else []
+    beside = [Entry(ignored=(("conversations without an image", mute),))] if mute else []
     return [*_entries(drafts, bad), *beside]
 
 
@@ -233,7 +233,7 @@ def _turns(turns: Sequence[object]) -> list[tuple[str, str]]:
             case _:
                 raise UserError(f"its turn {number + 1} has no 'from' {speaker!r} and 'value'")
     if shown != 1:
-        raise UserError(f"it shows {shown} pictures; one placeholder {PLACEHOLDERS[0]} is wanted")
+        raise UserError(f"it shows {shown} images; one placeholder {PLACEHOLDERS[0]} is wanted")
     if not said or len(said) % 2:
         raise UserError(f"it has {len(said)} turns; an answer to every question is wanted")
     return list(zip(said[::2], said[1::2], strict=True))

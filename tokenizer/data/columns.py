@@ -151,7 +151,7 @@ def _made(shards: Shards) -> dict[str, Any]:
             found = np.fromiter((row(table) for table in tables), kind)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{str(shards.folder)!r} is damaged: a picture or document is odd ({error!r}); "
+                f"{str(shards.folder)!r} is damaged: an image or document is odd ({error!r}); "
                 "copy it again"
             ) from error
         rows |= {name: np.ascontiguousarray(found[name]) for name in of}
@@ -173,7 +173,7 @@ def _read_names(shards: Shards) -> tuple[tuple[Kind, ...], tuple[Type, ...]]:
         raise UserError(f"{str(path)!r} is damaged ({error!r}); copy the folder again") from error
     if not fits or whole != (shards.pictures, shards.documents):
         raise UserError(
-            f"{str(path)!r} is damaged: it tells of {whole[0]} pictures and {whole[1]} documents, "
+            f"{str(path)!r} is damaged: it tells of {whole[0]} images and {whole[1]} documents, "
             f"not {shards.pictures} and {shards.documents}; copy the folder again"
         )
     return kinds, types

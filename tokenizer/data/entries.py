@@ -151,7 +151,7 @@ def inside(file: str) -> bool:
 def _read(images: Path, files: Sequence[str]) -> bytes:
     for file in files:
         if not inside(file):
-            raise UserError(f"{printable(file)!r} leads out of the folder of pictures")
+            raise UserError(f"{printable(file)!r} leads out of the folder of images")
         if "\0" in file:
             raise UserError(f"{printable(file)!r} is no file name")
         path = images / file
@@ -166,4 +166,4 @@ def _read(images: Path, files: Sequence[str]) -> bytes:
             raise UserError(why)
         return data
     names = " nor ".join(printable(file) for file in files)
-    raise UserError(f"its picture is missing: {images} holds no {names}")
+    raise UserError(f"its image is missing: {images} holds no {names}")

@@ -42,20 +42,20 @@ def find_slices(
     assert layout in LAYOUTS
     if layout == EDITS:
         if images is not None:
-            raise UserError(f"{EDITS}: its pictures lie beside its prompts; leave out --images")
+            raise UserError(f"{EDITS}: its images lie beside its prompts; leave out --images")
         roots = [Path(name) for name in dict.fromkeys(names)]
         return [one for root in roots for one in _edit_slices(root, size)]
     if images is None:
-        raise UserError(f"{layout} does not tell where its pictures lie; give --images FOLDER")
+        raise UserError(f"{layout} does not tell where its images lie; give --images FOLDER")
     if not images.is_dir():
-        raise UserError(f"{images}: no such folder of pictures; name another as --images")
+        raise UserError(f"{images}: no such folder of images; name another as --images")
     paths = [Path(name) for name in dict.fromkeys(names)]
     entries = READERS[layout](paths)
     if not any(entry.pictures for entry in entries):
-        raise UserError(f"{', '.join(names)}: no picture is told of; name other files")
+        raise UserError(f"{', '.join(names)}: no image is told of; name other files")
     shown = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
     return [
-        _told_slice(f"{shown}, pictures from {start + 1:,}", images, entries[start : start + size])
+        _told_slice(f"{shown}, images from {start + 1:,}", images, entries[start : start + size])
         for start in range(0, len(entries), size)
     ]
 

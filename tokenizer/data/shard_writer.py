@@ -110,22 +110,22 @@ def _write_pictures(
         for metadata, row in pictures:
             name = metadata.get("id")
             if not isinstance(name, str):
-                raise UserError(f"a picture needs a text as its id, got {name!r}")
+                raise UserError(f"an image needs a text as its id, got {name!r}")
             if name in registry.ids:
-                raise UserError(f"two pictures have the id {name!r}; give each its own")
+                raise UserError(f"two images have the id {name!r}; give each its own")
             _check_codes(name, row, length, codes)
             write_line(metadata)
             write_columns(registry.picture(metadata))
             write_codes(np.asarray(row))
     if not registry.ids:
-        raise UserError("there are no pictures to write")
+        raise UserError("there are no images to write")
 
 
 def _check_codes(name: str, row: Sequence[int], length: int, codes: int) -> None:
     if len(row) != length:
-        raise UserError(f"picture {name!r} has {len(row)} codes, not {length}")
+        raise UserError(f"image {name!r} has {len(row)} codes, not {length}")
     if min(row) < 0 or max(row) >= codes:
-        raise UserError(f"picture {name!r} has a code outside 0..{codes - 1}")
+        raise UserError(f"image {name!r} has a code outside 0..{codes - 1}")
 
 
 def _write_documents(
@@ -156,7 +156,7 @@ def _check_document(number: int, document: dict[str, Any], ids: Set[str]) -> str
             raise UserError(f"document {number} ({task}) lacks its {key!r}")
     for key in pictures:
         if document[key] not in ids:
-            raise UserError(f"document {number} ({task}): no picture has the id {document[key]!r}")
+            raise UserError(f"document {number} ({task}): no image has the id {document[key]!r}")
     return task
 
 

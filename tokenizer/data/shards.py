@@ -108,7 +108,7 @@ class Shards:
         if image_tokenizer_hash not in (None, made_with):
             raise UserError(
                 f"{str(folder)!r} was made with image tokenizer {made_with[:12]}, but this one is "
-                f"{str(image_tokenizer_hash)[:12]}; encode the pictures again with this one"
+                f"{str(image_tokenizer_hash)[:12]}; encode the images again with this one"
             )
         bound_to = index["text_tokenizer"]
         if text_tokenizer_hash is not None and bound_to not in (None, text_tokenizer_hash):
@@ -161,7 +161,7 @@ class Shards:
     def number_of(self, picture_id: str) -> int:
         """Return the number of the image with this id. Raises UserError if there is none."""
         if picture_id not in self._numbers:
-            raise UserError(f"{str(self.folder)!r} has no picture with the id {picture_id!r}")
+            raise UserError(f"{str(self.folder)!r} has no image with the id {picture_id!r}")
         return self._numbers[picture_id]
 
     def verify(self) -> None:
@@ -197,7 +197,7 @@ class Shards:
     def _numbers(self) -> dict[str, int]:
         numbers = {picture["id"]: number for number, picture in enumerate(self.every_picture())}
         if len(numbers) < self.pictures:
-            raise self._damaged("pictures.jsonl", "two pictures have one id")
+            raise self._damaged("pictures.jsonl", "two images have one id")
         return numbers
 
     @cached_property

@@ -97,7 +97,7 @@ def _found(name: str) -> list[str]:
         if any(ENDINGS.get(_ending(file)) == PICTURE for file in files):
             return [name]
     kinds = ", ".join(f".{ending}" for ending, part in ENDINGS.items() if part == PICTURE)
-    raise UserError(f"no tar and no picture ({kinds}) is found in {name!r}; name another folder")
+    raise UserError(f"no tar and no image ({kinds}) is found in {name!r}; name another folder")
 
 
 def _files(folder: Path, tally: Tally) -> Iterator[Member]:

@@ -68,11 +68,11 @@ class Tally:
     def tell(self, say: Say, most: int = 20) -> None:
         """Report the counts, and name up to `most` damaged items."""
         say(
-            f"{self.pictures:,} pictures read, {self.excluded:,} left out by id, "
+            f"{self.pictures:,} images read, {self.excluded:,} left out by id, "
             f"{len(self.skipped):,} damaged things skipped"
         )
         if self.outside:
-            say(f"{self.outside:,} documents left out: a picture of theirs is not there")
+            say(f"{self.outside:,} documents left out: an image of theirs is not there")
         if self.known:
             say(f"{self.known:,} were there before")
         if self.mute:
@@ -143,7 +143,7 @@ def whole_samples(members: Iterable[Member], ids: set[str], tally: Tally) -> Ite
             tally.skip(key, error)
             continue
         if sample.metadata["id"] in ids:
-            tally.skip(key, f"an earlier picture has its id {sample.metadata['id']!r}")
+            tally.skip(key, f"an earlier image has its id {sample.metadata['id']!r}")
             continue
         ids.add(sample.metadata["id"])
         yield sample
@@ -246,7 +246,7 @@ def _open(tar: Path) -> tarfile.TarFile:
 
 def _sample(name: str, parts: dict[str, bytes]) -> Sample:
     if PICTURE not in parts:
-        raise UserError("no picture stands beside it")
+        raise UserError("no image stands beside it")
     if parts.keys() == {PICTURE}:
         # Its JSON may have been cut off; without its true id it could bypass a held-out list.
         raise UserError("no .json or .txt stands beside it")

@@ -196,7 +196,7 @@ def _told(
     yield from read_pictures(tars, size, exclude, tally, keep=keep)
     tally.tell(say)
     if not tally.pictures:
-        raise UserError(f"no picture could be read from {len(tars)} tars")
+        raise UserError(f"no image could be read from {len(tars)} tars")
 
 
 def _write_pixels(

@@ -69,7 +69,7 @@ def _value(key: str, table: Mapping[str, Any], size: int) -> Any:
             found = [_object(one, table, size) for one in _list(value, key)]
             kept = [one for one in found if one is not None]
             if not kept:
-                raise UserError("none of its objects lies in the picture's middle square")
+                raise UserError("none of its objects lies in the image's middle square")
             return kept
         case "turns":
             return [_turn(one) for one in _list(value, key)]
@@ -111,7 +111,7 @@ def _object(one: object, table: Mapping[str, Any], size: int) -> dict[str, Any] 
         case None, None if not (0 <= left < right <= size and 0 <= top < bottom <= size):
             raise UserError(
                 f"its box {list(box)} is not x1 < x2, y1 < y2 within {size} x {size}; tell the "
-                "picture's width and height where boxes are in its own pixels"
+                "image's width and height where boxes are in its own pixels"
             )
         case None, None:
             pass

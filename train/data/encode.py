@@ -111,7 +111,7 @@ def encode(
         if not (folder / MANIFEST).is_file():
             _write_part(folder, source, work)
         tally = _read_tally(folder)
-        say(f"{source}: {tally.pictures:,} pictures encoded")
+        say(f"{source}: {tally.pictures:,} images encoded")
         _check_share(str(source), tally, most_bad, say)
     dist.wait()
     if dist.rank:
@@ -144,7 +144,7 @@ def _make_room(parts: Path, sources: Sequence[Source]) -> Path:
         if isinstance(source, Slice) or not os.path.isdir(source):
             continue
         if Path(source).resolve() in parts.resolve().parents:
-            raise UserError(f"{parts} would lie among the pictures of {source}; name another --out")
+            raise UserError(f"{parts} would lie among the images of {source}; name another --out")
     try:
         parts.mkdir(exist_ok=True)
         strange = [path.name for path in parts.iterdir() if not OURS.match(path.name)]
@@ -219,7 +219,7 @@ def _gather(
             for metadata, codes_L in zip(part.every_picture(), part.codes_PN, strict=True):
                 name = metadata["id"]
                 if name in captioned:
-                    tally.skip(name, f"a picture of an earlier source has its id {name!r}")
+                    tally.skip(name, f"an image of an earlier source has its id {name!r}")
                     continue
                 captioned[name] = bool(metadata["captions"])
                 yield metadata, codes_L.tolist()

@@ -70,7 +70,7 @@ class Rows:
         forms = config.forms or as_found
         whole = sum(forms.values())
         if not whole:
-            raise UserError(f"{shards.folder} holds no documents, only pictures")
+            raise UserError(f"{shards.folder} holds no documents, only images")
         shares = {k: v / whole * (1 - config.packed) for k, v in forms.items()}
         self.deck = Deck({**shares, PACKED: config.packed}, (seed, 2))
         self.stream = Deck(forms, (seed, 3))
@@ -152,7 +152,7 @@ class Rows:
         metadata = self.shards.metadata(item)
         captions: Sequence[str] = metadata.get("captions", ())
         if not captions:
-            raise UserError(f"{self.shards.folder} is damaged: picture {item} lost its captions")
+            raise UserError(f"{self.shards.folder} is damaged: image {item} lost its captions")
         first = rng.random() < self.config.first_caption
         caption = captions[0 if first else int(rng.integers(len(captions)))]
         if self.config.reworded and rng.random() < self.config.reworded:

@@ -112,7 +112,7 @@ def write_views(
                 codes_VPN[place, numbers] = image_tokenizer.encode(view(pixels_B3HW)).cpu().numpy()
         if left:
             raise UserError(
-                f"{len(left):,} of the {shards.pictures:,} pictures of {shards.folder} did not "
+                f"{len(left):,} of the {shards.pictures:,} images of {shards.folder} did not "
                 f"come, the first is {next(iter(left))!r}; name the sources that these shards were "
                 "made from"
             )
@@ -149,5 +149,5 @@ def main(
     pictures = ((metadata["id"], image) for metadata, image in decoded)
     write_views(out, pictures, opened, tokenizer, draw_views(count, seed), place)
     tally.tell(say)
-    say(f"{opened.pictures:,} pictures in {count} views")
+    say(f"{opened.pictures:,} images in {count} views")
     return out

@@ -175,15 +175,15 @@ def notice(abouts: Iterable[About]) -> str:
 
     return "\n".join(
         [
-            "# Attribution for the picture-text corpus (data, not code)",
+            "# Attribution for the image-text corpus (data, not code)",
             "",
-            "| style | source | authors | licence | pictures | SHA-256 of the package |",
+            "| style | source | authors | licence | images | SHA-256 of the package |",
             "|---|---|---|---|---|---|",
             *(row(name, package) for name, package in PACKAGES.items()),
             "",
             f"Changes made: drawn as {SIZE}x{SIZE} RGB on white; clip art cropped to what is",
             "drawn; captions, edits and questions assembled from names and keywords, which are",
-            "Unicode's (CLDR), through emojibase. Each picture's JSON names its source, licence",
+            "Unicode's (CLDR), through emojibase. Each image's JSON names its source, licence",
             "and whom to thank. No photos are in this corpus.",
             "",
         ]

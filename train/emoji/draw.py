@@ -58,7 +58,7 @@ def paint(drawing: Drawing) -> Picture | str:
     try:
         image = _square(drawing)
     except UnidentifiedImageError:  # its message differs each time
-        return "cannot be drawn: no picture"
+        return "cannot be drawn: no image"
     # PIL and resvg may raise any exception for a damaged drawing; all are treated alike.
     except Exception as error:
         return " ".join(f"cannot be drawn: {error}".split())[:100]

@@ -60,7 +60,7 @@ def painter(jobs: int | None) -> Generator[Painter]:
             yield lambda drawings: pool.map(paint, drawings, chunksize=16)
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that paints was killed, perhaps for want of memory; run again with fewer "
+            "a process that generates was killed, perhaps for want of memory; run again with fewer "
             "--jobs: what is finished is kept"
         ) from error
 

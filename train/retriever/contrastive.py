@@ -69,7 +69,7 @@ class EncoderRecipe:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch < 2:
-            raise UserError("batch must be at least 2: a picture is told apart from others")
+            raise UserError("batch must be at least 2: an image is told apart from others")
         for name in ("shift", "features_rate", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -77,7 +77,7 @@ class EncoderRecipe:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if self.recoded and not self.image_tokenizer:
-            raise UserError("recoded pictures need image_tokenizer=FOLDER")
+            raise UserError("recoded images need image_tokenizer=FOLDER")
 
 
 def load(recipe: str, overrides: Sequence[str]) -> EncoderRecipe:
@@ -102,11 +102,11 @@ class Batches:
         kinds = np.array([str(one.get("kind", "picture")) for one in metadata])
         told = np.array([bool(one["captions"]) for one in metadata])
         if not told.any():
-            raise UserError("no picture has a caption to learn from")
+            raise UserError("no image has a caption to learn from")
         found = sorted(set(kinds[told].tolist()))
         shares = recipe.shares or {k: float((told & (kinds == k)).sum()) for k in found}
         if missing := sorted(shares.keys() - set(found)):
-            raise UserError(f"shares: no captioned picture of kind '{missing[0]}'; found {found}")
+            raise UserError(f"shares: no captioned image of kind '{missing[0]}'; found {found}")
         self.groups = [np.flatnonzero(told & (kinds == kind)) for kind in shares]
         self.share = np.array(list(shares.values())) / sum(shares.values())
         families = [str(one.get("family", one["id"])) for one in metadata]
@@ -157,7 +157,7 @@ def codebook_of(recipe: EncoderRecipe) -> ImageTokenizer | None:
     image = ImageTokenizer.load(Path(str(recipe.image_tokenizer)))
     if image.size != recipe.model.size:
         raise UserError(
-            f"{recipe.image_tokenizer} takes pictures of {image.size} pixels, the encoder of "
+            f"{recipe.image_tokenizer} takes images of {image.size} pixels, the encoder of "
             f"{recipe.model.size}; name an image_tokenizer of that size"
         )
     return image
@@ -270,7 +270,7 @@ def main(
         metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
         recoded = None
         if image is not None:
-            say(f"{len(pixels)} pictures go through the codebook once")
+            say(f"{len(pixels)} images go through the codebook once")
             recoded = through_codebook(pixels, image, place)
         job = Job(wanted, text, Batches(metadata, pixels, wanted, recoded), place)
         done = run(job, out, say, deadline, resume)

@@ -93,7 +93,7 @@ class ImageTokenizerRecipe:
             raise UserError(f"hung_after is {self.hung_after}; it must be above 0")
         if self.loss.adversarial and self.model.size < SMALLEST:
             raise UserError(
-                f"the adversarial term judges patches of pictures from {SMALLEST} pixels; got "
+                f"the adversarial term judges patches of images from {SMALLEST} pixels; got "
                 f"size {self.model.size}: set loss.adversarial to 0"
             )
 
@@ -110,7 +110,7 @@ class Batches:
         dist: DistributedContext = ALONE,
     ) -> None:
         if not kinds:
-            raise UserError("there are no pictures to train on")
+            raise UserError("there are no images to train on")
         self.recipe, self.device, self.share_of = recipe, device, dist.share(recipe.batch)
         held = device.type != "cpu" and pixels.nbytes <= HELD
         self.pixels = torch.from_numpy(np.array(pixels)).to(device) if held else pixels
@@ -118,7 +118,7 @@ class Batches:
         shares = recipe.shares or {k: float(kinds.count(k)) for k in sorted(set(kinds))}
         missing = [k for k in shares if k not in kinds]
         if missing:
-            raise UserError(f"shares: no picture of kind '{missing[0]}'; found {set(kinds)}")
+            raise UserError(f"shares: no image of kind '{missing[0]}'; found {set(kinds)}")
         self.groups = [numbers[np.array(kinds) == kind] for kind in shares]
         self.share = np.array(list(shares.values())) / sum(shares.values())
 
@@ -287,7 +287,7 @@ def main(
         exclude = read_ids(wanted.exclude) if wanted.exclude else frozenset[str]()
         with state.open_run(out, wanted, resume, FREE, dist):
             if dist.first:  # writes the cache, which the others read
-                with dist.at_work(0, "reading pictures"):
+                with dist.at_work(0, "reading images"):
                     load_pixels(tars, wanted.model.size, exclude, out, say=say)
             dist.wait()
             metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)

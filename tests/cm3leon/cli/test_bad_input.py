@@ -68,7 +68,7 @@ BROKEN = {
     "empty.png": (b"", "is empty (0 bytes)"),
     "cut.png": (PNG[: len(PNG) // 2], "is damaged or cut short"),
     "cut.jpg": (JPEG[: len(JPEG) // 2], "is damaged or cut short"),
-    "text.png": (b"a red fox\n", "is not a picture"),
+    "text.png": (b"a red fox\n", "is not an image"),
     "huge.png": (header(60_000, 60_000), "pixels"),
 }
 
@@ -170,7 +170,7 @@ def test_wrong_usage(fails: Fails) -> None:
 @pytest.mark.parametrize("box", ["0,0,17,4", "-1,0,4,4", "4,4,4,4", "9,0,3,4"])
 def test_boxes_outside_the_picture(fails: Fails, box: str) -> None:
     said = fails("infill", "good.png", "--box", box)
-    assert said.startswith(f"the box {box} is not inside the picture of 16 x 16")
+    assert said.startswith(f"the box {box} is not inside the image of 16 x 16")
 
 
 def test_regions_that_cannot_be(fails: Fails) -> None:
@@ -180,7 +180,7 @@ def test_regions_that_cannot_be(fails: Fails) -> None:
     Image.new("L", (8, 8), "white").save("small.png")
     Image.new("L", (16, 16)).save("black.png")
     assert "the mask has 8 x 8 pixels" in fails("infill", "good.png", "--mask", "small.png")
-    assert "the region to repaint is empty" in fails("infill", "good.png", "--mask", "black.png")
+    assert "the region to infill is empty" in fails("infill", "good.png", "--mask", "black.png")
 
 
 def test_places_that_cannot_be_written(fails: Fails) -> None:

@@ -137,7 +137,7 @@ def test_pictures_are_painted_of_published_captions(folder: Path, tiny_folder: P
     words = f"eval samples {place} --each 2 --processes 1 --out {out} --model {tiny_folder}"
     assert main(words.split()) == 0
     assert {one.prompt for one in read(out)} == {texts[0] for texts in CAPTIONS.values()}
-    words = "embedder-score --data {at}/captions.json --as coco --samples {at}/painted"
+    words = "embedder-score --data {at}/captions.json --as coco --samples {at}/generated"
     found, _ = measured(words, folder, tiny_folder)
     assert found
     made_by = json.loads((folder / "report/embedder-score/report.json").read_text())["made_by"]
@@ -146,7 +146,7 @@ def test_pictures_are_painted_of_published_captions(folder: Path, tiny_folder: P
     (folder / "ids.txt").write_text("25\n7\n")
     words = "reconstruction --data {at}/captions.json --as coco --ids {at}/ids.txt"
     found, _ = measured(words, folder, tiny_folder)
-    assert "PSNR in dB, picture" in found
+    assert "PSNR in dB, image" in found
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_pictures_are_painted_of_published_captions(folder: Path, tiny_folder: P
         ("caption --data {at}/captions.json --as coco --images {at}/no", "no such folder"),
         (
             "caption --data {at}/captions.json --as coco --images {at}",
-            "3 of 3 pictures",
+            "3 of 3 images",
         ),
         (
             "caption --data {at}/captions.json --as coco --images {at} --split val",
@@ -202,7 +202,7 @@ def test_what_does_not_go_together_is_one_line(
     words: str, reason: str, folder: Path, tiny_folder: Path, capsys: Capture
 ) -> None:
     (folder / "ids.txt").write_text("nobody\n")
-    (folder / "val2014" / "broken.jpg").write_bytes(b"no picture")
+    (folder / "val2014" / "broken.jpg").write_bytes(b"no image")
     table = json.loads((folder / "captions.json").read_text())
     table["images"][1]["file_name"] = "broken.jpg"
     write(folder / "broken.json", table)

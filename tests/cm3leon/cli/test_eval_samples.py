@@ -202,7 +202,7 @@ def test_documents_stand_in_front(
         ("--memory nowhere", 1, "there is no memory at 'nowhere'"),
         ("--retrieve 2", 2, "--retrieve go with --memory"),
         ("--top-p 2", 1, "top_p is 2.0; it must be above 0 and at most 1"),
-        ("--seed 4294967295", 1, "the last of 6 pictures would have"),
+        ("--seed 4294967295", 1, "the last of 6 images would have"),
         ("--processes 0", 2, "--processes"),
         ("--out {folder}", 1, "has no samples.json, but 'ids.txt'"),
     ],

@@ -181,7 +181,7 @@ def test_info_shows_what_a_model_is(run: Run, tiny, tiny_folder: Path) -> None:
         "context: 160",
         f"vocabulary: {tiny.codec.vocabulary.size}",
         "text pieces: 280",
-        "picture: 16 x 16 pixels",
+        "image: 16 x 16 pixels",
         "codes: 4 x 4 of 32",
     ]
 
@@ -191,7 +191,7 @@ def test_info_says_what_the_world_of_the_default_model_is(run: Run) -> None:
     table = json.loads(line)
     assert table["can"].startswith("paint emoji-like images of things and people from words")
     assert "scenes, several things at once" in table["cannot"]
-    assert table["not for"] == "judging anybody or anything by what it paints."
+    assert table["not for"] == "judging anybody or anything by what it generates."
 
 
 def test_edit_infill_and_reconstruct_write_pictures(run: Run, tiny) -> None:

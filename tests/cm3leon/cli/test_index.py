@@ -128,7 +128,7 @@ def test_pictures_are_painted_with_documents_in_front(
     words = ["generate", "--like", str(tmp_path / "two.png"), "--out", str(tmp_path / "x.png")]
     status, _, err = run(capsys, *words, *about[2:])
     assert status == 1
-    assert "was painted with documents of a memory" in err
+    assert "was generated with documents of a memory" in err
 
 
 def test_pictures_are_edited_and_captioned_with_documents_in_front(
@@ -204,12 +204,12 @@ def test_retrieval_that_cannot_be_is_one_line(
         ("build {empty}/none-*.tar --out {empty}/m {about}", 1, "no tar is found"),
         ("build {empty}/bad.tar --out {empty}/m {about}", 1, "documents; a memory needs two"),
         ("build {empty}/bad.tar --out {empty} {about}", 1, "holds other things"),
-        ("build {hollow} --out {empty}/m {about}", 1, "no tar and no picture (.jpg"),
+        ("build {hollow} --out {empty}/m {about}", 1, "no tar and no image (.jpg"),
         ("build {hollow}/{{3..1}}.tar --out {empty}/m {about}", 1, "means 0 sources"),
         ("build pipe:false --out {empty}/m {about}", 1, "the command ended with status 1"),
         ("build {empty}/bad.tar --out {empty}/m --encoder {hollow}", 1, "it has no config.json"),
         ("build {empty}/bad.tar --out {empty}/m {about} --memory-budget 2", 2, "'2' is no size"),
-        ("add {memory} {hollow} {about}", 1, "no tar and no picture (.jpg"),
+        ("add {memory} {hollow} {about}", 1, "no tar and no image (.jpg"),
         ("compact default", 1, "the memory that ships is not changed; copy"),
     ],
 )

@@ -58,7 +58,7 @@ def test_what_is_odd_is_counted_and_named_and_the_rest_is_kept(
     tar, cut = tmp_path / "a.tar", tmp_path / "cut.tar"
     tar.write_bytes((corpus_folder / "test-0.tar").read_bytes())
     add_members(
-        tar, {"weights.pkl": b"\x80", "run.exe": b"MZ", "x.png": b"no picture", "x.txt": b"x"}
+        tar, {"weights.pkl": b"\x80", "run.exe": b"MZ", "x.png": b"no image", "x.txt": b"x"}
     )
     cut.write_bytes((corpus_folder / "test-0.tar").read_bytes()[:2500])
     out, sources = str(tmp_path / "memory"), [str(tar), str(tmp_path / "mine"), str(cut)]
@@ -67,13 +67,13 @@ def test_what_is_odd_is_counted_and_named_and_the_rest_is_kept(
     lines = [line.partition(" (PNG")[0] for line in err.splitlines()]
     lines = [line for line in lines if "documents, " not in line]
     assert lines[:-2] == [
-        "7 pictures read, 0 left out by id, 5 damaged things skipped",
+        "7 images read, 0 left out by id, 5 damaged things skipped",
         "3 of other kinds ignored (2 .exe, 1 .pkl)",
-        "skipped a/x: the picture: is not a picture in a format read here",
+        "skipped a/x: the image: is not an image in a format read here",
         "skipped BARE: no .json or .txt stands beside it",
-        "skipped cow: a picture of an earlier source has its id 'p0'",
+        "skipped cow: an image of an earlier source has its id 'p0'",
         "skipped cut.tar: damaged or cut short here; the rest of this tar was not read",
-        "skipped cut/p0: a picture of an earlier source has its id 'p0'",
+        "skipped cut/p0: an image of an earlier source has its id 'p0'",
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_build_within_a_budget_tells_its_recall(
     assert (status, said) == (0, "9 documents\n")
     assert [line for line in err.splitlines() if line.startswith(("index", "recall"))] == [
         "index: IVF1,SQ8, 19.6 bytes a vector",
-        "recall against exact by picture: @1 1.000, @10 1.000",
+        "recall against exact by image: @1 1.000, @10 1.000",
         "recall against exact by text: @1 1.000, @10 1.000",
         "recall against exact by both: @1 1.000, @10 1.000",
     ]
@@ -127,7 +127,7 @@ def test_a_build_writes_the_neighbours_of_shards(
     assert (status, (tmp_path / "m").exists()) == (1, False)
     status, _, err = run(capsys, *words, *about, "--neighbours", str(shards_folder))
     assert status == 0, err
-    assert "6 of 6 pictures have neighbours" in err
+    assert "6 of 6 images have neighbours" in err
     shards = Shards.open(shards_folder)
     table_PN = read_neighbours(tmp_path / "m" / "neighbours", shards)
     assert table_PN.shape == (6, 4)

@@ -31,7 +31,7 @@ def shards(tiny: CM3Leon, tmp_path: Path) -> Path:
 def test_documents_come_as_text(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", str(shards)]) == 0
     counts, about, *lines = capsys.readouterr().out.splitlines()
-    assert counts == "2 pictures, 1 pair, 1 edit, 1 question"
+    assert counts == "2 images, 1 pair, 1 edit, 1 question"
     assert about.startswith("16 x 16 pixels are 4 x 4 codes of 32, image tokenizer ")
     assert lines == [
         "0 pair: a owl <break> [owl]",
@@ -58,7 +58,7 @@ def test_shards_without_documents_or_captions_are_shown(
     tokenizer = ["--tokenizer", str(tiny_folder / "image_tokenizer")]
     told = [str(tmp_path / "none"), "--sheet", str(tmp_path / "s.png"), *tokenizer]
     assert main(["data", "inspect", *told]) == 1
-    assert "no documents whose pictures --sheet could show" in capsys.readouterr().err
+    assert "no documents whose images --sheet could show" in capsys.readouterr().err
 
 
 def test_their_pictures_come_as_a_sheet(

@@ -45,7 +45,7 @@ def test_a_built_memory_is_a_real_one(built: tuple[Path, speed.Built]) -> None:
     memory = Memory.open(folder)
     assert (memory.segments[0].kind, told.index) == ("IVF76,SQ8", "IVF76,SQ8")
     metadata, codes = memory.row("synthetic-00000007")
-    assert metadata["captions"] == ["a picture of thing 7, in style 7"]
+    assert metadata["captions"] == ["an image of thing 7, in style 7"]
     assert len(codes) == speed.CODES
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert told.disk_mb == pytest.approx(size / 1e6, rel=0.01)

@@ -203,10 +203,10 @@ def test_what_is_missing_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch
         (
             {"a": ["b"]},
             {"a": "b", "c": "d", "e": ""},
-            "2 pictures, 'c' for one, have no references",
+            "2 images, 'c' for one, have no references",
         ),
-        ({"a": []}, {"a": "b"}, "1 pictures, 'a' for one, have no references"),
-        ({"a": ["b"], "c": ["d"]}, {"a": "b"}, "1 pictures, 'c' for one, have no caption to score"),
+        ({"a": []}, {"a": "b"}, "1 images, 'a' for one, have no references"),
+        ({"a": ["b"], "c": ["d"]}, {"a": "b"}, "1 images, 'c' for one, have no caption to score"),
     ],
 )
 def test_both_sides_are_of_the_same_pictures(
@@ -270,5 +270,5 @@ def test_a_single_picture_has_no_cider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_meteor", quick)
     found = caption_scores({"a": ["a fox"]}, {"a": "a fox"})
     assert found.corpus["CIDEr"] == 0
-    assert found.notes[-1].startswith("CIDEr is 0 for a single picture")
+    assert found.notes[-1].startswith("CIDEr is 0 for a single image")
     assert caption_values(found)["CIDEr"].low is None

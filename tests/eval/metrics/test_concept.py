@@ -97,7 +97,7 @@ def test_the_score_asks_held_out_and_train_pairs(
     out = tmp_path / "out"
     values = json.loads((out / "concept" / "report.json").read_text())["values"]
     assert {values[f"{of}: family"]["count"] for of in (
-        "real held-out pairs", "painted held-out pairs", "painted train pairs",
+        "real held-out pairs", "generated held-out pairs", "generated train pairs",
     )} == {1}  # fmt: skip
     table = json.loads((out / "concept-sweep" / "report.json").read_text())
     sides = {name.split(",")[0] for name in table["values"]}

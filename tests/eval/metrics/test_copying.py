@@ -131,13 +131,13 @@ def test_the_sheet_holds_the_nearest_pairs() -> None:
 
 def test_bad_input_is_refused_in_one_line() -> None:
     train, painted = pool_of(TRAIN), pool_of(PAINTED)
-    with pytest.raises(UserError, match=r"^1 held-out pictures, 't3' for one, are among the tr.*"):
+    with pytest.raises(UserError, match=r"^1 held-out images, 't3' for one, are among the tr.*"):
         audit(painted, train, pool_of({"t3": TRAIN["t3"], **HELD_OUT}))
     with pytest.raises(UserError, match="'t9' for one, are not among those given"):
         audit(painted, train, pool_of(HELD_OUT), retrieved=[["t9"], [], [], []])
-    with pytest.raises(UserError, match="there are no pictures"):
+    with pytest.raises(UserError, match="there are no images"):
         pool([], features)
-    with pytest.raises(UserError, match="2 pictures have 1 ids"):
+    with pytest.raises(UserError, match="2 images have 1 ids"):
         pool([("a", noise(0)), ("a", noise(1))], features)
     with pytest.raises(UserError, match="not finite"):
         pool([("a", noise(0))], lambda images: np.full((1, 2), np.nan, dtype=np.float32))

@@ -185,10 +185,10 @@ def test_what_cannot_be_measured(measure: Callable[[Tensor, Tensor], object]) ->
         with pytest.raises(UserError, match="no finite numbers"):
             measure(one, two)
     for one, two in ((whole_NF[:1], whole_NF), (whole_NF, whole_NF[:0])):
-        with pytest.raises(UserError, match=r"set of [01] pictures; a distance takes at least two"):
+        with pytest.raises(UserError, match=r"set of [01] images; a distance takes at least two"):
             measure(one, two)
 
 
 def test_surroundings_take_more_pictures_than_neighbours() -> None:
-    with pytest.raises(UserError, match=r"5 made pictures; a 5-th nearest .* at least 6"):
+    with pytest.raises(UserError, match=r"5 made images; a 5-th nearest .* at least 6"):
         surroundings(features(9, 3, 1), features(5, 3, 1))

@@ -97,8 +97,8 @@ def test_bad_captions_are_skipped_and_named(tmp_path: Path, images: Path) -> Non
         "captions.json annotation 7": "no image has its image_id 7",
         "captions.json annotation 8": "image_id and caption are wanted",
         "captions.json image 6": "id and file_name are wanted",
-        "40": f"its picture is missing: {images} holds no 40.jpg",
-        "50": "'../captions.json' leads out of the folder of pictures",
+        "40": f"its image is missing: {images} holds no 40.jpg",
+        "50": "'../captions.json' leads out of the folder of images",
     }
     assert list(read.captions) == ["9", "25", "30"]
 
@@ -178,7 +178,7 @@ def test_questions_without_an_answer_are_skipped(tmp_path: Path, images: Path) -
         "annotation of question 1": "no such question is there",
         "q.json question 5": "question_id, image_id and question are wanted",
         "a.json annotation 5": "question_id is wanted",
-        "40": f"its picture is missing: {images} holds no COCO_train2014_000000000040.jpg nor "
+        "40": f"its image is missing: {images} holds no COCO_train2014_000000000040.jpg nor "
         "000000000040.jpg",
     }
     assert [document["question"] for document in read.documents] == ["Is it a cat?"]
@@ -196,7 +196,7 @@ def talk(*values: str, image: str | None = "coco/a.jpg") -> dict[str, Any]:
 TALKS = [
     talk("<image>\nWhat is it?", "A fox."),
     talk("Where?\n<|image|>", "In the snow.", "Why?", "To hunt.", image="b.png"),
-    talk("Describe the picture.\n<image>", "A red fox.", "Who made it?", "Nobody knows."),
+    talk("Describe the image.\n<image>", "A red fox.", "Who made it?", "Nobody knows."),
 ]
 
 
@@ -214,7 +214,7 @@ def test_llava_conversations(tmp_path: Path, lines: bool) -> None:
     ]  # fmt: skip
     assert [one["turns"] for one in read.documents] == [
         [("What is it?", "A fox.")],
-        [("Describe the picture.", "A red fox."), ("Who made it?", "Nobody knows.")],
+        [("Describe the image.", "A red fox."), ("Who made it?", "Nobody knows.")],
         [("Where?", "In the snow."), ("Why?", "To hunt.")],
     ]
 
@@ -222,9 +222,9 @@ def test_llava_conversations(tmp_path: Path, lines: bool) -> None:
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        (talk("What?", "A fox."), "it shows 0 pictures; one placeholder <image> is wanted"),
-        (talk("<image> <image> What?", "A fox."), "it shows 2 pictures; one placeholder"),
-        (talk("<image> What?", "<|image|> A fox."), "it shows 2 pictures"),
+        (talk("What?", "A fox."), "it shows 0 images; one placeholder <image> is wanted"),
+        (talk("<image> <image> What?", "A fox."), "it shows 2 images; one placeholder"),
+        (talk("<image> What?", "<|image|> A fox."), "it shows 2 images"),
         (talk("<image> What?", " "), "its turn 2 is empty"),
         (talk("<image>", "A fox."), "its turn 1 is empty"),
         (talk("<image> What?"), "it has 1 turns; an answer to every question is wanted"),
@@ -251,7 +251,7 @@ def test_conversations_without_a_picture_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(map(json.dumps, [TALKS[0], *mute])) + "\n{half")
     read = Read("llava", [str(path)], tmp_path)
-    assert read.tally.ignored == {"conversations without a picture": 3}
+    assert read.tally.ignored == {"conversations without an image": 3}
     ((what, why),) = read.tally.skipped
     assert what == "talks.jsonl entry 5"
     assert why.startswith("damaged (")
@@ -275,7 +275,7 @@ def test_conversations_without_a_picture_are_counted(tmp_path: Path) -> None:
         ("llava", [[{"image": "a.jpg"}]], r"0\.json: its 'conversations' have no 'conversations'"),
         ("llava", [[]], r"0\.json: its 'conversations' are empty"),
         ("llava", [7], r"0\.json: not a list of conversations"),
-        ("llava", [[talk("Why?", "So.", image=None)]], r"0\.json: no picture is told of; name oth"),
+        ("llava", [[talk("Why?", "So.", image=None)]], r"0\.json: no image is told of; name oth"),
     ],
 )  # fmt: skip
 def test_files_of_another_layout_are_refused(

@@ -91,7 +91,7 @@ def test_documents_are_grouped_by_their_type(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_columns_has_the_same(tmp_path: Path) -> None:
-    for name, documents in (("all", DOCUMENTS), ("pictures alone", ())):
+    for name, documents in (("all", DOCUMENTS), ("images alone", ())):
         kept = told(Columns.open(write(tmp_path / name, documents=documents)))
         made = told(Columns.open(without(tmp_path / f"{name} without", documents)))
         assert {**made, "folder": kept["folder"]} == kept
@@ -178,14 +178,14 @@ def test_columns_that_do_not_fit_are_named(
 def test_numbers_out_of_place_are_named(tmp_path: Path) -> None:
     columns = Columns.open(write(tmp_path / "shards"))
     odd = replace(columns, pictures_D2=np.full((5, 2), 7), kinds_P=np.full(7, 9, np.uint16))
-    with pytest.raises(UserError, match=r"documents\.pictures\.npy is odd"):
+    with pytest.raises(UserError, match=r"documents\.images\.npy is odd"):
         odd.pictures(0)
-    with pytest.raises(UserError, match=r"pictures\.kinds\.npy is odd"):
+    with pytest.raises(UserError, match=r"images\.kinds\.npy is odd"):
         odd.like(0)
 
 
 def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:
     shards = write(tmp_path / "shards")
     (shards.folder / "pictures.order.npy").unlink()
-    with pytest.raises(UserError, match=r"pictures\.order\.npy' is missing"):
+    with pytest.raises(UserError, match=r"images\.order\.npy' is missing"):
         Shards.open(shards.folder)

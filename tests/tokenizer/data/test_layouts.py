@@ -63,8 +63,8 @@ def test_many_files_are_one_data_set_cut_into_slices(tmp_path: Path) -> None:
     assert captions == {"9": ["A 9."], "25": [], "30": ["A 30."]}
     assert tally == Tally()
     assert [str(one) for one in slices] == [
-        "0.json and 1 more, pictures from 1",
-        "0.json and 1 more, pictures from 3",
+        "0.json and 1 more, images from 1",
+        "0.json and 1 more, images from 3",
     ]
     stamps = [one.stamp() for one in slices]
     assert json.dumps(stamps)
@@ -154,9 +154,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     for layout in ("coco", "vqa", "llava"):
         with pytest.raises(UserError, match=r"none\.json: cannot be read \(No such file"):
             find_slices(layout, [str(tmp_path / "none.json")], images)
-        with pytest.raises(UserError, match="does not tell where its pictures lie; give --images"):
+        with pytest.raises(UserError, match="does not tell where its images lie; give --images"):
             find_slices(layout, ["x.json"], None)
-        with pytest.raises(UserError, match="nowhere: no such folder of pictures"):
+        with pytest.raises(UserError, match="nowhere: no such folder of images"):
             find_slices(layout, ["x.json"], tmp_path / "nowhere")
     with pytest.raises(UserError, match="leave out --images"):
         find_slices("instruct-pix2pix", [str(tmp_path)], images)

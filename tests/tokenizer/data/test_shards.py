@@ -145,7 +145,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "shards" / "pictures.jsonl"
     path.write_bytes(b"[" + path.read_bytes()[1:])
     shards = Shards.open(tmp_path / "shards", compared=True)
-    complaint = r"pictures\.jsonl is damaged .* copy the folder again"
+    complaint = r"images\.jsonl is damaged .* copy the folder again"
     with pytest.raises(UserError, match=complaint):
         shards.picture(0)
     with pytest.raises(UserError, match=complaint):
@@ -155,10 +155,10 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "complaint"),
     [
-        ({"task": "pair", "picture": "cat"}, "document 0 (pair): no picture has the id 'cat'"),
+        ({"task": "pair", "picture": "cat"}, "document 0 (pair): no image has the id 'cat'"),
         (
             {"task": "edit", "source": "fox", "target": "cat", "instructions": []},
-            "document 0 (edit): no picture has the id 'cat'",
+            "document 0 (edit): no image has the id 'cat'",
         ),
         ({"task": "question", "picture": "fox"}, "document 0 (question) lacks its 'question'"),
         (
@@ -179,11 +179,11 @@ def test_bad_documents_are_refused_at_writing(
 @pytest.mark.parametrize(
     ("pictures", "complaint"),
     [
-        ([], "there are no pictures to write"),
-        ([*PICTURES, PICTURES[0]], "two pictures have the id 'fox'"),
-        ([({"id": "fox"}, (1, 2, 3))], "picture 'fox' has 3 codes, not 4"),
-        ([({"id": "fox"}, (1, 2, 3, 10))], "picture 'fox' has a code outside 0..9"),
-        ([({}, (1, 2, 3, 4))], "a picture needs a text as its id, got None"),
+        ([], "there are no images to write"),
+        ([*PICTURES, PICTURES[0]], "two images have the id 'fox'"),
+        ([({"id": "fox"}, (1, 2, 3))], "image 'fox' has 3 codes, not 4"),
+        ([({"id": "fox"}, (1, 2, 3, 10))], "image 'fox' has a code outside 0..9"),
+        ([({}, (1, 2, 3, 4))], "an image needs a text as its id, got None"),
     ],
 )
 def test_bad_pictures_are_refused_at_writing(tmp_path: Path, pictures: Any, complaint: str) -> None:
@@ -199,7 +199,7 @@ def test_unknown_numbers_and_ids_are_refused(tmp_path: Path) -> None:
     for ask in (lambda: shards.picture(3), lambda: shards.document(-1)):
         with pytest.raises(UserError, match="is outside the"):
             ask()
-    with pytest.raises(UserError, match="no picture with the id 'cat'"):
+    with pytest.raises(UserError, match="no image with the id 'cat'"):
         shards.number_of("cat")
 
 

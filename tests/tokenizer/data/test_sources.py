@@ -87,7 +87,7 @@ def test_names_are_told_apart(tar: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("{here}/empty", "no tar and no picture (.jpg, .jpeg, .png, .webp) is found in"),
+        ("{here}/empty", "no tar and no image (.jpg, .jpeg, .png, .webp) is found in"),
         ("{here}/none.tar", "no tar is found as"),
         ("{here}/none-*.tar", "no tar is found as"),
         ("a-{{5..3}}.tar", "{5..3} in 'a-{5..3}.tar' means 0 sources"),
@@ -138,7 +138,7 @@ def test_a_folder_of_pictures_is_read_like_a_tar(tmp_path: Path) -> None:
     files = {
         "fox.png": b"F", "fox.txt": b"a fox\n", "in/my.bat.JPG": b"B", "in/my.bat.txt": b"a bat",
         "in/owl.webp": b"O", "in/owl.json": b'{"id": "night-owl", "caption": "an owl"}',
-        "bare.png": b"P", "bad.png": b"Q", "bad.json": b"{", "alone.txt": b"no picture",
+        "bare.png": b"P", "bad.png": b"Q", "bad.json": b"{", "alone.txt": b"no image",
         "run.exe": b"MZ", "in/notes": b"?", ".DS_Store": b"?", "two.png": b"2", "two.jpg": b"1",
         "two.txt": b"two", "long.png": b"L", "long.txt": b" " * 1_000_001,
         "again.png": b"A", "again.json": b'{"id": "fox"}',

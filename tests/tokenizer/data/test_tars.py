@@ -86,7 +86,7 @@ def test_a_name_of_odd_bytes_becomes_a_printable_id(tmp_path: Path) -> None:
     ("members", "reason"),
     [
         ({"x.png": b"X"}, "no .json or .txt stands beside it"),
-        ({"x.json": b"{}"}, "no picture stands beside it"),
+        ({"x.json": b"{}"}, "no image stands beside it"),
         ({"x.png": b"X", "x.json": b"{"}, "its text is damaged"),
         ({"x.png": b"X", "x.json": b"[" * 100_000}, "its text is damaged"),
         ({"x.png": b"X", "x.json": b'{"caption": "\\ud800"}'}, "its text is damaged"),
@@ -94,7 +94,7 @@ def test_a_name_of_odd_bytes_becomes_a_printable_id(tmp_path: Path) -> None:
         ({"x.png": b"X", "x.json": b"[1]"}, "its JSON is not an object"),
         ({"x.png": b"X", "x.json": table(id=[1])}, "its id is [1], not a text"),
         ({"x.png": b"X", "x.json": table(captions=[1])}, "its captions are not texts"),
-        ({"x.png": b"X", "x.json": table(id="fox")}, "an earlier picture has its id 'fox'"),
+        ({"x.png": b"X", "x.json": table(id="fox")}, "an earlier image has its id 'fox'"),
         ({"x.png": b"X", "x.txt": b" " * 1_000_001}, "1,000,001 bytes; at most 1,000,000"),
     ],
 )
@@ -186,8 +186,8 @@ def test_a_long_tally_is_told_shortly() -> None:
         tally.skip(f"thing {number}", "odd")
     tally.tell(told.append, most=2)
     assert told == [
-        "1,234 pictures read, 0 left out by id, 5 damaged things skipped",
-        "2 documents left out: a picture of theirs is not there",
+        "1,234 images read, 0 left out by id, 5 damaged things skipped",
+        "2 documents left out: an image of theirs is not there",
         "3 were there before",
         "4 have no caption",
         "skipped thing 0: odd",

@@ -42,7 +42,7 @@ def test_pixels_from_the_cache_are_the_pixels(tars: list[Path], tmp_path: Path) 
     for again, mapped_P3HW in cached:
         assert again == pictures
         assert np.array_equal(mapped_P3HW, pixels_P3HW)
-    assert sum("pictures read" in line for line in told) == 2  # the third time it was there
+    assert sum("images read" in line for line in told) == 2  # the third time it was there
     load_pixels(tars, SIZE, {"blue"}, tmp_path / "c", say=told.append)
     assert len(list((tmp_path / "c").iterdir())) == 2
 
@@ -58,5 +58,5 @@ def test_bad_files_are_refused(tars: list[Path], edits: Path) -> None:
         list(text_lines(tars, edits, None, set(), say=print))
     with pytest.raises(UserError, match=r"none\.tar: no such tar file"):
         load_pixels([tars[0].with_name("none.tar")], SIZE, set(), say=print)
-    with pytest.raises(UserError, match="no picture could be read"):
+    with pytest.raises(UserError, match="no image could be read"):
         load_pixels(tars, SIZE, set(COLOURS), say=print)

@@ -63,10 +63,10 @@ def test_a_corpus_becomes_shards(
     assert [shards.document(4)[name] for name in ("source", "target")] == ["red", "green"]
     assert shards.document(7)["picture"] == "white"
     assert told[:4] == [
-        f"{tars[0]}: 2 pictures encoded",
-        f"{tars[1]}: 2 pictures encoded",
-        "4 pictures read, 0 left out by id, 6 damaged things skipped",
-        "1 documents left out: a picture of theirs is not there",
+        f"{tars[0]}: 2 images encoded",
+        f"{tars[1]}: 2 images encoded",
+        "4 images read, 0 left out by id, 6 damaged things skipped",
+        "1 documents left out: an image of theirs is not there",
     ]
     assert told[4] == "1 of other kinds ignored (1 .md)"
     skipped = [
@@ -155,7 +155,7 @@ def test_of_two_pictures_with_one_id_the_first_comes(tars: list[Path], tmp_path:
     shards = encoded([*tars, copy], tmp_path / "shards")
     assert shards.counts["pictures"] == 4
     text = (shards.folder / "skipped.jsonl").read_text("utf-8")
-    assert "a picture of an earlier source has its id 'red'" in text
+    assert "an image of an earlier source has its id 'red'" in text
 
 
 def test_too_many_damaged_things_stop_it(
@@ -181,7 +181,7 @@ def test_folders_of_parts_are_ours_alone(tars: list[Path], tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"is for parts but holds 'precious\.txt'; name another"):
         encoded(tars, tmp_path / "shards")
     assert (parts / "precious.txt").exists()
-    with pytest.raises(UserError, match="would lie among the pictures of"):
+    with pytest.raises(UserError, match="would lie among the images of"):
         encoded([tmp_path], tmp_path / "out")
     with pytest.raises(UserError, match="File name too long"):
         encoded(tars, tmp_path / ("x" * 300))
@@ -205,7 +205,7 @@ def test_bad_files_are_refused_and_leave_nothing(
         encoded(tars, out, edits=tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"none\.tar: no such tar file"):
         encoded([tmp_path / "none.tar"], out)
-    with pytest.raises(UserError, match="there are no pictures to write"):
+    with pytest.raises(UserError, match="there are no images to write"):
         encoded(tars, out, keep={"mauve"})
     assert not out.exists()
     out.mkdir()

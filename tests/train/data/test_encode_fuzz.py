@@ -143,5 +143,5 @@ def test_what_is_skipped_stands_in_the_shards(tmp_path: Path) -> None:
         f"p{number}" for number in range(COUNT) if number != 1
     ]
     lines = (out / "skipped.jsonl").read_text("utf-8").splitlines()
-    assert "5 pictures read, 0 left out by id, 1 damaged things skipped" in told
+    assert "5 images read, 0 left out by id, 1 damaged things skipped" in told
     assert [json.loads(line)["what"] for line in lines] == ["t-0/in/1"]

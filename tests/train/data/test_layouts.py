@@ -159,7 +159,7 @@ def test_llava_becomes_conversations(
         "Question: What is it?\nAnswer: A fox.\nQuestion: Its colour?\nAnswer: Red."
         f"|images/{NAMES[1]}",
     }
-    assert "skipped llava_instruct.json entry 3: it shows 0 pictures" in capsys.readouterr().err
+    assert "skipped llava_instruct.json entry 3: it shows 0 images" in capsys.readouterr().err
     assert main(["data", "inspect", str(shards.folder)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[2] == (
@@ -246,7 +246,7 @@ def test_slices_are_shared_and_resumed_as_tars_are(tmp_path: Path, images: Path)
     with pytest.raises(KeyboardInterrupt):
         run("killed", last=2)
     assert run("killed", last=1) == alone  # only the third was left to do
-    assert b"its picture is missing" in alone["skipped.jsonl"]
+    assert b"its image is missing" in alone["skipped.jsonl"]
 
 
 def test_held_out_pictures_take_their_documents_along(tmp_path: Path, images: Path) -> None:
@@ -256,7 +256,7 @@ def test_held_out_pictures_take_their_documents_along(tmp_path: Path, images: Pa
     counts = encode(slices, None, None, work, tmp_path / "out", say=said.append)
     assert counts == {"pictures": 2, "conversation": 2}
     assert NAMES[0] not in (tmp_path / "out" / "documents.jsonl").read_text()
-    assert "3 documents left out: a picture of theirs is not there" in said
+    assert "3 documents left out: an image of theirs is not there" in said
 
 
 def test_too_many_missing_pictures_stop_it(
@@ -268,7 +268,7 @@ def test_too_many_missing_pictures_stop_it(
     ]})  # fmt: skip
     slices = find_slices("coco", [str(path)], images)
     work = Work(image_tokenizer=MeanTokenizer())
-    complaint = r"captions\.json, pictures from 1: 1 of 4 things read are damaged, 25%; at most 10%"
+    complaint = r"captions\.json, images from 1: 1 of 4 things read are damaged, 25%; at most 10%"
     with pytest.raises(UserError, match=complaint):
         encode(slices, None, None, work, tmp_path / "out", say=lambda _: None)
     assert not (tmp_path / "out").exists()

@@ -160,7 +160,7 @@ def test_without_forms_rows_are_of_all_that_there_is(tmp_path: Path, tiny: CM3Le
     assert dealt == {"pair": 500, "edit": 375, "question": 125}
     (tmp_path / "bare").mkdir()
     bare = open_shards(tmp_path / "bare", pictures(), [])
-    with pytest.raises(UserError, match="holds no documents, only pictures"):
+    with pytest.raises(UserError, match="holds no documents, only images"):
         Rows(bare, tiny.codec, RowsConfig(forms={}), NO_MASK, 0)
 
 

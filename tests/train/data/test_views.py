@@ -120,7 +120,7 @@ def test_tables_of_too_little_or_of_others_are_refused(
 ) -> None:
     views = draw_views(2, 0)
     some = [one for one in pictures if one[0] != "4"]
-    with pytest.raises(UserError, match=r"1 of the 6 pictures of .* the first is '4'"):
+    with pytest.raises(UserError, match=r"1 of the 6 images of .* the first is '4'"):
         write_views(tmp_path / "views", some, shards, MeanTokenizer(), views)
     assert not (tmp_path / "views").exists()
     write_views(tmp_path / "views", pictures, shards, MeanTokenizer(), views)
@@ -181,7 +181,7 @@ def test_all_pictures_of_a_row_share_a_view_and_only_behind_documents(
             part.codes for part in codec.decode(rows.at(row).tolist()) if isinstance(part, Picture)
         ]
         tens = {code // 10 for codes in found for code in codes or ()}
-        assert len(tens) == 1, "the pictures of a row are seen through one view"
+        assert len(tens) == 1, "the images of a row are seen through one view"
         if form == "edit" or len(found) == 1:
             assert tens == {0}
         else:

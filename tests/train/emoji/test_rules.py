@@ -226,7 +226,7 @@ def test_pictures_stand_in_the_middle_of_white() -> None:
 
 
 def test_what_cannot_be_drawn_says_why() -> None:
-    assert paint(Drawing(about={}, data=b"none")) == "cannot be drawn: no picture"
+    assert paint(Drawing(about={}, data=b"none")) == "cannot be drawn: no image"
     file = io.BytesIO()
     Image.new("RGB", (9, 9), "teal").save(file, "PNG")
     assert paint(Drawing(about={}, data=file.getvalue())) == "blank"
@@ -267,7 +267,7 @@ def test_many_processes_paint_what_one_does() -> None:
 def test_a_killed_painter_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emoji_parts, "paint", os._exit)
     with (
-        pytest.raises(UserError, match="a process that paints was killed"),
+        pytest.raises(UserError, match="a process that generates was killed"),
         painter(2) as paint_all,
     ):
         list(paint_all([3]))  # type: ignore[list-item]

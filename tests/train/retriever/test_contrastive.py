@@ -104,7 +104,7 @@ def test_a_batch_is_a_function_of_its_step(recipe: EncoderRecipe) -> None:
         assert (pixels_3HW == wanted[:, None, None]).all(0).sum() >= 144
     shared = batches(replace(recipe, shares={"dark": 1.0}))
     assert set(shared.at(0)[0]) == {"a black square"}
-    with pytest.raises(UserError, match="no captioned picture of kind 'odd'"):
+    with pytest.raises(UserError, match="no captioned image of kind 'odd'"):
         batches(replace(recipe, shares={"odd": 1.0}))
 
 
@@ -182,7 +182,7 @@ def test_pictures_go_through_the_codebook_of_their_size(
     assert np.abs(recoded[66] - to_bytes(image.decode(one_1L))[0].numpy()).max() <= 1
     assert recoded.shape == pixels.shape
     small = replace(wanted, model=replace(recipe.model, size=16))
-    with pytest.raises(UserError, match="takes pictures of 32 pixels, the encoder of 16"):
+    with pytest.raises(UserError, match="takes images of 32 pixels, the encoder of 16"):
         codebook_of(small)
 
 
@@ -192,7 +192,7 @@ def test_pictures_go_through_the_codebook_of_their_size(
         ({"batch": 1}, "batch must be at least 2"),
         ({"shift": -1}, "shift must not be negative"),
         ({"reworded": 1.5}, "reworded must be between 0 and 1, got 1.5"),
-        ({"recoded": 0.5}, "recoded pictures need image_tokenizer=FOLDER"),
+        ({"recoded": 0.5}, "recoded images need image_tokenizer=FOLDER"),
     ],
 )
 def test_settings_out_of_range_are_refused(

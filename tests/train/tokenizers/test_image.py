@@ -275,9 +275,9 @@ def test_shares_decide_how_often_a_kind_is_drawn() -> None:
 
 
 def test_pictures_that_are_not_there_are_said() -> None:
-    with pytest.raises(UserError, match="no pictures to train on"):
+    with pytest.raises(UserError, match="no images to train on"):
         Batches(pictures(16)[:0], [], RECIPE)
-    with pytest.raises(UserError, match="no picture of kind 'photo'"):
+    with pytest.raises(UserError, match="no image of kind 'photo'"):
         Batches(pictures(16), ["square"] * 20, replace(RECIPE, shares={"photo": 1.0}))
 
 
