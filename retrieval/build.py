@@ -27,7 +27,7 @@ from retrieval.embed import Embedder, document_vectors
 from retrieval.index import Vectors, plan
 from retrieval.memory import TOP, Contents, Memory
 from retrieval.rules import Rules, threshold
-from retrieval.segment import Codebook, Row, odd_id
+from retrieval.segment import CodebookInfo, Row, odd_id
 from tokenizer.data.sources import read_source
 from tokenizer.data.tars import Sample, Tally, decode
 from tokenizer.distributed import DistributedContext
@@ -46,11 +46,11 @@ Fill = Callable[[Memory, Sequence[str], Memory | None], Memory]
 Pictures = Iterator[tuple[dict[str, Any], Image.Image]]  # images with their metadata
 
 
-def codebook_of(encoder: PictureEncoder) -> Codebook:
+def codebook_of(encoder: PictureEncoder) -> CodebookInfo:
     """Return the codebook metadata that the memory records. The tokenizer must have been saved, so
     that it has a hash."""
     assert encoder.hash
-    return Codebook(
+    return CodebookInfo(
         image_tokenizer=encoder.hash, size=encoder.size, grid=encoder.grid, codes=encoder.codes
     )
 

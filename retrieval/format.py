@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from retrieval.segment import Codebook
+from retrieval.segment import CodebookInfo
 from tokenizer import config as settings
 from tokenizer import manifest
 from tokenizer.errors import UserError
@@ -26,7 +26,7 @@ NAME = re.compile(r"segment-\d{6,}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class SegmentEntry:
     """Entry of a segment in memory.json; `manifest` is the hash of the segment's own manifest."""
 
     name: str
@@ -48,10 +48,10 @@ class Contents:
     format: int = FORMAT
     encoder: str  # the Embedder's id: vectors of another embedder cannot be compared
     dimension: int
-    codebook: Codebook
+    codebook: CodebookInfo
     near: float  # two documents with a higher score are near duplicates; see rules.Rules
     least: float = -1.0  # documents with a lower score are irrelevant to a text query
-    segments: tuple[Entry, ...] = ()
+    segments: tuple[SegmentEntry, ...] = ()
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

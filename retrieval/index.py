@@ -33,7 +33,7 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class IndexPlan:
     """Kind of index: FAISS's factory string, or None for an exact search of the vectors."""
 
     factory: str | None
@@ -44,7 +44,7 @@ class Plan:
         return self.factory or "exact"
 
 
-def plan(count: int, dimension: int, budget: int | None = None) -> Plan:
+def plan(count: int, dimension: int, budget: int | None = None) -> IndexPlan:
     """Return the best kind of index for `count` vectors in `budget` bytes of memory (None: any).
 
     From exact search to the smallest index: a graph, then lists of full vectors, of 8-bit codes,
@@ -60,18 +60,18 @@ def plan(count: int, dimension: int, budget: int | None = None) -> Plan:
     )
 
 
-def _plans(count: int, dimension: int) -> Iterator[Plan]:
+def _plans(count: int, dimension: int) -> Iterator[IndexPlan]:
     whole = 4.0 * dimension
     if count <= EXACT_UP_TO:
-        yield Plan(factory=None, bytes_per_vector=whole)
+        yield IndexPlan(factory=None, bytes_per_vector=whole)
     else:
         links = 4.0 * (2 * LINKS + 2)
-        yield Plan(factory=f"HNSW{LINKS},Flat", bytes_per_vector=whole + links)
+        yield IndexPlan(factory=f"HNSW{LINKS},Flat", bytes_per_vector=whole + links)
     lists = max(1, min(2 ** round(math.log2(4 * math.sqrt(count))), count // PER_LIST))
     centres = lists * whole / count
     if count > EXACT_UP_TO:
-        yield Plan(factory=f"IVF{lists},Flat", bytes_per_vector=whole + POINTER + centres)
-    yield Plan(factory=f"IVF{lists},SQ8", bytes_per_vector=dimension + POINTER + centres)
+        yield IndexPlan(factory=f"IVF{lists},Flat", bytes_per_vector=whole + POINTER + centres)
+    yield IndexPlan(factory=f"IVF{lists},SQ8", bytes_per_vector=dimension + POINTER + centres)
     rotation = 4.0 * dimension**2 / count
     for share in (4, 8, 16):
         parts = dimension // share
@@ -79,7 +79,7 @@ def _plans(count: int, dimension: int) -> Iterator[Plan]:
             factory = f"OPQ{parts},IVF{lists},PQ{parts}"
             tables = 4.0 * 256 * dimension / count
             size = parts + POINTER + centres + rotation + tables
-            yield Plan(factory=factory, bytes_per_vector=size)
+            yield IndexPlan(factory=factory, bytes_per_vector=size)
 
 
 def faiss() -> Any:
@@ -122,7 +122,7 @@ class Index:
             self.lists = faiss().extract_index_ivf(built)
 
     @classmethod
-    def build(cls, vectors_DE: Vectors, kind: Plan, seed: int = 0) -> "Index":
+    def build(cls, vectors_DE: Vectors, kind: IndexPlan, seed: int = 0) -> "Index":
         """Train and fill an index of a kind; an exact index consists of the vectors alone."""
         if kind.factory is None:
             return cls(vectors_DE)

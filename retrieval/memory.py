@@ -29,12 +29,12 @@ from retrieval.format import (
     TOP,
     VERIFIED,
     Contents,
-    Entry,
+    SegmentEntry,
     confirm,
     locked,
     read_contents,
 )
-from retrieval.index import Halves, Plan, Vectors
+from retrieval.index import Halves, IndexPlan, Vectors
 from retrieval.rules import Candidate, by_relevance
 from retrieval.segment import Row, Segment, caption_of, check_finite, write_segment
 from tokenizer.document import Document, Field, Picture
@@ -44,7 +44,7 @@ from tokenizer.manifest import MANIFEST, file_hash, verify, write_file
 Say = Callable[[str], None]
 
 
-class Place(NamedTuple):
+class RowAddress(NamedTuple):
     """Position of a document: number of its segment, and row in that segment."""
 
     segment: int
@@ -117,17 +117,19 @@ class Memory:
         """Number of documents that are not removed."""
         return self.contents.count
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[RowAddress]:
         """Yield the position of every document that is not removed."""
         for number, (segment, removed) in enumerate(zip(self.segments, self._removed, strict=True)):
-            yield from (Place(number, row) for row in range(segment.rows) if row not in removed)
+            yield from (
+                RowAddress(number, row) for row in range(segment.rows) if row not in removed
+            )
 
-    def find(self, document_id: str) -> Place | None:
+    def find(self, document_id: str) -> RowAddress | None:
         """Return the position of a document, or None if no document has this id."""
         for number, (segment, removed) in enumerate(zip(self.segments, self._removed, strict=True)):
             row = segment.find(document_id)
             if row is not None and row not in removed:
-                return Place(number, row)
+                return RowAddress(number, row)
         return None
 
     def row(self, document_id: str) -> Row:
@@ -156,7 +158,7 @@ class Memory:
         return [by_relevance(candidates)[:most] for candidates in found]
 
     def add(
-        self, rows: Iterable[Row], vectors_DE: Vectors | Halves, kind: Plan | None = None
+        self, rows: Iterable[Row], vectors_DE: Vectors | Halves, kind: IndexPlan | None = None
     ) -> Self:
         """Return the memory with these documents in an additional segment; row i has vector i.
         Vectors in float16 are stored as float16 (`segment.py`).
@@ -183,11 +185,11 @@ class Memory:
             confirm(self.folder, replace(self.contents, segments=segments))
         return type(self).open(self.folder)
 
-    def compact(self, kind: Plan | None = None) -> Self:
+    def compact(self, kind: IndexPlan | None = None) -> Self:
         """Return the memory with all remaining documents in a single segment; delete all else."""
         with self._changing():
             order = list(self.places())
-            entries: tuple[Entry, ...] = ()
+            entries: tuple[SegmentEntry, ...] = ()
             if order:
                 rows = (self.segments[p.segment].document(p.row) for p in order)
                 with self._vectors(order) as vectors_DE:
@@ -210,7 +212,7 @@ class Memory:
             yield
 
     @contextmanager
-    def _vectors(self, order: Sequence[Place]) -> Generator[Vectors]:
+    def _vectors(self, order: Sequence[RowAddress]) -> Generator[Vectors]:
         """Yield the vectors of these documents, in a temporary file without a name, so that few are
         in memory at once."""
         shape = (len(order), self.contents.dimension)
@@ -228,7 +230,7 @@ class Memory:
     def _removed(self) -> list[frozenset[int]]:
         return [frozenset(one.removed) for one in self.contents.segments]
 
-    def _place(self, document_id: str) -> Place:
+    def _place(self, document_id: str) -> RowAddress:
         place = self.find(document_id)
         if place is None:
             raise UserError(f"{self.folder} has no document {document_id!r}")
@@ -241,7 +243,9 @@ class Memory:
                 raise UserError(f"{self.folder} has a document {name!r} already; none was added")
             yield metadata, codes
 
-    def _write(self, rows: Iterable[Row], vectors_DE: Vectors | Halves, kind: Plan | None) -> Entry:
+    def _write(
+        self, rows: Iterable[Row], vectors_DE: Vectors | Halves, kind: IndexPlan | None
+    ) -> SegmentEntry:
         self._check(vectors_DE)
         kind = kind or index.plan(len(vectors_DE), self.contents.dimension)
         name = f"segment-{len(self.segments) + 1:06d}-{secrets.token_hex(4)}"
@@ -251,7 +255,7 @@ class Memory:
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"cannot write {folder}: {reason}; the memory is as it was") from error
-        return Entry(name=name, rows=len(vectors_DE), manifest=file_hash(folder / MANIFEST))
+        return SegmentEntry(name=name, rows=len(vectors_DE), manifest=file_hash(folder / MANIFEST))
 
     def _check(self, vectors_DE: Vectors | Halves) -> None:
         if vectors_DE.shape[1] != self.contents.dimension:
@@ -291,7 +295,9 @@ def _open_segments(folder: Path, contents: Contents, say: Say | None) -> Iterato
             write_file(path, json.dumps(stamps).encode())
 
 
-def _open_segment(folder: Path, contents: Contents, entry: Entry, *, compare: bool) -> Segment:
+def _open_segment(
+    folder: Path, contents: Contents, entry: SegmentEntry, *, compare: bool
+) -> Segment:
     place = folder / entry.name
     if compare:
         if not (place / MANIFEST).is_file() or file_hash(place / MANIFEST) != entry.manifest:

@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.index import Halves, Index, Plan, Rows, Vectors
+from retrieval.index import Halves, Index, IndexPlan, Rows, Vectors
 from retrieval.rules import Candidate, by_relevance
 from tokenizer.data.shard_writer import write_shards
 from tokenizer.data.shards import Shards
@@ -47,7 +47,7 @@ Row = tuple[dict[str, Any], Sequence[int]]  # metadata with id and captions; cod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codebook:
+class CodebookInfo:
     """Metadata of the codes: image tokenizer hash, image size, grid and codebook entries."""
 
     image_tokenizer: str
@@ -203,8 +203,8 @@ def write_segment(
     folder: Path,
     rows: Iterable[Row],
     vectors_DE: Vectors | Halves,
-    codebook: Codebook,
-    kind: Plan,
+    codebook: CodebookInfo,
+    kind: IndexPlan,
 ) -> None:
     """Write a segment atomically; row i has vector i.
 

@@ -112,8 +112,8 @@ class EngineConfig:
 class OptimizerConfig:
     """AdamW, or Muon for the matrices of the decoder's blocks (`matrices`).
 
-    The paper states only the learning rate; the other defaults are those of OPT's launcher (facts
-    4.4). Muon's momentum is betas[1].
+    The paper states only the learning rate; the other defaults are those of OPT's launcher.
+    Muon's momentum is betas[1].
     """
 
     matrices: Literal["adamw", "muon"] = "adamw"

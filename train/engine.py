@@ -72,7 +72,7 @@ class LossOf(nn.Module):
         return loss.total, loss.weight, loss.kinds_K2
 
 
-class Engine(Protocol):
+class TrainEngine(Protocol):
     """Interface of a training engine. Calls are collective: all processes must make them."""
 
     def loss(self, ids_BL: Tensor, targets_BL: Tensor, weights_BL: Tensor, last: bool) -> Loss:
@@ -105,7 +105,7 @@ def new_engine(
     recipe: PretrainRecipe,
     device: torch.device,
     dist: DistributedContext,
-) -> Engine:
+) -> TrainEngine:
     """Return the engine of a recipe; the model must already be on its device.
 
     Raises UserError if DeepSpeed is needed but not installed.

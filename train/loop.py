@@ -27,9 +27,9 @@ from train.config import PretrainRecipe
 from train.data.cached import CachedRows
 from train.data.noise import level, read_with_noise
 from train.data.rows import Mixture, Rows, micro_batches, rows_of_steps
-from train.engine import Engine
+from train.engine import TrainEngine
 from train.flops import Speed
-from train.metrics import Report
+from train.metrics import MetricLogger
 from train.objective import KINDS, Ids, targets_and_weights
 from train.state import Say
 
@@ -38,7 +38,7 @@ FEW = 10  # fewest losses for a baseline
 MOST_SKIPPED = 10  # consecutive steps
 
 
-class Watch(Protocol):
+class Validation(Protocol):
     """Interface of the periodic evaluation of a run: held-out loss and sample images."""
 
     def validate(self, model: Decoder) -> dict[str, float]: ...
@@ -51,10 +51,10 @@ class Job:
     """Components of a training run."""
 
     recipe: PretrainRecipe
-    engine: Engine
+    engine: TrainEngine
     rows: Rows | Mixture
     vocabulary: Vocabulary
-    watch: Watch
+    watch: Validation
     folder: Path
     speed: Speed
     say: Say
@@ -71,7 +71,7 @@ def run(job: Job, start: int, deadline: float = math.inf) -> int:
     done, skipped = start, 0
     ahead = micros_of_steps(job, range(start, recipe.steps))
     curves = recipe.tensorboard
-    with Report(
+    with MetricLogger(
         job.folder, start=start, steps=recipe.steps, on=dist.first, tensorboard=curves
     ) as report:
         while done < recipe.steps:

@@ -16,7 +16,7 @@ from tokenizer.manifest import write_file
 LOG = "log.jsonl"
 
 
-class Report:
+class MetricLogger:
     """Writer of a run's log. Lines after the resumed step are dropped first. Disabled in all
     processes but the first."""
 
@@ -38,7 +38,7 @@ class Report:
 
             self.writer = SummaryWriter(run / "tensorboard", purge_step=start + 1)
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "MetricLogger":
         return self
 
     def __exit__(

@@ -59,7 +59,7 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryEstimate:
     """Bytes per GPU for one engine configuration: persistent memory, and the additional memory of
     each phase of a step. Phases do not overlap."""
 
@@ -99,13 +99,13 @@ class Disk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """Estimates for a run."""
 
     parameters: int
     vocabulary: int
     cut: Cut
-    ways: tuple[Memory, ...]
+    ways: tuple[MemoryEstimate, ...]
     tokens_a_step: int
     tokens: int
     tokens_per_second: float  # without recompute
@@ -117,7 +117,7 @@ class Plan:
         return self.tokens / speed / 86400
 
 
-def plan_of(recipe: PretrainRecipe, hardware: Hardware) -> Plan:
+def plan_of(recipe: PretrainRecipe, hardware: Hardware) -> TrainingPlan:
     """Return the plan of a recipe whose vocabulary size is known.
 
     Tokens per step = batch * context: an upper bound, because rows of whole documents may be
@@ -128,7 +128,7 @@ def plan_of(recipe: PretrainRecipe, hardware: Hardware) -> Plan:
     model = recipe.model
     tokens_a_step = recipe.batch * model.context
     flops = hardware.gpus * hardware.flops * hardware.mfu
-    return Plan(
+    return TrainingPlan(
         parameters=parameters(model),
         vocabulary=model.vocabulary,
         cut=cut(recipe, hardware.gpus),
@@ -193,7 +193,7 @@ def ways(recipe: PretrainRecipe) -> list[EngineConfig]:
     return found
 
 
-def memory(recipe: PretrainRecipe, engine: EngineConfig, gpus: int) -> Memory:
+def memory(recipe: PretrainRecipe, engine: EngineConfig, gpus: int) -> MemoryEstimate:
     """Return the memory per GPU of one engine configuration.
 
     Stage 0 is plain PyTorch: weights, gradients (DDP's buckets are views of the gradients) and
@@ -239,7 +239,9 @@ def memory(recipe: PretrainRecipe, engine: EngineConfig, gpus: int) -> Memory:
         sums += p * share
     loss = loss_bytes(model, size, batch.ids, engine.recompute)
     backward = backward_bytes(model, size, batch.ids, engine.recompute)
-    return Memory(engine=engine, loss=loss + gathered, backward=backward + gathered + sums, **parts)
+    return MemoryEstimate(
+        engine=engine, loss=loss + gathered, backward=backward + gathered + sums, **parts
+    )
 
 
 def moment_bytes(recipe: PretrainRecipe) -> int:

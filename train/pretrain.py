@@ -34,7 +34,7 @@ from train.flops import Speed, parameters
 from train.metrics import check_tensorboard
 from train.precision import in_bf16
 from train.state import Say
-from train.validation import Watch
+from train.validation import Validator
 
 SOURCE_SEEDS = 1_000_003  # difference of the seeds of two sources
 FREE = (  # settings that may differ when a run is resumed: at most rounding of the results changes
@@ -102,7 +102,7 @@ def train(
     if init is not None and not state.states(out):  # a saved state supersedes `init`
         start_from(model, init, codec, image_tokenizer, say)
     model.to(place).attend = attention_of(wanted, place)
-    watch = Watch(wanted, codec, image_tokenizer)
+    watch = Validator(wanted, codec, image_tokenizer)
     with state.open_run(out, wanted, resume, FREE, dist):
         engine = new_engine(model, vocabulary, wanted, place, dist)
         cached = CachedRows(rows, wanted, vocabulary, place, dist) if wanted.cached_rows else None

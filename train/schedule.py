@@ -11,8 +11,8 @@ from tokenizer.errors import UserError
 class Schedule:
     """Linear warmup to `peak`, then decay to `end_fraction * peak` at the last step.
 
-    `linear` is OPT's polynomial decay of power 1 (facts: the paper does not state one, OPT ends at
-    0.1); `cosine` is half a cosine period; `wsd` (warmup-stable-decay) stays at the peak and decays
+    `linear` is OPT's polynomial decay of power 1 (the paper does not state one; OPT's ends at 0.1);
+    `cosine` is half a cosine period; `wsd` (warmup-stable-decay) stays at the peak and decays
     linearly over the last `tail` share of the steps (of those after the warmup).
     """
 

@@ -10,10 +10,9 @@ PyTorch's attention. A profile measures the share of time in matrix products.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from cm3leon.model import Decoder
 from tokenizer.data.tars import Tally
 from tokenizer.distributed import DistributedContext
 from tokenizer.image import PictureEncoder
+from tokenizer.timing import Action, Timing, interleaved, synchronize
 from train import loop
 from train.config import Precision, PretrainRecipe
 from train.data.encode import Work, coded
@@ -34,8 +34,6 @@ from train.rivals import Family, model_of, their_model, their_step
 from train.schedule import Schedule
 from train.synthetic import pictures
 
-Action = Callable[[], object]
-
 RATE = 1e-4
 CPU = torch.device("cpu")
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"}
@@ -43,7 +41,7 @@ ATTENTION = "aten::_scaled_dot_product"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class StepSetting:
     """Model size, batch and device of a benchmark."""
 
     size: str = "10m"
@@ -60,43 +58,24 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times:
-    """Seconds of the repeated runs of an action."""
-
-    median: float
-    least: float
-    most: float
-    processor: float
-    """Median CPU time of all threads; with one thread, other load on the machine hardly changes
-    it."""
-
-    @classmethod
-    def of(cls, seconds: Sequence[tuple[float, float]]) -> "Times":
-        """Return the statistics of runs, given as pairs of wall-clock and CPU seconds."""
-        clock, processor = zip(*seconds, strict=True)
-        middle, least, most = median(clock), min(clock), max(clock)
-        return cls(median=middle, least=least, most=most, processor=median(processor))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
+class StepSide:
     """One side of a comparison."""
 
     parameters: int
-    step: Times
+    step: Timing
     products: float | None
     """Share of a step's time in matrix products, including attention's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Against:
+class StepComparison:
     """Comparison of our training step with that of transformers, for one architecture."""
 
     family: Family
     tokens: int
-    ours: Side
-    theirs: Side
-    by_products: Times | None
+    ours: StepSide
+    theirs: StepSide
+    by_products: Timing | None
     """Our step with the attention of training on a CPU; None on other devices."""
 
     @property
@@ -133,12 +112,12 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """Times of encoding images to codes, from PNG files in memory."""
+    """Timing of encoding images to codes, from PNG files in memory."""
 
     pictures: int
     batch: int
-    batched: Times
-    one_by_one: Times
+    batched: Timing
+    one_by_one: Timing
 
     @property
     def ratio(self) -> float:
@@ -146,7 +125,7 @@ class Encoding:
         return self.one_by_one.median / self.batched.median
 
 
-def recipe_of(family: Family, rows: Rows, setting: Setting) -> PretrainRecipe:
+def recipe_of(family: Family, rows: Rows, setting: StepSetting) -> PretrainRecipe:
     """Return a recipe for running single steps only."""
     vocabulary = rows.codec.vocabulary.size
     return PretrainRecipe(
@@ -171,7 +150,9 @@ class Blind:
         """Do nothing."""
 
 
-def our_job(recipe: PretrainRecipe, rows: Rows, setting: Setting, attention: Attention) -> loop.Job:
+def our_job(
+    recipe: PretrainRecipe, rows: Rows, setting: StepSetting, attention: Attention
+) -> loop.Job:
     """Return a job of our engine with a newly initialised decoder."""
     torch.manual_seed(0)
     model = Decoder(recipe.model).to(setting.device)
@@ -195,7 +176,7 @@ def our_step(job: loop.Job, micros: Sequence[loop.Micro]) -> Action:
     return lambda: loop.train_step(job, micros, whole, passes, RATE)
 
 
-def against(family: Family, rows: Rows, setting: Setting) -> Against:
+def against(family: Family, rows: Rows, setting: StepSetting) -> StepComparison:
     """Measure our step and theirs alternately, on the first rows."""
     recipe = recipe_of(family, rows, setting)
     job = our_job(recipe, rows, setting, attend)
@@ -211,34 +192,20 @@ def against(family: Family, rows: Rows, setting: Setting) -> Against:
     on_cpu = setting.device.type == "cpu"
     if on_cpu:
         actions.append(our_step(our_job(recipe, rows, setting, attend_by_products), micros))
-    times = by_turns(actions, setting)
+    times = interleaved(actions, setting.times, setting.device)
     shares = [products_of(action, setting.device) for action in actions[:2]]
     sizes = [sum(p.numel() for p in one.parameters()) for one in (job.engine.whole(), net) if one]
     sides = [
-        Side(parameters=size, step=step, products=share)
+        StepSide(parameters=size, step=step, products=share)
         for size, step, share in zip(sizes, times[:2], shares, strict=True)
     ]
-    return Against(
+    return StepComparison(
         family=family,
         tokens=setting.tokens,
         ours=sides[0],
         theirs=sides[1],
         by_products=times[2] if on_cpu else None,
     )
-
-
-def by_turns(actions: Sequence[Action], setting: Setting) -> list[Times]:
-    """Return the times of actions that alternate, in forward and reverse order; the first round is
-    a warmup and not counted."""
-    seconds = [list[tuple[float, float]]() for _ in actions]
-    order = list(enumerate(actions))
-    for number in range(setting.times + 1):
-        for place, action in order:
-            found = _seconds(action, setting.device)
-            if number:
-                seconds[place].append(found)
-        order.reverse()
-    return [Times.of(one) for one in seconds]
 
 
 def products_of(action: Action, device: torch.device) -> float:
@@ -248,7 +215,7 @@ def products_of(action: Action, device: torch.device) -> float:
     kind = ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA
     with profile(activities=list({ProfilerActivity.CPU, kind})) as found:
         action()
-        _wait(device)
+        synchronize(device)
     name = "self_cpu_time_total" if on_cpu else "self_device_time_total"
     spent = {one.key: float(getattr(one, name)) for one in found.key_averages()}
     if not on_cpu:  # kernels have entries of their own, which would count them twice
@@ -257,7 +224,7 @@ def products_of(action: Action, device: torch.device) -> float:
     return sum(products) / sum(spent.values())
 
 
-def loading(rows: Rows, step: Times, setting: Setting) -> Loading:
+def loading(rows: Rows, step: Timing, setting: StepSetting) -> Loading:
     """Measure the time to make about as many rows as have the ids of a step, repeatedly."""
     job = our_job(recipe_of("opt", rows, setting), rows, setting, attend)
     packed = rows.config.packed == 1
@@ -279,7 +246,7 @@ def loading(rows: Rows, step: Times, setting: Setting) -> Loading:
     )
 
 
-def encoding(tokenizer: PictureEncoder, count: int, setting: Setting) -> Encoding:
+def encoding(tokenizer: PictureEncoder, count: int, setting: StepSetting) -> Encoding:
     """Measure the encoding of the same images as by `data encode`, and in batches of one."""
     samples = list(pictures(count, 2 * tokenizer.size))
     works = [Work(image_tokenizer=tokenizer, device=setting.device)]
@@ -288,30 +255,17 @@ def encoding(tokenizer: PictureEncoder, count: int, setting: Setting) -> Encodin
     def run(work: Work) -> Action:
         return lambda: sum(1 for _ in coded(iter(samples), work, Tally(), set()))
 
-    batched, one_by_one = by_turns([run(work) for work in works], replace(setting, times=3))
+    batched, one_by_one = interleaved([run(work) for work in works], 3, setting.device)
     return Encoding(pictures=count, batch=works[0].batch, batched=batched, one_by_one=one_by_one)
 
 
-def as_json(found: Against | Loading | Encoding) -> dict[str, Any]:
+def as_json(found: StepComparison | Loading | Encoding) -> dict[str, Any]:
     """Return the measurements and the ratios derived from them, for JSON."""
     match found:
-        case Against():
+        case StepComparison():
             more = {"ratio": found.ratio, "best": found.best, "processor": found.processor}
         case Loading():
             more = {"share": found.share}
         case Encoding():
             more = {"ratio": found.ratio}
     return {**asdict(found), **more}
-
-
-def _seconds(action: Action, device: torch.device) -> tuple[float, float]:
-    _wait(device)
-    begun, worked = time.perf_counter(), time.process_time()
-    action()
-    _wait(device)
-    return time.perf_counter() - begun, time.process_time() - worked
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -18,7 +18,7 @@ from train.config import PretrainRecipe
 HELD_OUT = 256  # most images of the validation shards to evaluate
 
 
-class Watch:
+class Validator:
     """Evaluation of held-out images and sample prompts.
 
     Raises UserError for prompts that do not fit the context, and for validation shards without an

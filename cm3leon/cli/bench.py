@@ -16,7 +16,8 @@ from cm3leon.cli.retrieve import COUNT, RetrievalOptions, open_embedder, open_me
 
 if TYPE_CHECKING:
     from eval.bench.retrieval import Layer, Share
-    from train.speed import Against, Encoding, Loading, Times
+    from tokenizer.timing import Timing
+    from train.speed import Encoding, Loading, StepComparison
 
 QUERIES = 1000
 ADDED = 1000
@@ -124,7 +125,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     place = pick_device(device)
-    setting = speed.Setting(
+    setting = speed.StepSetting(
         size=size, context=length, rows=rows, precision=precision, times=times, device=place
     )
     with TemporaryDirectory(prefix="bench-") as folder:
@@ -150,7 +151,7 @@ def train(
     print_table(context, {"machine": _machine()}, table, result, as_json)
 
 
-def _of_pair(pair: "Against") -> list[tuple[str, str]]:
+def _of_pair(pair: "StepComparison") -> list[tuple[str, str]]:
     """Tokens a second of both sides, and what that comes to."""
     name = {"opt": "OPT", "llama": "Llama"}[pair.family]
     sides = (("ours", pair.ours), ("transformers", pair.theirs))
@@ -188,7 +189,7 @@ def _of_encoding(found: "Encoding") -> dict[str, str]:
     }
 
 
-def _rate(things: int, seconds: "Times") -> str:
+def _rate(things: int, seconds: "Timing") -> str:
     """`1,234 (1,200-1,300)`: the median, and the slowest and quickest."""
     rates = (seconds.median, seconds.most, seconds.least)
     middle, least, most = (f"{things / one:,.0f}" for one in rates)

@@ -11,7 +11,7 @@ from cm3leon.cli.options import Changes, Recipe
 from cm3leon.cli.output import print_result
 
 if TYPE_CHECKING:
-    from train.plan import Memory, Plan
+    from train.plan import MemoryEstimate, TrainingPlan
 
 CHIP = "H100"  # whose speed is meant where no other is given
 MOMENTS = {"+ loss": "loss", "+ backward": "backward", "+ update": "update", "+ look": "look"}
@@ -56,7 +56,7 @@ def plan(
     print_result([*lines, "", *_sheet(found, memory), "", *_legend(memory)], table, as_json)
 
 
-def _facts(found: "Plan", flops: float, mfu: float, gpus: int) -> dict[str, str]:
+def _facts(found: "TrainingPlan", flops: float, mfu: float, gpus: int) -> dict[str, str]:
     """Return the facts that hold however the step is spread over the GPUs."""
     cut, disk = found.cut, found.disk
     return {
@@ -71,7 +71,7 @@ def _facts(found: "Plan", flops: float, mfu: float, gpus: int) -> dict[str, str]
     }
 
 
-def _sheet(found: "Plan", memory: int) -> list[str]:
+def _sheet(found: "TrainingPlan", memory: int) -> list[str]:
     """Return the ways to spread a step, a line each, in GB."""
     with_host = any(way.host for way in found.ways)
     head = ["GB a GPU", *STANDING, *MOMENTS, "peak", "fits"]
@@ -94,13 +94,13 @@ def _legend(memory: int) -> list[str]:
     ]
 
 
-def _name(way: "Memory") -> str:
+def _name(way: "MemoryEstimate") -> str:
     engine = way.engine
     name = f"zero {engine.zero}" + (", recompute" if engine.recompute else "")
     return name if engine.offload == "none" else f"{name}, offload {engine.offload}"
 
 
-def _plain(found: "Plan", way: "Memory", memory: int) -> dict[str, Any]:
+def _plain(found: "TrainingPlan", way: "MemoryEstimate", memory: int) -> dict[str, Any]:
     computed = {"peak": way.peak, "fits": way.fits(memory), "days": found.days(way.engine)}
     return {**dataclasses.asdict(way), **computed}
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cm3leon.engine.prefill import Prompt, Reading, plan
-from cm3leon.engine.request import Request, Sample
+from cm3leon.engine.request import ActiveSample, Request
 from cm3leon.fast.cuda_graphs import stepper
 from cm3leon.grammar import Choices
 from cm3leon.model import Decoder
@@ -29,21 +29,21 @@ from tokenizer.vocabulary import PAD
 
 
 @dataclass(frozen=True)
-class Job:
+class ActiveRequest:
     """Admitted request and its samples."""
 
     request: Request
-    samples: Sequence[Sample]
+    samples: Sequence[ActiveSample]
 
 
-class Group:
+class SampleGroup:
     """Samples with the same allowed ids and the same sampling parameters.
 
     Drawn ids stay on the device until `settle` passes them to the samples: after each draw if any
     draw may be the last, otherwise at the end.
     """
 
-    def __init__(self, samples: Sequence[Sample], device: torch.device) -> None:
+    def __init__(self, samples: Sequence[ActiveSample], device: torch.device) -> None:
         self.samples = samples
         self.choices, self.sampling = samples[0].choices, samples[0].sampling
         self.watchful = any(sample.walk.may_stop for sample in samples)
@@ -115,10 +115,10 @@ class Engine:
         self.cache = model.new_cache(rows, capacity)
         self.decode = stepper(model, self.cache)
         self.waiting: deque[tuple[int, Request]] = deque()
-        self.jobs: dict[int, Job] = {}
-        self.samples: list[Sample] = []  # running
-        self.owners: list[tuple[Sample, int]] = []  # sample and stream of each row in use
-        self.groups: list[Group] | None = None  # None: to be rebuilt
+        self.jobs: dict[int, ActiveRequest] = {}
+        self.samples: list[ActiveSample] = []  # running
+        self.owners: list[tuple[ActiveSample, int]] = []  # sample and stream of each row in use
+        self.groups: list[SampleGroup] | None = None  # None: to be rebuilt
         self.hidden_RD = model.embed.weight.new_empty(0, model.config.width)  # after the last id
         self.next_R = torch.zeros(rows, dtype=torch.long, device=self.cache.device)
         self.tickets = count()
@@ -185,14 +185,14 @@ class Engine:
     def _admit(self) -> None:
         """Admit requests from the head of the queue while rows are free, and read their prompts."""
         free = len(self.cache.lengths) - len(self.owners)
-        wanted = list[tuple[Sample, int, Prompt]]()
+        wanted = list[tuple[ActiveSample, int, Prompt]]()
         while self.waiting and self.waiting[0][1].rows <= free:
             ticket, request = self.waiting.popleft()
             samples = [
-                Sample(request, sampling, seed)
+                ActiveSample(request, sampling, seed)
                 for seed, sampling in zip(request.seeds, request.samplings, strict=True)
             ]
-            self.jobs[ticket] = Job(request, samples)
+            self.jobs[ticket] = ActiveRequest(request, samples)
             self.samples += samples
             for stream, prompt in enumerate(request.streams.prompts):
                 wanted += [(sample, stream, prompt) for sample in samples]
@@ -201,7 +201,7 @@ class Engine:
             self._settle(fed=True)
             self._prefill(wanted)
 
-    def _prefill(self, wanted: Sequence[tuple[Sample, int, Prompt]]) -> None:
+    def _prefill(self, wanted: Sequence[tuple[ActiveSample, int, Prompt]]) -> None:
         """Read every distinct prompt once, and copy its row to the other rows with that prompt."""
         first = len(self.owners)
         passes = plan(list({prompt: None for *_, prompt in wanted}), self.cache.capacity)
@@ -210,8 +210,8 @@ class Engine:
         hidden = torch.cat([self._read(readings, places) for readings in passes])
         if not hidden.isfinite().all():
             raise UserError("the model's answers are not finite numbers; its weights are bad")
-        leaders: dict[Prompt, tuple[Sample, int, Prompt]] = {}
-        others: list[tuple[Sample, int, Prompt]] = []
+        leaders: dict[Prompt, tuple[ActiveSample, int, Prompt]] = {}
+        others: list[tuple[ActiveSample, int, Prompt]] = []
         for entry in wanted:
             if leaders.setdefault(entry[2], entry) is not entry:
                 others.append(entry)
@@ -246,12 +246,14 @@ class Engine:
     def _draw(self) -> None:
         """Draw one id for every sample without unfed ids, grouped by choices and sampling."""
         if self.groups is None:
-            together: dict[tuple[Choices, Sampling, int, bool], list[Sample]] = defaultdict(list)
+            together: dict[tuple[Choices, Sampling, int, bool], list[ActiveSample]] = defaultdict(
+                list
+            )
             for sample in self.samples:
                 if sample.choices:
                     like = (sample.choices, sample.sampling, len(sample.rows))
                     together[*like, bool(sample.favoured)].append(sample)
-            self.groups = [Group(samples, self.cache.device) for samples in together.values()]
+            self.groups = [SampleGroup(samples, self.cache.device) for samples in together.values()]
         for group in self.groups:
             ids_B = group.draw(self.model, self.hidden_RD)
             self.next_R.index_copy_(0, group.rows_M, ids_B.repeat(group.streams))
@@ -268,7 +270,7 @@ class Engine:
             group.settle(fed=fed)
         self.groups = None
 
-    def _release(self, samples: Sequence[Sample]) -> None:
+    def _release(self, samples: Sequence[ActiveSample]) -> None:
         """Free the rows of these samples; the last rows move into the gaps."""
         if not samples:
             return

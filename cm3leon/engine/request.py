@@ -83,7 +83,7 @@ class Request:
             )
 
 
-class Sample:
+class ActiveSample:
     """Sample being generated: its position in the grammar and the noise drawn from its seed.
 
     `ids` are the ids so far, `unfed` the last of them, which the model has not processed yet.

@@ -72,7 +72,7 @@ class Product:
         return torch.addmm(sum_RM, x_RK, self.weight_KM)
 
 
-class Layer:
+class FastLayer:
     """Weights of one block, taken out of their modules."""
 
     def __init__(self, block: Block) -> None:
@@ -100,7 +100,7 @@ class FastDecoder:
     def __init__(self, model: Decoder) -> None:
         self.config, self.embed_VD = model.config, model.embed.weight
         self.positions_CD = None if model.position is None else model.position.weight
-        self.layers = [Layer(cast(Block, block)) for block in model.blocks]
+        self.layers = [FastLayer(cast(Block, block)) for block in model.blocks]
         self.norm = norm_of(model.norm)
         wides = [layer.wide for layer in self.layers]
         large = [wide for wide in wides if isinstance(wide, Product) and wide.large]

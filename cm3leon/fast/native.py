@@ -39,7 +39,7 @@ WHOLE = ("ints_NK", "scales_N", "sums_N")  # attributes of an int8 module that f
 FIELDS = ("numbers", "scales_M", "sums_M")
 
 
-class Matrix(Structure):
+class CMatrix(Structure):
     """Struct `Matrix` of native.c."""
 
     _fields_ = (
@@ -48,28 +48,28 @@ class Matrix(Structure):
     )
 
 
-class Norm(Structure):
+class CNorm(Structure):
     """Struct `Norm` of native.c."""
 
     _fields_ = (("gain", c_void_p), ("bias", c_void_p))
 
 
-class Layer(Structure):
+class CLayer(Structure):
     """Struct `Layer` of native.c."""
 
     _fields_ = (
-        *((name, Matrix) for name in ("qkv", "out", "gate", "up", "down")),
-        *((name, Norm) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, CMatrix) for name in ("qkv", "out", "gate", "up", "down")),
+        *((name, CNorm) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
     )
 
 
-class Model(Structure):
+class CModel(Structure):
     """Struct `Model` of native.c."""
 
     _fields_ = (
-        ("layers", POINTER(Layer)),
+        ("layers", POINTER(CLayer)),
         *((name, c_void_p) for name in ("embed_VD", "positions_CD", "cos_CH", "sin_CH")),
-        ("norm", Norm),
+        ("norm", CNorm),
         *((name, c_int64) for name in ("vocabulary", "depth", "width", "heads", "head_size")),
         *((name, c_int64) for name in ("ffn", "rms", "qk_norm", "squared")),
         ("eps", c_float),
@@ -138,9 +138,9 @@ class NativeDecoder:
         self.config, self.made = model.config, made
         config = model.config
         self.kept: list[object] = []  # tensors and structs that the structs point to
-        layers = (Layer * config.layers)(*(self._layer(cast(Block, b)) for b in model.blocks))
+        layers = (CLayer * config.layers)(*(self._layer(cast(Block, b)) for b in model.blocks))
         self.kept.append(layers)
-        table = Model(
+        table = CModel(
             layers=layers,
             embed_VD=self._at(model.embed.weight),
             norm=self._norm(model.norm),
@@ -203,9 +203,9 @@ class NativeDecoder:
         cache.advance([1] * rows)
         return hidden_RD
 
-    def _layer(self, block: Block) -> Layer:
+    def _layer(self, block: Block) -> CLayer:
         attention, mlp = block.attention, block.mlp
-        layer = Layer(
+        layer = CLayer(
             qkv=self._matrix(attention.qkv),
             out=self._matrix(attention.out),
             down=self._matrix(mlp.down),
@@ -223,7 +223,7 @@ class NativeDecoder:
             layer.q_norm, layer.k_norm = self._norm(attention.q_norm), self._norm(attention.k_norm)
         return layer
 
-    def _matrix(self, module: nn.Module, parts: int = 1, part: int = 0) -> Matrix:
+    def _matrix(self, module: nn.Module, parts: int = 1, part: int = 0) -> CMatrix:
         """Return part number `part` of a matrix that is split into `parts`."""
         names = ("weight",) if isinstance(module, nn.Linear) else WHOLE
         tensors = [cast(Tensor, getattr(module, name)).chunk(parts)[part] for name in names]
@@ -231,11 +231,11 @@ class NativeDecoder:
         _check(tensors[1:2], torch.float32)
         outputs, width = tensors[0].shape
         places = dict(zip(FIELDS, map(self._at, tensors), strict=False))
-        return Matrix(**places, outputs=outputs, width=width)
+        return CMatrix(**places, outputs=outputs, width=width)
 
-    def _norm(self, norm: nn.Module) -> Norm:
+    def _norm(self, norm: nn.Module) -> CNorm:
         gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-        return Norm(*(None if one is None else self._at(one) for one in (gain, bias)))
+        return CNorm(*(None if one is None else self._at(one) for one in (gain, bias)))
 
     def _at(self, tensor: Tensor) -> int:
         """Return the address of a tensor's data, which stays valid while this decoder lives."""
@@ -252,7 +252,7 @@ def multiply(x_TK: Tensor, ints_NK: Tensor, scales_N: Tensor, sums_N: Tensor) ->
     _check((scales_N,), torch.float32)
     _check((sums_N,), torch.int32)
     rows, (outputs, width) = len(x_TK), ints_NK.shape
-    matrix = Matrix(*(one.data_ptr() for one in (ints_NK, scales_N, sums_N)), outputs, width)
+    matrix = CMatrix(*(one.data_ptr() for one in (ints_NK, scales_N, sums_N)), outputs, width)
     x_TK = x_TK.float().contiguous()
     scales_T, y_TN = torch.empty(rows), torch.empty(rows, outputs)
     bytes_TK = torch.empty(rows, width, dtype=torch.uint8)

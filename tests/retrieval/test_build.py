@@ -32,7 +32,7 @@ from retrieval.build import (
     recall_by_kind,
 )
 from retrieval.encoder import SmallEmbedder
-from retrieval.index import Plan
+from retrieval.index import IndexPlan
 from retrieval.memory import Memory, verify_memory
 from tokenizer.data.tars import Tally
 from tokenizer.distributed import DistributedContext
@@ -187,7 +187,7 @@ def test_an_index_that_looks_at_little_recalls_little(
 ) -> None:  # fmt: skip
     tar = write_tar(tmp_path / "many.tar", [f"n{number}" for number in range(300)])
     memory, _ = built(tmp_path / "memory", [tar], embedder, tokenizer)
-    memory = memory.compact(Plan(factory="IVF32,SQ8", bytes_per_vector=0))
+    memory = memory.compact(IndexPlan(factory="IVF32,SQ8", bytes_per_vector=0))
     assert all(at_10 == 1 for _, at_10 in recall_by_kind(memory, embedder, tokenizer).values())
     monkeypatch.setattr(index, "PROBED", 1)
     found = recall_by_kind(memory, embedder, tokenizer)
@@ -316,7 +316,7 @@ def test_on_a_full_disk_the_memory_that_was_there_stays(
     before, names = told(memory), sorted(path.name for path in folder.iterdir())
     for change in (
         lambda: built(folder, sources, embedder, tokenizer),
-        lambda: memory.compact(Plan(factory="HNSW8,Flat", bytes_per_vector=0)),
+        lambda: memory.compact(IndexPlan(factory="HNSW8,Flat", bytes_per_vector=0)),
     ):
         with no_file_above(size), pytest.raises(UserError, match=r"cannot write .*") as error:
             change()

@@ -16,11 +16,11 @@ from retrieval.format import LOCK, TOP, VERIFIED, Contents
 from retrieval.index import Vectors
 from retrieval.memory import Memory, verify_memory
 from retrieval.rules import Candidate
-from retrieval.segment import Codebook, Row
+from retrieval.segment import CodebookInfo, Row
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
 
-BOOK = Codebook(image_tokenizer="ab12", size=8, grid=1, codes=10)
+BOOK = CodebookInfo(image_tokenizer="ab12", size=8, grid=1, codes=10)
 EMPTY = Contents(encoder="e1", dimension=3, codebook=BOOK, near=0.9)
 NAMES = [f"n{number}" for number in range(10)]
 

@@ -13,17 +13,17 @@ import pytest
 
 from retrieval import format as contents
 from retrieval.format import Contents
-from retrieval.index import Plan, Vectors
+from retrieval.index import IndexPlan, Vectors
 from retrieval.memory import Memory, verify_memory
-from retrieval.segment import Codebook, Row
+from retrieval.segment import CodebookInfo, Row
 from tokenizer.errors import UserError
 from tokenizer.manifest import MANIFEST, file_hash
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
 
-BOOK = Codebook(image_tokenizer="ab12", size=8, grid=1, codes=10)
+BOOK = CodebookInfo(image_tokenizer="ab12", size=8, grid=1, codes=10)
 EMPTY = Contents(encoder="e1", dimension=4, codebook=BOOK, near=0.9)
-HNSW = Plan(factory="HNSW8,Flat", bytes_per_vector=0)
+HNSW = IndexPlan(factory="HNSW8,Flat", bytes_per_vector=0)
 
 
 def given(start: str, count: int) -> tuple[list[Row], Vectors]:

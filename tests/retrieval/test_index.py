@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retrieval import index
-from retrieval.index import Index, Plan, Vectors, plan, recall, search_exactly
+from retrieval.index import Index, IndexPlan, Vectors, plan, recall, search_exactly
 from tokenizer.errors import UserError
 
 # SWIG, which made FAISS's bindings, has types without a module.
@@ -33,7 +33,7 @@ def test_an_exact_search_agrees_with_the_formula() -> None:
 
 
 def test_the_plan_is_the_best_that_fits() -> None:
-    assert plan(1000, 512) == Plan(factory=None, bytes_per_vector=2048)
+    assert plan(1000, 512) == IndexPlan(factory=None, bytes_per_vector=2048)
     assert plan(1_000_000, 512).factory == "HNSW32,Flat"
     names, sizes = [], []
     budget: int | None = None
@@ -65,7 +65,7 @@ def test_every_kind_finds_nearly_what_an_exact_search_does_in_the_bytes_told(
 ) -> None:
     vectors_DE, queries_QE = vectors(10_000), vectors(100, seed=1)
     scores_QK, exact_QK = search_exactly(vectors_DE, queries_QE, 10)
-    built = Index.build(vectors_DE, Plan(factory=factory, bytes_per_vector=0))
+    built = Index.build(vectors_DE, IndexPlan(factory=factory, bytes_per_vector=0))
     built.save(tmp_path / "index.faiss")
     size = (tmp_path / "index.faiss").stat().st_size / len(vectors_DE)
     assert told * 0.95 < size < told * 1.2 + 10  # centres and tables are a little more
@@ -91,14 +91,14 @@ def test_lists_found_on_a_gpu_are_as_good(tmp_path: Path, factory: str) -> None:
     if not index.has_gpu(pytest.importorskip("faiss")):
         pytest.skip("this FAISS knows no GPU")
     vectors_DE, queries_QE = vectors(10_000), vectors(100, seed=1)
-    built = Index.build(vectors_DE, Plan(factory=factory, bytes_per_vector=0))
+    built = Index.build(vectors_DE, IndexPlan(factory=factory, bytes_per_vector=0))
     built.save(tmp_path / "index.faiss")
     opened = Index.open(tmp_path / "index.faiss", vectors_DE)
     assert opened.recalls(queries_QE)[1] > 0.8
 
 
 def test_an_index_of_other_vectors_or_none_is_refused(tmp_path: Path) -> None:
-    kind = Plan(factory="HNSW8,Flat", bytes_per_vector=0)
+    kind = IndexPlan(factory="HNSW8,Flat", bytes_per_vector=0)
     Index.build(vectors(100), kind).save(tmp_path / "index.faiss")
     with pytest.raises(UserError, match="an index of 100 vectors of 32 numbers, but"):
         Index.open(tmp_path / "index.faiss", vectors(99))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cm3leon.pipeline import CM3Leon
-from retrieval.index import Plan, Vectors
+from retrieval.index import IndexPlan, Vectors
 from retrieval.memory import Contents, Memory
 from retrieval.rules import Candidate, Rules, select
-from retrieval.segment import Codebook, Row
+from retrieval.segment import CodebookInfo, Row
 from tokenizer.codec import Codec
 from tokenizer.document import Field, Picture
 from tokenizer.errors import UserError
@@ -19,7 +19,7 @@ from tokenizer.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
 
-BOOK = Codebook(image_tokenizer="ab12", size=8, grid=2, codes=10)
+BOOK = CodebookInfo(image_tokenizer="ab12", size=8, grid=2, codes=10)
 EMPTY = Contents(encoder="e1", dimension=6, codebook=BOOK, near=0.9)
 
 
@@ -158,7 +158,7 @@ def test_all_may_be_removed(memory: Memory) -> None:
 
 def test_segments_with_an_index_are_searched_beside_exact_ones(memory: Memory) -> None:
     names = [f"many{number}" for number in range(300)]
-    kind = Plan(factory="HNSW8,Flat", bytes_per_vector=0)
+    kind = IndexPlan(factory="HNSW8,Flat", bytes_per_vector=0)
     more = memory.add(*given(*names), kind=kind).remove(names[:50])
     assert [segment.kind for segment in more.segments] == ["exact", "exact", "HNSW8,Flat"]
     queries = np.stack([vector(f"q{number}") for number in range(20)])
@@ -185,7 +185,7 @@ def test_equal_scores_go_by_id_wherever_the_documents_lie(memory: Memory) -> Non
 
 def test_what_is_left_of_an_index_is_found_when_all_near_it_is_removed(memory: Memory) -> None:
     names = [f"many{number}" for number in range(300)]
-    kind = Plan(factory="HNSW8,Flat", bytes_per_vector=0)
+    kind = IndexPlan(factory="HNSW8,Flat", bytes_per_vector=0)
     memory = memory.compact().remove(["fox", "owl", "cat", "hen"])
     query_E = vector("query")
     nearest = sorted(names, key=lambda name: -float(vector(name) @ query_E))

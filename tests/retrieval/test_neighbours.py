@@ -13,7 +13,7 @@ from retrieval.index import Vectors
 from retrieval.memory import Contents, Memory
 from retrieval.neighbours import find_neighbours, read_neighbours, write_neighbours
 from retrieval.rules import Rules, drop_words
-from retrieval.segment import Codebook
+from retrieval.segment import CodebookInfo
 from tokenizer.data.shard_writer import write_shards
 from tokenizer.data.shards import Shards
 from tokenizer.errors import UserError
@@ -21,7 +21,7 @@ from tokenizer.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute")
 
 COUNT, WIDTH = 90, 8
-BOOK = Codebook(image_tokenizer="ab12", size=8, grid=2, codes=10)
+BOOK = CodebookInfo(image_tokenizer="ab12", size=8, grid=2, codes=10)
 WORDS = ("red", "blue", "fox", "owl", "cat", "big", "small", "old")
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from tokenizer.errors import UserError
 from train import metrics as report
-from train.metrics import LOG, Report, check_tensorboard, read
+from train.metrics import LOG, MetricLogger, check_tensorboard, read
 
 ROOT = Path(__file__).parents[2]
 
 
 def write(run: Path, start: int, end: int, steps: int = 10) -> None:
-    with Report(run, start=start, steps=steps) as report:
+    with MetricLogger(run, start=start, steps=steps) as report:
         for step in range(start, end):
             report.step(step + 1, loss=1.0 / (step + 1))
 
@@ -53,13 +53,13 @@ def test_a_start_from_nothing_empties_the_log(tmp_path: Path) -> None:
 
 
 def test_a_step_is_in_the_log_before_the_run_ends(tmp_path: Path) -> None:
-    with Report(tmp_path, start=0, steps=10) as report:
+    with MetricLogger(tmp_path, start=0, steps=10) as report:
         report.step(1, loss=2.0)
         assert [line["loss"] for line in read(tmp_path)] == [2.0]
 
 
 def test_a_loss_that_is_no_number_is_logged_as_such(tmp_path: Path) -> None:
-    with Report(tmp_path, start=0, steps=1) as report:
+    with MetricLogger(tmp_path, start=0, steps=1) as report:
         report.step(1, loss=math.nan)
     assert math.isnan(read(tmp_path)[0]["loss"])
 

@@ -30,7 +30,7 @@ from train.data.rows import micro_batches
 from train.engine import TorchEngine, new_engine
 from train.flops import flops_per_token, parameters
 from train.loss import CHUNK
-from train.plan import Hardware, Memory, plan_of
+from train.plan import Hardware, MemoryEstimate, plan_of
 from train.schedule import Schedule
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def gpus_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHUNK, "cpu", CHUNK["cuda"])
 
 
-def planned(recipe: PretrainRecipe) -> Memory:
+def planned(recipe: PretrainRecipe) -> MemoryEstimate:
     """The plan for one process of stage 0, as the recipe has it."""
     return plan.memory(recipe, recipe.engine, 1)
 
@@ -85,7 +85,7 @@ def most(work: Callable[[], object]) -> tuple[int, int]:
     return peak, now
 
 
-def measured(recipe: PretrainRecipe) -> tuple[Memory, dict[str, int]]:
+def measured(recipe: PretrainRecipe) -> tuple[MemoryEstimate, dict[str, int]]:
     """Bytes of the parts and of the peak in a second step, of two micro-batches."""
     model = Decoder(recipe.model)
     assert model.attend is attend

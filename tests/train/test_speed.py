@@ -11,13 +11,14 @@ from cm3leon.attention import attend
 from cm3leon.model import Decoder
 from tokenizer.data.shards import Shards
 from tokenizer.errors import UserError
+from tokenizer.timing import Timing
 from train import loop, rivals, speed
 from train.data.rows import Rows
 from train.rivals import Family
 from train.synthetic import pictures, rows_of, write_synthetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-TINY = speed.Setting(size="tiny", context=48, rows=2, times=2)
+TINY = speed.StepSetting(size="tiny", context=48, rows=2, times=2)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_what_is_reported_of_steps(packed: Rows) -> None:
 
 def test_rows_of_single_documents_are_told_apart(packed: Rows) -> None:
     alone = rows_of(packed.shards, 256, 0.0)
-    found = speed.loading(alone, speed.Times.of([(1.0, 1.0)]), TINY)
+    found = speed.loading(alone, Timing.of([(1.0, 1.0)]), TINY)
     assert found.rows == "one document a row"
     assert found.share == found.row_seconds / (found.row_seconds + 1)
 

@@ -131,7 +131,7 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x_BCHW)))
 
 
-class Encoder(nn.Module):
+class VQGANEncoder(nn.Module):
     """Encoder from pixels to features.
 
     In taming's encoder every position depends on the whole image: by 3x3 convolutions, by
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         return self.conv_out(silu(self.norm_out, self.mid(h_BCHW)))
 
 
-class Decoder(nn.Module):
+class VQGANDecoder(nn.Module):
     def __init__(self, c: VQGANConfig) -> None:
         super().__init__()
         widths = [(c.decoder_ch or c.ch) * m for m in c.ch_mult]
@@ -244,8 +244,8 @@ class VQGAN(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = VQGANEncoder(config)
+        self.decoder = VQGANDecoder(config)
         self.quantize = Quantizer(config.codes, config.embed_dim, config.l2_norm)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)

@@ -45,7 +45,7 @@ def _convolution(
     return nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups)
 
 
-class Block(nn.ModuleList):
+class InvertedResidual(nn.ModuleList):
     """Convolutions with relu6 between them; an inverted residual has no activation at the end."""
 
     def __init__(self, *convolutions: nn.Conv2d, ends_linear: bool, residual: bool) -> None:
@@ -62,7 +62,7 @@ class Block(nn.ModuleList):
         return input_BCHW + hidden_BCHW if self.residual else hidden_BCHW
 
 
-def _inverted_residual(inside: int, outside: int, expansion: int, stride: int) -> Block:
+def _inverted_residual(inside: int, outside: int, expansion: int, stride: int) -> InvertedResidual:
     """Build an inverted residual: expand, filter each channel separately, project (section 3.3 of
     the paper)."""
     wide = inside * expansion
@@ -70,7 +70,7 @@ def _inverted_residual(inside: int, outside: int, expansion: int, stride: int) -
     filter_ = _convolution(wide, wide, 3, stride, groups=wide)
     narrow = _convolution(wide, outside, 1)
     residual = stride == 1 and inside == outside
-    return Block(*widen, filter_, narrow, ends_linear=True, residual=residual)
+    return InvertedResidual(*widen, filter_, narrow, ends_linear=True, residual=residual)
 
 
 class FeatureNet(nn.Module):
@@ -85,14 +85,16 @@ class FeatureNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        blocks = [Block(_convolution(3, _STEM, 3, 2), ends_linear=False, residual=False)]
+        blocks = [InvertedResidual(_convolution(3, _STEM, 3, 2), ends_linear=False, residual=False)]
         width = _STEM
         for expansion, channels, count, stride in _GROUPS:
             for number in range(count):
                 first_stride = 1 if number else stride
                 blocks.append(_inverted_residual(width, channels, expansion, first_stride))
                 width = channels
-        blocks.append(Block(_convolution(width, _LAST, 1), ends_linear=False, residual=False))
+        blocks.append(
+            InvertedResidual(_convolution(width, _LAST, 1), ends_linear=False, residual=False)
+        )
         self.blocks = nn.ModuleList(blocks)
         for name, values in (("mean_311", _MEAN), ("deviation_311", _DEVIATION)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)

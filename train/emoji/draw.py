@@ -43,7 +43,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnImage:
     """A rendered image."""
 
     webp: bytes
@@ -53,7 +53,7 @@ class Picture:
     """SHA-256 of the pixels before WebP compression."""
 
 
-def paint(drawing: Drawing) -> Picture | str:
+def paint(drawing: Drawing) -> DrawnImage | str:
     """Render a drawing; return the image, or the reason why there is none."""
     try:
         image = _square(drawing)
@@ -67,7 +67,7 @@ def paint(drawing: Drawing) -> Picture | str:
     file = io.BytesIO()
     image.save(file, "WEBP", quality=QUALITY, method=EFFORT, use_sharp_yuv=True)
     thumb = image.resize((THUMB, THUMB), Image.Resampling.BOX).tobytes()
-    return Picture(file.getvalue(), thumb, hashlib.sha256(image.tobytes()).hexdigest())
+    return DrawnImage(file.getvalue(), thumb, hashlib.sha256(image.tobytes()).hexdigest())
 
 
 def check_rasteriser() -> str:

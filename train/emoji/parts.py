@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from tokenizer.data.tars import Say
 from tokenizer.errors import UserError
 from tokenizer.manifest import MANIFEST, new_folder, verify
-from train.emoji.draw import THUMB, About, Drawing, Picture, paint
+from train.emoji.draw import THUMB, About, Drawing, DrawnImage, paint
 from train.emoji.fetch import PACKAGES
 
 RECIPE = 1  # version; increment it if images or metadata are made differently
 PICTURES, WEBP, THUMBS = "pictures.jsonl", "pictures.webp", "thumbs.npy"
 
-Painter = Callable[[Sequence[Drawing]], Iterator[Picture | str]]
+Painter = Callable[[Sequence[Drawing]], Iterator[DrawnImage | str]]
 
 
 @dataclass(frozen=True)

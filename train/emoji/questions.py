@@ -23,7 +23,7 @@ Asked = tuple[str, str, str]  # question, answer, type
 
 
 @dataclass(frozen=True)
-class Question:
+class EmojiQuestion:
     """One question, as in the output file."""
 
     id: str
@@ -33,7 +33,7 @@ class Question:
     split: str
 
 
-def make_questions(pictures: Sequence[About]) -> Iterator[Question]:
+def make_questions(pictures: Sequence[About]) -> Iterator[EmojiQuestion]:
     """Yield all questions about these images, in their order."""
     labels = [picture["label"] for picture in pictures]
     for picture in pictures:
@@ -42,7 +42,7 @@ def make_questions(pictures: Sequence[About]) -> Iterator[Question]:
         number = hashlib.sha256(f"cm3leon-other:{picture['id']}".encode()).digest()
         other = labels[int.from_bytes(number[:8]) % len(labels)]
         for asked in (*of_name(picture, other), *of_kind(picture), *of_details(picture)):
-            yield Question(picture["id"], *asked, picture["split"])
+            yield EmojiQuestion(picture["id"], *asked, picture["split"])
 
 
 def of_name(picture: About, other: str) -> Iterator[Asked]:

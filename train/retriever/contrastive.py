@@ -33,7 +33,7 @@ from tokenizer.vqgan.perceptual import FeatureNet
 from train import config, state
 from train.data.corpus import load_pixels
 from train.data.paraphrase import reword
-from train.metrics import Report
+from train.metrics import MetricLogger
 from train.schedule import Schedule
 from train.state import Say
 
@@ -88,7 +88,7 @@ def load(recipe: str, overrides: Sequence[str]) -> EncoderRecipe:
     return settings.build(EncoderRecipe, table)
 
 
-class Batches:
+class PairBatches:
     """Batches of images with one of their captions each, by (seed, step)."""
 
     def __init__(
@@ -196,11 +196,11 @@ def same_captions(captions: Sequence[str]) -> Tensor:
     return torch.tensor([[one == other for other in captions] for one in captions])
 
 
-class Job:
+class ContrastiveJob:
     """Network and optimiser of one run; `step` does one training step."""
 
     def __init__(
-        self, recipe: EncoderRecipe, text: TextTokenizer, batches: Batches, device: torch.device
+        self, recipe: EncoderRecipe, text: TextTokenizer, batches: PairBatches, device: torch.device
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.text, self.batches, self.device = recipe, text, batches, device
@@ -272,7 +272,7 @@ def main(
         if image is not None:
             say(f"{len(pixels)} images go through the codebook once")
             recoded = through_codebook(pixels, image, place)
-        job = Job(wanted, text, Batches(metadata, pixels, wanted, recoded), place)
+        job = ContrastiveJob(wanted, text, PairBatches(metadata, pixels, wanted, recoded), place)
         done = run(job, out, say, deadline, resume)
     if done < wanted.steps:
         say(f"time is up after step {done} of {wanted.steps}; go on with --resume latest")
@@ -282,7 +282,7 @@ def main(
 
 
 def run(
-    job: Job, folder: Path, say: Say, deadline: float = math.inf, resume: str = "latest"
+    job: ContrastiveJob, folder: Path, say: Say, deadline: float = math.inf, resume: str = "latest"
 ) -> int:
     """Train from a checkpoint in `folder`, or from the start; return the number of steps done."""
     recipe = job.recipe
@@ -291,7 +291,7 @@ def run(
         done = found.step
         state.unpack(found, job.net, job.optimizer)
         say(f"resumed at step {done}")
-    with Report(folder, start=done, steps=recipe.steps) as report:
+    with MetricLogger(folder, start=done, steps=recipe.steps) as report:
         while done < recipe.steps:
             figures = job.step(done)
             done += 1

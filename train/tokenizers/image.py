@@ -30,7 +30,7 @@ from tokenizer.vqgan.perceptual import FeatureNet, perceptual_distance
 from train import config, state
 from train.config import Precision
 from train.data.corpus import load_pixels
-from train.metrics import Report
+from train.metrics import MetricLogger
 from train.precision import autocast
 from train.schedule import Schedule
 from train.state import ALONE, Say
@@ -98,7 +98,7 @@ class ImageTokenizerRecipe:
             )
 
 
-class Batches:
+class ImageBatches:
     """Batches of images by (seed, step): every draw is independent of all earlier ones."""
 
     def __init__(
@@ -166,13 +166,13 @@ class Terms:
         return commitment + F.mse_loss(entries_BEHW, z_BEHW.detach())
 
 
-class Job:
+class ImageTokenizerJob:
     """Networks, optimisers and codebook of one run; `step` does one training step."""
 
     def __init__(
         self,
         recipe: ImageTokenizerRecipe,
-        batches: Batches,
+        batches: ImageBatches,
         say: Say,
         dist: DistributedContext = ALONE,
     ) -> None:
@@ -292,7 +292,7 @@ def main(
             dist.wait()
             metadata, pixels = load_pixels(tars, wanted.model.size, exclude, out, say=say)
             kinds = [str(picture.get("kind", "picture")) for picture in metadata]
-            batches = Batches(pixels, kinds, wanted, place, dist)
+            batches = ImageBatches(pixels, kinds, wanted, place, dist)
             trained = run(wanted, batches, out, say, deadline, resume, dist)
             if trained is None or not dist.first:
                 return out if dist.first else None
@@ -308,7 +308,7 @@ def check(recipe: str, overrides: Sequence[str], size: int) -> None:
 
 def run(
     recipe: ImageTokenizerRecipe,
-    batches: Batches,
+    batches: ImageBatches,
     folder: Path,
     say: Say,
     deadline: float = math.inf,
@@ -320,13 +320,13 @@ def run(
     Returns None if the clock (`time.monotonic`) passed `deadline` before the end, or a stop was
     requested; the state is then saved.
     """
-    job = Job(recipe, batches, say, dist)
+    job = ImageTokenizerJob(recipe, batches, say, dist)
     start = 0
     if found := state.find(folder, resume, say, dist):
         start = found.step
         job.restore(found)
         say(f"resumed at step {start}")
-    with Report(folder, start=start, steps=recipe.steps, on=dist.first) as report:
+    with MetricLogger(folder, start=start, steps=recipe.steps, on=dist.first) as report:
         for step in range(start, recipe.steps):
             dist.note(step, "computing")
             figures = job.step(step)
@@ -343,7 +343,7 @@ def run(
     return ImageTokenizer(job.net)
 
 
-def save(job: Job, folder: Path, done: int) -> None:
+def save(job: ImageTokenizerJob, folder: Path, done: int) -> None:
     """Save a checkpoint after `done` steps; all processes must call it together."""
     keep, keep_every = job.recipe.keep, job.recipe.keep_every
     tensors = job.tensors().items()
@@ -351,7 +351,7 @@ def save(job: Job, folder: Path, done: int) -> None:
 
 
 @torch.no_grad()
-def save_samples(job: Job, path: Path) -> None:
+def save_samples(job: ImageTokenizerJob, path: Path) -> None:
     """Save a sheet of images above their reconstructions."""
     x_B3HW = job.batches.at(0)
     x_B3HW = x_B3HW[: 16 if len(x_B3HW) >= 16 else 8]

@@ -17,7 +17,7 @@ from train.emoji import draw as emoji_pictures
 from train.emoji import parts as emoji_parts
 from train.emoji.build import HELD_OUT, is_kept_from_training
 from train.emoji.clipart import about_art, is_wide, name_of, read_art
-from train.emoji.draw import Drawing, Picture, crop, fit, inside, paint
+from train.emoji.draw import Drawing, DrawnImage, crop, fit, inside, paint
 from train.emoji.edits import Edit, make_edits, visible
 from train.emoji.names import TONES, Names, family, normal, read_names, slug, split_of, squash
 from train.emoji.parts import painter
@@ -247,7 +247,7 @@ def test_a_spare_picture_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     spare = box(20, 30)
     wanted = paint(Drawing(about={}, data=spare, cropped=True))
-    assert isinstance(wanted, Picture)
+    assert isinstance(wanted, DrawnImage)
     monkeypatch.setattr(emoji_pictures, "rasterise", refuse)
     refused = Drawing(about={}, data="<svg/>", spare=spare, cropped=True)
     assert paint(refused) == wanted
@@ -261,7 +261,7 @@ def test_many_processes_paint_what_one_does() -> None:
     with painter(1) as alone, painter(2) as together:
         pictures = list(alone(drawings))
         assert list(together(drawings)) == pictures
-    assert [isinstance(picture, Picture) for picture in pictures] == [True, False, True]
+    assert [isinstance(picture, DrawnImage) for picture in pictures] == [True, False, True]
 
 
 def test_a_killed_painter_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +278,7 @@ def test_svg_is_drawn() -> None:
     box = '<rect width="1" height="2" fill="#f00"/>'
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2">{box}</svg>'
     picture = paint(Drawing(about={}, data=svg))
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, DrawnImage)
     with Image.open(io.BytesIO(picture.webp)) as image:
         left, right = (np.asarray(image)[:, sides].mean((0, 1)) for sides in ([9], [99]))
     assert np.abs(left - [255, 0, 0]).max() < 8

@@ -20,9 +20,9 @@ from tokenizer.vqgan.network import VQGAN, VQGANConfig
 from tokenizer.vqgan.perceptual import FeatureNet
 from train.metrics import read
 from train.retriever.contrastive import (
-    Batches,
+    ContrastiveJob,
     EncoderRecipe,
-    Job,
+    PairBatches,
     codebook_of,
     contrastive_loss,
     run,
@@ -59,7 +59,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> EncoderRecipe:
     )  # fmt: skip
 
 
-def batches(recipe: EncoderRecipe) -> Batches:
+def batches(recipe: EncoderRecipe) -> PairBatches:
     """Twelve pictures of four colours; the captions of a colour are one."""
     pixels = np.full((12, 3, 32, 32), 255, np.uint8)
     metadata: list[dict[str, Any]] = []
@@ -69,11 +69,11 @@ def batches(recipe: EncoderRecipe) -> Batches:
         kind = "dark" if name == "black" else "bright"
         metadata.append({"id": str(number), "captions": [f"a {name} square"], "kind": kind})
     metadata[-1]["captions"] = []
-    return Batches(metadata, pixels, recipe)
+    return PairBatches(metadata, pixels, recipe)
 
 
-def job(recipe: EncoderRecipe, text: TextTokenizer) -> Job:
-    return Job(recipe, text, batches(recipe), torch.device("cpu"))
+def job(recipe: EncoderRecipe, text: TextTokenizer) -> ContrastiveJob:
+    return ContrastiveJob(recipe, text, batches(recipe), torch.device("cpu"))
 
 
 def test_the_loss_is_the_mean_of_two_cross_entropies() -> None:
@@ -146,7 +146,7 @@ def test_rare_families_are_drawn_as_often_as_full_ones(recipe: EncoderRecipe) ->
         for n in range(20)
     ]
     for evenly, least, most in ((0.0, 0.02, 0.09), (0.5, 0.12, 0.26), (1.0, 0.4, 0.6)):
-        made = Batches(metadata, pixels, replace(recipe, evenly=evenly, batch=400))
+        made = PairBatches(metadata, pixels, replace(recipe, evenly=evenly, batch=400))
         assert least < made.at(0)[0].count("rare") / 400 < most
 
 
@@ -156,7 +156,7 @@ def test_captions_are_reworded_and_pictures_recoded_as_often_as_asked(
     wanted = replace(recipe, reworded=0.5, recoded=0.25, image_tokenizer="one", batch=400, shift=0)
     metadata = [{"id": "0", "captions": ["the template"], "label": "fox"}]
     white, black = np.full((1, 3, 32, 32), 255, np.uint8), np.zeros((1, 3, 32, 32), np.uint8)
-    captions, pixels_B3HW = Batches(metadata, white, wanted, black).at(0)
+    captions, pixels_B3HW = PairBatches(metadata, white, wanted, black).at(0)
     assert 0.4 < captions.count("the template") / 400 < 0.6
     assert all("fox" in caption.lower() or caption == "the template" for caption in captions)
     assert 0.15 < (pixels_B3HW[:, 0, 0, 0] == -1).float().mean() < 0.35

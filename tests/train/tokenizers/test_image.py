@@ -19,11 +19,11 @@ from tokenizer.vqgan.perceptual import FeatureNet, perceptual_distance
 from train.metrics import read
 from train.schedule import Schedule
 from train.tokenizers.image import (
-    Batches,
     Codebook,
     CodebookConfig,
+    ImageBatches,
+    ImageTokenizerJob,
     ImageTokenizerRecipe,
-    Job,
     LossConfig,
     Terms,
     psnr,
@@ -62,11 +62,11 @@ def pictures(size: int) -> np.ndarray:
     return pixels
 
 
-def batches(recipe: ImageTokenizerRecipe) -> Batches:
-    return Batches(pictures(recipe.model.size), ["square"] * 20, recipe)
+def batches(recipe: ImageTokenizerRecipe) -> ImageBatches:
+    return ImageBatches(pictures(recipe.model.size), ["square"] * 20, recipe)
 
 
-class Killed(Batches):
+class Killed(ImageBatches):
     """Batches of a run that is interrupted while it makes a certain step."""
 
     def at(self, step: int) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_a_decoder_is_trained_on_while_the_codes_stay(wider: int | None, tmp_pat
     assert after["psnr"] > before["psnr"]
     assert after["used"] > 0
     with pytest.raises(UserError, match="its l2_norm is False, the recipe's True"):
-        Job(replace(more, model=replace(SMALL, l2_norm=True)), batches(more), print)
+        ImageTokenizerJob(replace(more, model=replace(SMALL, l2_norm=True)), batches(more), print)
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, ADVERSARIAL], ids=["plain", "adversarial"])
@@ -182,7 +182,7 @@ def test_on_a_gpu_it_learns_the_same(precision: Literal["fp32", "bf16"], tmp_pat
     for name, folder in folders.items():
         folder.mkdir()
         pixels = pictures(recipe.model.size)
-        found = Batches(pixels, ["square"] * 20, recipe, torch.device(name))
+        found = ImageBatches(pixels, ["square"] * 20, recipe, torch.device(name))
         for _ in range(2):  # the second finds the state of the first
             assert run(recipe, found, folder, print) is not None
         losses[name] = [line["loss"] for line in lines(folder)]
@@ -268,17 +268,17 @@ def test_shares_decide_how_often_a_kind_is_drawn() -> None:
     pixels[8:] = 255  # two of ten are white, and are drawn three times in four
     kinds = ["black"] * 8 + ["white"] * 2
     recipe = replace(RECIPE, batch=50, shares={"black": 1.0, "white": 3.0})
-    drawn = torch.cat([Batches(pixels, kinds, recipe).at(step) for step in range(20)])
+    drawn = torch.cat([ImageBatches(pixels, kinds, recipe).at(step) for step in range(20)])
     assert (drawn > 0).float().mean().item() == pytest.approx(0.75, abs=0.05)
-    as_found = Batches(pixels, kinds, replace(recipe, shares={})).share
+    as_found = ImageBatches(pixels, kinds, replace(recipe, shares={})).share
     assert as_found.tolist() == [0.8, 0.2]
 
 
 def test_pictures_that_are_not_there_are_said() -> None:
     with pytest.raises(UserError, match="no images to train on"):
-        Batches(pictures(16)[:0], [], RECIPE)
+        ImageBatches(pictures(16)[:0], [], RECIPE)
     with pytest.raises(UserError, match="no image of kind 'photo'"):
-        Batches(pictures(16), ["square"] * 20, replace(RECIPE, shares={"photo": 1.0}))
+        ImageBatches(pictures(16), ["square"] * 20, replace(RECIPE, shares={"photo": 1.0}))
 
 
 def test_a_perceptual_term_without_its_network_is_said_aloud() -> None:
