@@ -1,1 +1,1 @@
-"""How good and how fast a model is: sets, metrics and reports."""
+"""Evaluation: data sources, metrics, reports, and benchmarks of speed."""

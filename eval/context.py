@@ -1,8 +1,7 @@
-"""What all measures of one run share: the model, the pictures that it is measured on, and what it
-painted of them, made once and only when something asks.
+"""Evaluation context: the model, the evaluation images, and the images generated for them.
 
-a source's pictures -> items; its edits and questions beside them; captions -> what is painted.
-Below `measures`.
+All metrics of one run share it; everything is computed once, on first use. Data path: a source's
+images -> items; its edits and questions; captions -> generated images -> `eval/metrics`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,27 +31,30 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """What is measured on: at most `limit` of a source's captioned pictures, evenly spaced, or of
-    those whose ids a file lists; the same of its edits and questions."""
+    """Options of an evaluation run.
+
+    At most `limit` of a source's captioned images are used, evenly spaced, or of those whose ids a
+    file lists; the same holds for its edits and questions.
+    """
 
     ids: Path | None = None
     limit: int | None = None
     seed: int = 0
     retrieve: int = 0
-    """Documents in front of a prompt."""
+    """Number of documents before a prompt."""
     candidates: int = 1
-    """Painted for each picture, of which the retriever's encoder keeps the nearest."""
+    """Generated for each image; the nearest to the prompt by the retriever's encoder is kept."""
     samples: Path | None = None
-    """A folder of `eval samples`: what was painted already."""
+    """Folder written by `eval samples`: images that are already generated."""
     weights: Path | None = None
-    """A folder of judges' weights that do not ship."""
+    """Folder with weights of evaluation networks that are not shipped."""
     cache: Path = Path()
-    """A folder for what can be used again."""
+    """Folder for results that can be reused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A real picture, `size` x `size`, and its codes."""
+    """Real image, `size` x `size`, and its codes."""
 
     metadata: Mapping[str, Any]
     image: Image.Image
@@ -60,13 +62,13 @@ class Item:
 
     @property
     def caption(self) -> str:
-        """Its first caption."""
+        """First caption."""
         return self.metadata["captions"][0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """An edit of the corpus: what is there, what is asked, and what really came of it."""
+    """Edit of the corpus: the source image, the instruction, and the real edited image."""
 
     source: Item
     target: Item
@@ -76,14 +78,14 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question with its picture."""
+    """Question with its image."""
 
     item: Item
     asking: Asking
 
 
 class EvalContext:
-    """Opens nothing before it is asked for."""
+    """Evaluation context that loads, retrieves and generates only on first use."""
 
     def __init__(
         self,
@@ -99,23 +101,25 @@ class EvalContext:
         self.progress = progress
 
     def steps(self, what: str) -> Progress | None:
-        """Where to tell of progress."""
+        """Return the progress callback of a stage, if any."""
         return None if self.progress is None else self.progress(what)
 
     @cached_property
     def listed(self) -> dict[str, dict[str, Any]]:
-        """The metadata of all pictures to choose from, by id."""
+        """Metadata of all images to choose from, by id."""
         return chosen(self.source, self.asked.ids)
 
     @cached_property
     def items(self) -> list[Item]:
-        """The captioned pictures to measure on. Raises UserError where there is none."""
+        """Captioned images to evaluate on. Raises UserError if there are none."""
         ids = [one["id"] for one in captioned(self.source, self.listed)]
         return self.find(evenly(range(len(ids)), self.asked.limit), ids)
 
     def find(self, places: Sequence[int], ids: Sequence[str]) -> list[Item]:
-        """The pictures at these places of some ids, in that order; damaged ones of a corpus are
-        left out."""
+        """Return the images at these indices of `ids`, in that order.
+
+        Damaged images of a corpus are left out.
+        """
         order = [ids[place] for place in places]
         read = self.source.read(frozenset(order), self.leon.image_tokenizer.size)
         found = {
@@ -128,13 +132,15 @@ class EvalContext:
 
     @property
     def device(self) -> torch.device:
-        """Where networks are."""
+        """Device of the networks."""
         return self.leon.model.embed.weight.device
 
     @cached_property
     def painted_codes(self) -> list[tuple[int, ...]]:
-        """A picture of the first caption of every item, each with a seed of its own; of those that
-        were painted already the nearest to it."""
+        """Codes of an image generated from the first caption of every item, each with its own seed.
+
+        If samples were generated before, they are the codes of the sample nearest to the caption.
+        """
         if self.asked.samples is not None:
             captions = {item.metadata["id"]: item.caption for item in self.items}
             return best_of(self.asked.samples, captions, self.leon, self.embedder)
@@ -142,31 +148,36 @@ class EvalContext:
 
     @cached_property
     def painted(self) -> list[Image.Image]:
-        """`painted_codes` to look at."""
+        """Images of `painted_codes`."""
         return [self.leon.to_image(Picture(codes)) for codes in self.painted_codes]
 
     @cached_property
     def rebuilt(self) -> list[Image.Image]:
-        """Every item through the codebook."""
+        """Every item's image, reconstructed through the codebook."""
         return [self.leon.to_image(item.picture) for item in self.items]
 
     def paint(self, items: Sequence[Item], sampling: Sampling, retrieve: int) -> list[Image.Image]:
-        """`paint_codes` to look at."""
+        """Generate images of the items' first captions: `paint_codes`, decoded."""
         painted = self.paint_codes(items, sampling, retrieve)
         return [self.leon.to_image(Picture(codes)) for codes in painted]
 
     def paint_codes(
         self, items: Sequence[Item], sampling: Sampling, retrieve: int
     ) -> list[tuple[int, ...]]:
-        """The codes of a picture of each item's first caption, behind so many documents."""
+        """Generate the codes of an image of each item's first caption.
+
+        `retrieve` documents are placed before each prompt.
+        """
         captions = [item.caption for item in items]
         return self.paint_words(captions, self.fronts(items, retrieve), sampling)
 
     def paint_words(
         self, prompts: Sequence[str], fronts: Sequence[Sequence[Document]], sampling: Sampling
     ) -> list[tuple[int, ...]]:
-        """The codes of a picture of each prompt behind its documents, the best of as many
-        candidates as are asked for; seeds count on."""
+        """Generate the codes of an image of each prompt, after its documents.
+
+        The best of the requested number of candidates is kept; seeds are consecutive.
+        """
         count, steps = self.asked.candidates, self.steps("painting")
         wishes = [
             Wish(prompt=prompt, seed=self.asked.seed + place * count, retrieved=front)
@@ -180,12 +191,14 @@ class EvalContext:
         return [done[place] for place in range(len(wishes))]
 
     def fronts(self, items: Sequence[Item], count: int) -> list[list[Document]]:
-        """The documents in front of each item's prompt: those that generation would find, never the
-        item itself, as many as have room."""
+        """Return the documents before each item's prompt.
+
+        They are those that generation would retrieve, without the item itself, as many as fit.
+        """
         return [[document for _, document in row] for row in self.named_fronts(items, count)]
 
     def fronts_by_picture(self, items: Sequence[Item], count: int) -> list[list[Document]]:
-        """The documents that captioning would find for each item's picture, never the item."""
+        """Return the documents that captioning would retrieve for each image, never the item."""
         if not count or self.memory is None:
             return [[] for _ in items]
         queries = [Query(image=item.image, own=item.metadata["id"]) for item in items]
@@ -193,7 +206,7 @@ class EvalContext:
         return [[self.memory.document(one.id) for one in row] for row in found]
 
     def named_fronts(self, items: Sequence[Item], count: int) -> list[list[tuple[str, Document]]]:
-        """`fronts`, with the documents' ids."""
+        """Return `fronts` with the documents' ids."""
         if not count or self.memory is None:
             return [[] for _ in items]
         captions = [item.caption for item in items]
@@ -202,19 +215,22 @@ class EvalContext:
     def found(
         self, captions: Sequence[str], ids: Sequence[str], count: int
     ) -> list[list[tuple[str, Document]]]:
-        """What generation would find for each caption, other than the document of this id."""
+        """Return the documents that generation would retrieve for each caption.
+
+        The document of the caption's own id is never among them.
+        """
         assert self.memory is not None
         return retrieve_for_prompts(
             self.memory, self.embedder, self.leon.codec, captions, ids, count
         )
 
     def seed_of(self, place: int) -> int:
-        """Of the item at a place: the run's seed counts on."""
+        """Return the seed of the item at an index: the run's seed plus the index."""
         return self.asked.seed + place
 
     @cached_property
     def changes(self) -> list[Change]:
-        """The edits whose two pictures are listed. Raises UserError where there is none."""
+        """Edits of which both images are listed. Raises UserError if there are none."""
         rows = [
             row
             for row in self.source.edits()
@@ -238,7 +254,7 @@ class EvalContext:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The questions about listed pictures. Raises UserError where there is none."""
+        """Questions about listed images. Raises UserError if there are none."""
         rows = [one for one in self.source.questions() if one.picture in self.listed]
         rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
         if not rows:

@@ -1,7 +1,7 @@
-"""The data that is measured on: a split of a corpus, or a published data set.
+"""Evaluation data: a split of a corpus, or a published data set.
 
-`open_source` -> metadata of all images by id, pixels of some, the questions and the edits about
-them.
+Data path: `open_source` -> metadata of all images by id, pixels of some, the questions and the
+edits about them.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from tokenizer.manifest import file_hash
 from tokenizer.pixels import fit, open_image
 
 Layout = Literal["coco", "vqa", "ok-vqa", "vizwiz"]
-ANSWERED = ("vqa", "ok-vqa")  # in a file of its own
+ANSWERED = ("vqa", "ok-vqa")  # layouts with the answers in a separate file
 TEST = "test"
 EDITS, QUESTIONS = "edits.jsonl.gz", "questions.jsonl.gz"
 Metadata = dict[str, Any]
@@ -29,27 +29,27 @@ Metadata = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A command's words for where to look."""
+    """Command-line options that name the data."""
 
     data: Path
-    """A folder of tars, or a published set's JSON file."""
+    """Folder of tars, or a published set's JSON file."""
     split: str | None = None
-    """Of a corpus; `TEST` if not given."""
+    """Of a corpus; `TEST` by default."""
     layout: Layout | None = None
     """Of a published set."""
     images: Path | None = None
-    """The folder of a published set's pictures."""
+    """Folder of a published set's images."""
     annotations: Path | None = None
-    """The answers to the questions of `ANSWERED`."""
+    """Answers to the questions, for the layouts in `ANSWERED`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """A question about a picture, and what people answered."""
+    """Question about an image, and the answers that people gave."""
 
     id: str
     picture: str
-    """Its id."""
+    """Id of the image."""
     question: str
     answers: tuple[str, ...]
     kind: str
@@ -57,33 +57,35 @@ class Asking:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A split of a corpus: tars, edits and questions beside them."""
+    """Split of a corpus: tars, with edits and questions beside them."""
 
     folder: Path
     split: str
     tars: tuple[Path, ...]
     counting: str = "corpus"
-    """One of `answers.COUNTINGS`."""
+    """Key of `COUNTINGS` in `eval/metrics/vqa.py`."""
 
     def __str__(self) -> str:
         return f"the {self.split} split of {self.folder}"
 
     @classmethod
     def open(cls, folder: Path, split: str) -> "Corpus":
-        """Raises UserError where there is no tar of the split."""
+        """Open a split of a folder. Raises UserError if there is no tar of the split."""
         return cls(folder, split, tuple(find_tars(folder, f"{split}-")))
 
     def pictures(self) -> dict[str, Metadata]:
-        """The metadata of all, by id, in order."""
+        """Return the metadata of all images by id, in order."""
         return {one["id"]: one for one in list_pictures(self.tars)}
 
     def read(self, ids: Set[str], size: int | None) -> Iterator[tuple[Metadata, Image.Image]]:
-        """Those with these ids, `size` x `size` or (None) of their own size; damaged ones are left
-        out."""
+        """Yield the metadata and image of these ids, without damaged images.
+
+        Images are `size` x `size` or (None) of their own size.
+        """
         return read_images(self.tars, ids, Tally(), size)
 
     def questions(self) -> list[Asking]:
-        """About its pictures, or those of other splits."""
+        """Return all questions about images of this split or of others."""
         return [
             Asking(
                 id=str(place),
@@ -96,15 +98,15 @@ class Corpus:
         ]
 
     def edits(self) -> Iterator[Metadata]:
-        """Rows of `source`, `target`, `instructions` and perhaps `type`, of all splits."""
+        """Yield rows of `source`, `target`, `instructions` and perhaps `type`, of all splits."""
         return self._lines(EDITS)
 
     def hashes(self) -> dict[str, str]:
-        """By what a figure is bound to this."""
+        """Return the hashes by which a result is bound to this data."""
         return {tar.name: file_hash(tar) for tar in self.tars}
 
     def _lines(self, name: str) -> Iterator[Metadata]:
-        """The rows of a file of the corpus, one JSON object a line."""
+        """Yield the rows of a file of the corpus, one JSON object per line."""
         path = self.folder / name
         if not path.is_file():
             raise UserError(f"{self.folder} has no {name}; name a corpus that has")
@@ -118,10 +120,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Published:
-    """A published set: JSON files as its publishers have them, and a folder of pictures."""
+    """Published data set: JSON files in their publishers' layout, and a folder of images."""
 
     counting: str
-    """Its layout, which is also one of `answers.COUNTINGS` but for captions."""
+    """Layout; except for captions also a key of `COUNTINGS` in `eval/metrics/vqa.py`."""
     files: tuple[Path, ...]
     images: Path
     records: Sequence[Captioned | Answered]
@@ -134,7 +136,7 @@ class Published:
         return {self._picture(one): one.image for one in self.records}
 
     def pictures(self) -> dict[str, Metadata]:
-        """The metadata of all, by id, in order: no captions where there are questions."""
+        """Return the metadata of all images by id, in order; sets of questions have no captions."""
         return {
             self._picture(one): {
                 "id": self._picture(one),
@@ -145,15 +147,18 @@ class Published:
         }
 
     def read(self, ids: Set[str], size: int | None) -> Iterator[tuple[Metadata, Image.Image]]:
-        """Those with these ids, `size` x `size` or (None) of their own size. Raises UserError for a
-        damaged one: a figure of a part would not be one of the set."""
+        """Yield the metadata and image of these ids, `size` x `size` or (None) of their own size.
+
+        Raises UserError for a damaged image: a score on part of the set would not be a score on the
+        set.
+        """
         for name, metadata in self.pictures().items():
             if name in ids:
                 image = open_image(self._paths[name])
                 yield metadata, image if size is None else fit(image, size)
 
     def questions(self) -> list[Asking]:
-        """All of them. Raises UserError where the set has captions in their place."""
+        """Return all questions. Raises UserError if the set has captions instead."""
         found = [
             Asking(
                 id=one.id,
@@ -170,17 +175,20 @@ class Published:
         return found
 
     def edits(self) -> Iterator[Metadata]:
-        """Always a UserError."""
+        """Raise UserError: a published set has no edits."""
         raise UserError(f"{self} holds no edit; name a corpus with {EDITS}")
 
     def hashes(self) -> dict[str, str]:
-        """By what a figure is bound to this: the files, and how much all pictures weigh."""
+        """Return the hashes by which a result is bound to this data.
+
+        They are those of the files, and the number and total size of the images.
+        """
         weight = sum(path.stat().st_size for path in self._paths.values())
         told = f"{len(self._paths):,} files, {weight:,} bytes"
         return {path.name: file_hash(path) for path in self.files} | {"images": told}
 
     def _picture(self, one: Captioned | Answered) -> str:
-        """Its picture's id: questions share pictures, which are known by their files."""
+        """Return the id of a record's image; questions share images, identified by their files."""
         if isinstance(one, Captioned):
             return one.id
         return one.image.relative_to(self.images).as_posix()
@@ -190,8 +198,11 @@ Source = Corpus | Published
 
 
 def open_source(place: Place) -> Source:
-    """What the words name; a published set is read. Raises UserError for words that do not go
-    together, for what is not there, and as the readers of `published`."""
+    """Open the data that the options name; a published set is read completely.
+
+    Raises UserError for options that do not go together, for missing files, and as the readers of
+    `published`.
+    """
     data, images, more = place.data, place.images, place.annotations
     if place.layout is None:
         if images is not None or more is not None:
@@ -227,15 +238,17 @@ def _read(layout: Layout, files: tuple[Path, ...], images: Path) -> Sequence[Cap
 
 
 def corpus_of(source: Source, why: str) -> Path:
-    """The folder of a corpus. Raises UserError for a published set."""
+    """Return the folder of a corpus. Raises UserError for a published set."""
     if isinstance(source, Corpus):
         return source.folder
     raise UserError(f"{why} is in a corpus of tars, not in {source}; name one with --data")
 
 
 def chosen(source: Source, ids: Path | None) -> dict[str, Metadata]:
-    """The metadata of all pictures, by id; in the file's order, if one lists them. Raises UserError
-    where one of those is not there."""
+    """Return the metadata of all images by id, or of those listed in a file, sorted by id.
+
+    Raises UserError if a listed image is missing.
+    """
     found = source.pictures()
     if ids is None:
         return found
@@ -250,7 +263,7 @@ def chosen(source: Source, ids: Path | None) -> dict[str, Metadata]:
 
 
 def captioned(source: Source, listed: Mapping[str, Metadata]) -> list[Metadata]:
-    """Those that have a caption. Raises UserError where none has."""
+    """Return the metadata of images that have a caption. Raises UserError if there are none."""
     found = [one for one in listed.values() if one.get("captions")]
     if not found:
         raise UserError(f"no picture of {source} has a caption; name captioned ones")
@@ -258,7 +271,7 @@ def captioned(source: Source, listed: Mapping[str, Metadata]) -> list[Metadata]:
 
 
 def list_pictures(tars: Sequence[Path]) -> list[dict[str, Any]]:
-    """The metadata of all pictures, in order. Raises UserError where there is none."""
+    """Return the metadata of all images, in order. Raises UserError if there are none."""
     found = [sample.metadata for sample in read_samples(tars, Tally())]
     if not found:
         raise UserError(f"there is no picture with its text in {len(tars)} tars")
@@ -268,7 +281,10 @@ def list_pictures(tars: Sequence[Path]) -> list[dict[str, Any]]:
 def read_images(
     tars: Sequence[Path], ids: Set[str], tally: Tally, size: int | None = None
 ) -> Iterator[tuple[dict[str, Any], Image.Image]]:
-    """Metadata and picture, `size` x `size` or (None) of its own size, of those with these ids;
-    damaged ones are noted in `tally` and left out."""
+    """Yield the metadata and image of these ids.
+
+    Images are `size` x `size` or (None) of their own size; damaged images are recorded in `tally`
+    and skipped.
+    """
     wanted = (sample for sample in read_samples(tars, tally) if sample.metadata["id"] in ids)
     return decode(wanted, tally, size)

@@ -1,7 +1,7 @@
-"""What the big protocols ask of a model: a source's captions, several seeds of each.
+"""Sampling protocol of large evaluations: a source's captions, with several seeds each.
 
-the metadata of captioned pictures -> `samples.Wanted`; a memory -> the documents in
-front of each. Before `samples`; after it `best_of` picks one of each caption's pictures.
+Data path: metadata of captioned images -> `samples.Wanted`; a memory -> the documents before each
+prompt. `samples` generates the images; `best_of` then selects one for each caption.
 """
 
 import hashlib
@@ -26,8 +26,11 @@ LAST_SEED = 2**32 - 1
 def wanted_of(
     pictures: Sequence[Mapping[str, Any]], limit: int | None, each: int, seed: int
 ) -> list[Wanted]:
-    """Ask for the first caption of at most `limit` pictures, evenly spaced, `each` times; the seeds
-    count on from `seed`. The n-th sample for a picture has the id `PICTURE#n`."""
+    """Return the list of samples to generate: the first captions of some images, `each` times.
+
+    They are at most `limit` images, evenly spaced. The seeds count up from `seed`. The n-th sample
+    for an image has the id `PICTURE#n`. Raises UserError if the last seed is above `LAST_SEED`.
+    """
     chosen = [pictures[place] for place in evenly(range(len(pictures)), limit)]
     last = seed + len(chosen) * each - 1
     if last > LAST_SEED:
@@ -43,8 +46,11 @@ def wanted_of(
 
 
 def retrieval_of(memory: Memory, embedder: Embedder, codec: Codec, count: int) -> Retrieval:
-    """Up to `count` documents for each prompt: those that generation would find, as many as have
-    room, never the picture itself whose caption it is."""
+    """Return the retrieval of up to `count` documents for each prompt.
+
+    They are those that generation would retrieve, as many as fit, never the image that the prompt
+    is the caption of.
+    """
 
     def find(wanted: Sequence[Wanted]) -> list[list[tuple[str, Document]]]:
         prompts = [one.prompt for one in wanted]
@@ -58,10 +64,10 @@ def retrieval_of(memory: Memory, embedder: Embedder, codec: Codec, count: int) -
 def best_of(
     folder: Path, captions: Mapping[str, str], leon: CM3Leon, embedder: Embedder
 ) -> list[tuple[int, ...]]:
-    """Of the pictures that were painted of each caption (by its picture's id) the codes of the one
-    that the encoder finds nearest to it: CM3Leon keeps the best of 8 by a CLIP (section 3.1).
+    """Return the codes of the sample nearest to each caption (by its image's id), by the encoder.
 
-    Raises UserError for samples of another model or of other captions, and as `read`.
+    CM3Leon keeps the best of 8 by a CLIP (section 3.1). Raises UserError for samples of another
+    model or of other captions, and as `read`.
     """
     model = read_settings(folder)["model"]
     if model != leon.hash:

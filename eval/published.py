@@ -1,13 +1,13 @@
-"""Published sets to be measured on: captions and questions about a folder of pictures.
+"""Readers of published data sets: captions and questions about a folder of images.
 
-JSON as its publishers have it -> plain records, all of them or one clear line: a figure of a part
-would not be a figure of the set. On the path: `source` opens them, `lab` measures on them.
+JSON in its publishers' layout -> plain records of the whole set, or a UserError of one line: a
+score on part of a set would not be a score on the set. `corpus` opens the sets for evaluation.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import isfile  # whatever the name holds
+from os.path import isfile  # False for an invalid name too
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tokenizer.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Captioned:
-    """A picture and what people say of it."""
+    """Image and people's captions of it."""
 
     id: str
     image: Path
@@ -29,24 +29,25 @@ class Captioned:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """A question about a picture, and what each of several people answered."""
+    """Question about an image, and the answers of several people."""
 
     id: str
     image: Path
     question: str
     answers: tuple[str, ...]
     kind: str
-    """The type of the answer where the file tells it, else "question"."""
+    """Type of the answer if the file has it, else "question"."""
 
 
 def read_captions(path: Path, images: Path) -> list[Captioned]:
-    """COCO's or NoCaps' captions: `images` of `id`, `file_name` and perhaps `domain`, and
-    `annotations` of `image_id` and `caption`; the pictures lie in the folder `images`.
+    """Read COCO's or NoCaps' captions.
 
-    Pictures without a caption are passed over, and so are captions of white space alone.
+    The file has `images` of `id`, `file_name` and perhaps `domain`, and `annotations` of `image_id`
+    and `caption`; the image files are in the folder `images`. Images without a caption are skipped,
+    and so are captions of white space alone.
 
     Raises:
-        UserError: a file of another layout, captions without a picture, pictures that are missing.
+        UserError: a file of another layout, captions without an image, missing images.
     """
     table = load(path)
     told = rows(path, table, "annotations", ("image_id", "caption"))
@@ -79,14 +80,15 @@ def read_captions(path: Path, images: Path) -> list[Captioned]:
 
 
 def read_questions(questions: Path, annotations: Path, images: Path) -> list[Answered]:
-    """VQA v2's or OK-VQA's questions: `questions` of `question_id`, `image_id` and `question`, and
-    in another file `annotations` of `question_id` and `answers`, each with an `answer`.
+    """Read VQA v2's or OK-VQA's questions.
 
-    Pictures have COCO's file names, of 2014 or of 2017. Annotations of other questions are passed
-    over.
+    `questions` is a file with `questions` of `question_id`, `image_id` and `question`;
+    `annotations` is another with `annotations` of `question_id` and `answers`, each with an
+    `answer`. Images have COCO's file names, of 2014 or of 2017. Annotations of other questions are
+    ignored.
 
     Raises:
-        UserError: a file of another layout, questions without an answer, pictures that are missing.
+        UserError: a file of another layout, questions without an answer, missing images.
     """
     table = load(questions)
     asked = rows(questions, table, "questions", ("question_id", "image_id", "question"))
@@ -116,11 +118,13 @@ def read_questions(questions: Path, annotations: Path, images: Path) -> list[Ans
 
 
 def read_vizwiz(path: Path, images: Path) -> list[Answered]:
-    """VizWiz's questions: a list of `image`, `question` and `answers`, each with an `answer`, and
-    perhaps `answer_type` and `answerable`. The name of its picture is a question's id.
+    """Read VizWiz's questions.
+
+    The file is a list of `image`, `question` and `answers`, each with an `answer`, and perhaps
+    `answer_type` and `answerable`. The id of a question is the name of its image.
 
     Raises:
-        UserError: a file of another layout, pictures that are missing.
+        UserError: a file of another layout, missing images.
     """
     told = _list(path, ("image", "question", "answers"))
     ids = [_text(path, "entries", row, "image") for row in told]
@@ -145,7 +149,7 @@ def _listed(path: Path, table: object) -> Sequence[Mapping[str, Any]]:
 
 
 def _list(path: Path, keys: Sequence[str]) -> list[Any]:
-    """The rows of a file that is a list."""
+    """Return the rows of a file that is a list."""
     table = load(path)
     if not isinstance(table, list):
         held = (
@@ -189,7 +193,7 @@ def _once(path: Path, key: str, ids: Sequence[str]) -> None:
 
 
 def _files(images: Path, names: Sequence[Sequence[str]]) -> list[Path]:
-    """The picture of each record: the first of its names that is in the folder."""
+    """Return the image file of each record: the first of its names that is in the folder."""
     if not images.is_dir():
         raise UserError(f"{images}: no such folder; name the folder that the pictures lie in")
     found: list[Path] = []

@@ -1,7 +1,7 @@
-"""What a measurement leaves behind: report.json, a page for people, its pictures, what was said.
+"""Evaluation reports: report.json, a Markdown page, images, and outputs of the model.
 
-Every measure ends here. A report carries all that made it, so that anyone can make it again; two
-reports are held against each other by `differences`.
+Every metric ends here. A report contains all settings needed to reproduce it; `differences`
+compares two reports.
 """
 
 import json
@@ -18,53 +18,53 @@ from tokenizer.errors import UserError
 from tokenizer.manifest import write_file
 from tokenizer.pixels import encode_png, sheet
 
-VERSION = 1  # of report.json
+VERSION = 1  # format version of report.json
 RESAMPLES = 1000
-SHOWN = 24  # pictures on a sheet
-ACROSS = 8  # about so many in a row of it
+SHOWN = 24  # images on a sheet
+ACROSS = 8  # approximate number of images in a row of a sheet
 FILE, PAGE, RESULTS = "report.json", "README.md", "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """A figure with its 95% interval; none for a figure of one thing."""
+    """Value of a metric with its 95% interval; a value of a single item has none."""
 
     value: float
     low: float | None = None
     high: float | None = None
     count: int
-    """Of the things that were measured."""
+    """Number of measured items."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricResult:
-    """What a measure found."""
+    """Result of a metric."""
 
     values: Mapping[str, Value]
     notes: Sequence[str] = ()
     pictures: Mapping[str, Image.Image] = field(default_factory=dict[str, Image.Image])
     results: Sequence[Mapping[str, Any]] = ()
-    """What was said of each thing, in the layout that publishers' own scorers take."""
+    """Output of the model for each item, in the layout of publishers' own scorers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one measure found."""
+    """Result of a metric with the settings that produced it."""
 
     name: str
     values: Mapping[str, Value]
     made_by: Mapping[str, Any]
-    """The command, the seed, the settings, hashes of model and data, versions."""
+    """Command, seed, settings, hashes of model and data, versions."""
     seconds: float = 0.0
     notes: Sequence[str] = ()
     skipped: str = ""
-    """Why nothing was measured, if so."""
+    """Reason that nothing was measured, if so."""
     pictures: Mapping[str, Image.Image] = field(default_factory=dict[str, Image.Image])
-    """By the name of their file, without its ending."""
+    """By the name of their file, without extension."""
     results: Sequence[Mapping[str, Any]] = ()
 
     def write(self, folder: Path) -> None:
-        """Into a folder of its own name, each file whole or not at all."""
+        """Write the report into a subfolder of its own name, each file whole or not at all."""
         place = folder / self.name
         place.mkdir(parents=True, exist_ok=True)
         for name, image in self.pictures.items():
@@ -75,7 +75,7 @@ class Report:
         write_file(place / FILE, json.dumps(self.table(), indent=1, ensure_ascii=False).encode())
 
     def table(self) -> dict[str, Any]:
-        """As report.json has it."""
+        """Return the content of report.json."""
         return {
             "version": VERSION,
             "name": self.name,
@@ -89,8 +89,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> "Report":
-        """A report that was written, its pictures left where they are. Raises UserError for
-        anything else."""
+        """Read a written report, without its images. Raises UserError for anything else."""
         path = path / FILE if path.is_dir() else path
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
@@ -114,12 +113,14 @@ class Report:
             raise UserError(f"{path} is no report of 'cm3leon eval' ({error})") from error
 
 
-Statistic = Callable[[Sequence[int]], float]  # of the things at these places
+Statistic = Callable[[Sequence[int]], float]  # of the items at these indices
 
 
 def resampled(statistic: Statistic, count: int, seed: int = 0, resamples: int = RESAMPLES) -> Value:
-    """A statistic of all things, and where 95% of it falls when as many things are drawn with
-    repeats (Efron's percentile interval)."""
+    """Return a statistic of all items with its 95% interval.
+
+    The interval is Efron's percentile interval: as many items are drawn with replacement.
+    """
     assert count, "nothing was measured"
     whole = float(statistic(range(count)))
     if count == 1:
@@ -131,7 +132,10 @@ def resampled(statistic: Statistic, count: int, seed: int = 0, resamples: int = 
 
 
 def mean(amounts: Sequence[float], sizes: Sequence[float] | None = None, seed: int = 0) -> Value:
-    """The sum of `amounts` over that of `sizes`, a pair a thing; without sizes, the mean."""
+    """Return the sum of `amounts` over that of `sizes`, or the mean without sizes.
+
+    Each item has one of both.
+    """
     amounts_D = np.asarray(amounts, dtype=np.float64)
     sizes_D = np.ones_like(amounts_D) if sizes is None else np.asarray(sizes, dtype=np.float64)
 
@@ -142,14 +146,14 @@ def mean(amounts: Sequence[float], sizes: Sequence[float] | None = None, seed: i
 
 
 def sheet_of(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Some rows of pictures that belong together, evenly chosen."""
+    """Return a sheet of evenly chosen rows of images."""
     chosen = [rows[place] for place in evenly(range(len(rows)), SHOWN)]
     across = len(chosen[0])
     return sheet([image for row in chosen for image in row], across * max(1, ACROSS // across))
 
 
 def text_of(value: Value) -> str:
-    """`12.34 (11.90 to 12.80), 500`."""
+    """Format a value: `12.34 (11.90 to 12.80), 500`."""
     whole = f"{value.value:.4g}"
     if value.low is None or value.high is None:
         return f"{whole}, {value.count:,}"
@@ -157,7 +161,7 @@ def text_of(value: Value) -> str:
 
 
 def page(report: Report) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     lines = [f"# {report.name}", ""]
     if report.skipped:
         lines += [f"Not measured: {report.skipped}.", ""]
@@ -174,7 +178,7 @@ def page(report: Report) -> str:
 
 
 def differences(one: Report, other: Report) -> list[str]:
-    """What was asked otherwise, and which figures differ by more than their intervals."""
+    """Return the settings that differ, and each value with whether the intervals overlap."""
     lines: list[str] = []
     if one.name != other.name:
         lines.append(f"one is of {one.name}, the other of {other.name}: nothing can be compared")

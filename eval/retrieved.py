@@ -1,4 +1,4 @@
-"""Documents in front of measured prompts: as generation retrieves them, as many as fit."""
+"""Retrieved documents before evaluation prompts: as in generation, as many as fit."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,10 @@ def retrieve_for_prompts(
     memory: Memory, embedder: Embedder, codec: Codec, captions: Sequence[str],
     ids: Sequence[str], count: int,
 ) -> list[list[tuple[str, Document]]]:  # fmt: skip
-    """Return for each caption the documents that generation would prepend, with their ids; never
-    the one in `ids` whose caption it is."""
+    """Return for each caption the documents that generation would prepend, with their ids.
+
+    The document in `ids` that the caption belongs to is never among them.
+    """
     queries = [Query(text=text, own=own) for text, own in zip(captions, ids, strict=True)]
     rows: list[list[tuple[str, Document]]] = []
     for caption, row in zip(captions, retrieve(queries, memory, embedder, count), strict=True):
@@ -25,8 +27,10 @@ def retrieve_for_prompts(
 
 
 def fitting(codec: Codec, caption: str, documents: Sequence[Document]) -> list[Document]:
-    """Return the first documents for which the prompt and its image have room; generation would
-    refuse the others, an evaluation goes on without them."""
+    """Return the first documents that fit in the context with the prompt and its image.
+
+    Generation would refuse the others; an evaluation continues without them.
+    """
     endless = Codec(codec.vocabulary, codec.text, codec.picture_codes)
     prompt, _ = prompts.paint(caption)
     kept = list(documents)

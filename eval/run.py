@@ -1,7 +1,7 @@
-"""Run metrics by name and write their reports: `cm3leon eval METRIC...`.
+"""Runner of metrics by name that writes their reports: `cm3leon eval METRIC...`.
 
-A context is opened once; every metric that can be computed with what is there is, and the others
-say what they lack.
+One context is opened for all metrics; each metric whose inputs are available is computed, and the
+others report what is missing.
 """
 
 import hashlib
@@ -61,8 +61,10 @@ INDEX = "README.md"
 def run(
     context: EvalContext, wanted: Mapping[str, Metric], command: str, out: Path, *, every: bool
 ) -> list[Report]:
-    """Make the reports of these names, and a page that lists all that lie there. With `every` those
-    that lack something are skipped; otherwise that is a UserError."""
+    """Write the reports of these metrics, and an index page of all reports in the folder.
+
+    With `every`, metrics that lack an input are skipped; otherwise that raises UserError.
+    """
     made_by = circumstances(context, command)
     reports: list[Report] = []
     for name, metric in wanted.items():
@@ -74,7 +76,7 @@ def run(
 
 
 def written(out: Path) -> list[Report]:
-    """The reports in a folder, but those of other versions."""
+    """Read the reports in a folder, except those of other versions."""
     reports: list[Report] = []
     for place in sorted(out.glob(f"*/{FILE}")):
         with suppress(UserError):
@@ -85,7 +87,7 @@ def written(out: Path) -> list[Report]:
 def measured(
     context: EvalContext, name: str, metric: Metric, made_by: Mapping[str, Any], every: bool
 ) -> Report:
-    """One report."""
+    """Compute the report of one metric."""
     begun = time.perf_counter()
     try:
         found = metric(context)
@@ -105,7 +107,7 @@ def measured(
 
 
 def circumstances(context: EvalContext, command: str) -> dict[str, Any]:
-    """All that decides a figure."""
+    """Return everything that determines a value."""
     asked, leon = context.asked, context.leon
     return {
         "command": command,
@@ -128,7 +130,7 @@ def circumstances(context: EvalContext, command: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Return the versions of the software that computes."""
     return {
         "cm3leon": __version__,
         "torch": torch.__version__,
@@ -142,7 +144,7 @@ def _hash(text: str) -> str:
 
 
 def index(reports: Sequence[Report]) -> str:
-    """The page over all reports."""
+    """Return the index page of all reports."""
     lines = ["# Evaluation", ""]
     lines += ["| | model | | value (95% interval), of |", "| --- | --- | --- | --- |"]
     for report in reports:

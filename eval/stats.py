@@ -1,4 +1,4 @@
-"""Groups of what is measured: by kind of image, and evenly spaced parts."""
+"""Groups of evaluation items: by kind of image, and evenly spaced subsets."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,12 @@ ALL = "all"
 
 
 def kind_of(picture: Mapping[str, Any]) -> str:
-    """The kind that a picture's metadata gives, if any."""
+    """Return the kind in an image's metadata, by default "picture"."""
     return str(picture.get("kind", "picture"))
 
 
 def by_kind(kinds: Sequence[str]) -> dict[str, list[int]]:
-    """The places of each kind, by name; of several kinds, then of all together."""
+    """Return the indices of each kind, by name; if there are several kinds, also those of all."""
     found: dict[str, list[int]] = defaultdict(list)
     for place, kind in enumerate(kinds):
         found[kind].append(place)
@@ -22,7 +22,7 @@ def by_kind(kinds: Sequence[str]) -> dict[str, list[int]]:
 
 
 def evenly(things: Sequence[int], limit: int | None) -> list[int]:
-    """At most `limit` of the things, evenly spaced and in their order; None takes all."""
+    """Return at most `limit` values, evenly spaced and in order; None returns all."""
     if limit is None or limit >= len(things):
         return list(things)
     return [things[number * len(things) // limit] for number in range(limit)]

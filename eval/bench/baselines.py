@@ -1,9 +1,9 @@
-"""The decoders of transformers that our decoding is timed against, with our weights in them.
+"""Baseline decoders from transformers with our weights, for the decoding benchmark.
 
-Below `decoding`. Transformers is an extra: it is imported only when it is asked for.
+Used by `decode`. Transformers is an optional dependency, imported only on request.
 """
 
-# Shapes: B = rows, L = ids of a row, V = vocabulary, D = width
+# Shapes: B = rows, L = tokens per row, V = vocabulary, D = width
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ from cm3leon.model import Decoder, ModelConfig
 from tokenizer.errors import UserError
 
 Ids = tuple[int, ...]
-CLOSE = 1e-3  # the largest difference between both sides' logits of one prompt
-OURS = {  # the names of a layer's parts: ours, Chameleon's, OPT's
+CLOSE = 1e-3  # largest accepted difference between both decoders' logits
+OURS = {  # names of a layer's parts: ours -> (Chameleon's, OPT's)
     "attention.out": ("self_attn.o_proj", "self_attn.out_proj"),
     "attention.q_norm": ("self_attn.q_norm", ""),
     "attention.k_norm": ("self_attn.k_norm", ""),
@@ -30,7 +30,7 @@ OURS = {  # the names of a layer's parts: ours, Chameleon's, OPT's
 
 
 def transformers() -> Any:
-    """The library. Raises UserError where it is not installed."""
+    """Return the `transformers` package. Raises UserError if it is not installed."""
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
@@ -41,12 +41,12 @@ def transformers() -> Any:
 
 
 def is_opt(model: ModelConfig) -> bool:
-    """Whether transformers' decoder of this make is OPT; otherwise it is Chameleon."""
+    """Return whether transformers' counterpart of a decoder is OPT; otherwise it is Chameleon."""
     return model.mlp == "relu"
 
 
 def their_model(model: ModelConfig) -> Any:
-    """Transformers' decoder of the same sizes, with random weights of its own."""
+    """Return transformers' decoder of the same sizes, with random weights of its own."""
     library = transformers()
     shared: dict[str, Any] = {
         "vocab_size": model.vocabulary,
@@ -78,13 +78,13 @@ def their_model(model: ModelConfig) -> Any:
         **shared,
     )
     net = library.ChameleonForConditionalGeneration(config).eval().requires_grad_(False)
-    net.model.vqmodel = nn.Identity()  # ids only go in: it is never run, nor counted
+    net.model.vqmodel = nn.Identity()  # the input is ids only: never run, nor counted
     return net
 
 
 @torch.no_grad()
 def give(ours: Decoder, theirs: Any) -> None:
-    """Give their decoder our weights, under their names; none may be missing or left over."""
+    """Load our weights into their decoder under its names; none may be missing or left over."""
     model = ours.config
     opt = is_opt(model)
     start = "model.decoder" if opt else "model"
@@ -92,7 +92,7 @@ def give(ours: Decoder, theirs: Any) -> None:
     for name, weight in ours.state_dict().items():
         if name == "embed.weight":
             names[f"{start}.embed_tokens.weight"] = weight
-        elif name == "position.weight":  # theirs begins at the third row
+        elif name == "position.weight":  # OPT's positions begin at row 2
             names[f"{start}.embed_positions.weight"] = nn.functional.pad(weight, (0, 0, 2, 0))
         elif name == "norm.weight":
             names[f"{start}.norm.weight"] = weight
@@ -104,7 +104,7 @@ def give(ours: Decoder, theirs: Any) -> None:
                 for letter, third in zip("qkv", weight.chunk(3), strict=True):
                     names[f"{layer}.self_attn.{letter}_proj.{kind}"] = third
                 continue
-            if part.startswith("attention.") and part.endswith("_norm"):  # theirs: one a head
+            if part.startswith("attention.") and part.endswith("_norm"):  # one per head
                 weight = weight.expand(model.heads, -1)
             names[f"{layer}.{OURS[part][opt]}.{kind}"] = weight
     theirs.load_state_dict(names)
@@ -112,8 +112,10 @@ def give(ours: Decoder, theirs: Any) -> None:
 
 @torch.inference_mode()
 def difference(ours: Decoder, theirs: Any, prompts: Sequence[Ids]) -> float:
-    """The largest between both sides' logits of some prompts; one above `CLOSE` is no comparison
-    of the same computation."""
+    """Return the largest absolute difference between both decoders' logits on some prompts.
+
+    A difference above `CLOSE` fails an assertion: the two would not do the same computation.
+    """
     found = 0.0
     for prompt in prompts:
         ids_BL = torch.tensor([prompt], device=ours.embed.weight.device)
@@ -125,7 +127,7 @@ def difference(ours: Decoder, theirs: Any, prompts: Sequence[Ids]) -> float:
 
 
 class Only:
-    """Lets nothing through below `first`: a logits processor that costs one fill."""
+    """Logits processor that masks all ids below `first`, at the cost of one fill."""
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -138,13 +140,13 @@ class Only:
 def their_generate(
     net: Any, prompts: Sequence[Ids], n: int, first: int, scale: float
 ) -> Callable[[int], Tensor]:
-    """Their `generate` for `n` samples, as it is best called: returns a function that draws so many
-    ids, [n, ids].
+    """Return a function that samples a given number of ids with transformers' `generate`: [n, ids].
 
-    Attention is PyTorch's own (sdpa), the cache the dynamic one, under inference mode. It draws at
-    temperature 1 from ids of `first` and above; no end of sequence is known, so that every row has
-    the length asked for. Two prompts are guided with generate's own `guidance_scale` and
-    `negative_prompt_ids`, which reads the second prompt in a pass of its own at every step.
+    `generate` is called in its best configuration: PyTorch's own attention (sdpa), the dynamic
+    cache, inference mode. It samples at temperature 1 from the ids `first` and above; no end of
+    sequence is defined, so every row has the requested length. Two prompts are guided by generate's
+    own `guidance_scale` and `negative_prompt_ids`, which reads the second prompt in a separate
+    forward pass at every step.
     """
     device = net.device
     ids_BL = torch.tensor([prompts[0]] * n, device=device)

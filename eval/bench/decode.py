@@ -1,8 +1,8 @@
-"""How fast pictures are drawn, token by token: our decoding, beside transformers' of the same
-weights and beside what reading the weights once a step takes at least.
+"""Benchmark of token-by-token image generation: our decoding against transformers'.
 
-A shape with random weights, or a whole checkpoint -> runs by turns in one process -> seconds and
-tokens a second; the memory of each side is looked at in a process of its own.
+The baseline has the same weights; the lower bound is the time to read all weights once per step.
+Data path: a shape with random weights, or a whole checkpoint -> alternating runs in one process ->
+seconds and tokens per second; the memory of each side is measured in a separate process.
 """
 
 import time
@@ -41,7 +41,7 @@ GIGABYTE = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Seconds of the runs of one thing."""
+    """Seconds of repeated runs: median, minimum and maximum."""
 
     median: float
     least: float
@@ -49,76 +49,77 @@ class Times:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Times":
-        """The times of some runs."""
+        """Return the statistics of some runs."""
         return cls(median=median(seconds), least=min(seconds), most=max(seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One side of a comparison."""
+    """Measurements of one side of the comparison."""
 
     parameters: int
     drawing: Times
-    """Of `n` pictures' tokens, prefill included."""
+    """To generate the tokens of `n` images, prefill included."""
     prefill: Times
-    """Of the first token alone."""
+    """To generate the first token alone."""
     peak_mb: float
-    """Memory that the model and a run of it take beyond what the libraries do."""
+    """Memory of the model and one run, beyond that of the libraries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """What a step must at least read, and how long that takes."""
+    """Lower bound of a step: the bytes that it must read, and the time that takes."""
 
     weights: int
-    """Bytes of the blocks' matrices and of the head's image rows."""
+    """Bytes of the blocks' matrices and of the output head's image rows."""
     cache: int
-    """Bytes of keys and values that a step in the middle of a picture reads."""
+    """Bytes of keys and values that a step in the middle of an image reads."""
     bandwidth: float
-    """Bytes a second that this machine reads."""
+    """Measured read bandwidth of this machine, in bytes per second."""
 
     @property
     def seconds(self) -> float:
-        """The least time of a step."""
+        """Minimum time of a step."""
         return (self.weights + self.cache) / self.bandwidth
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingResult:
-    """What was measured of one setting."""
+    """Measurements of one setting."""
 
     setting: Setting
     tokens: int
-    """Of one picture."""
+    """Of one image."""
     ours: Side
     theirs: Side | None
     difference: float | None
-    """The largest between both sides' logits of the prompts, before ours change precision."""
+    """Largest difference between both sides' logits on the prompts, before our precision
+    changes."""
     floor: Floor
     compiled: bool
-    """Whether our step was native's."""
+    """True if our steps ran in the compiled `NativeDecoder`."""
     whole: Times | None
-    """Of `n` pictures from words to pixels, where a checkpoint paints them."""
+    """For `n` images from prompt to pixels, if a checkpoint generates them."""
 
     def step(self, side: Side) -> float:
-        """Seconds of a step after the prefill."""
+        """Return the seconds of a step after the prefill."""
         return (side.drawing.median - side.prefill.median) / (self.tokens - 1)
 
     @property
     def share(self) -> float:
-        """The floor's time over that of our step: 1 is as fast as memory can be read."""
+        """Time of the lower bound divided by that of our step; 1 is the speed of reading memory."""
         return self.floor.seconds / self.step(self.ours)
 
     @property
     def ratio(self) -> float | None:
-        """Our tokens a second over theirs."""
+        """Our tokens per second divided by theirs."""
         return (
             None if self.theirs is None else self.theirs.drawing.median / self.ours.drawing.median
         )
 
 
 def measure(setting: Setting) -> DecodingResult:
-    """Everything there is to say of one setting."""
+    """Measure one setting: times, memory, difference of logits, and the lower bound."""
     job = job_of(setting)
     device = job.model.embed.weight.device
     net, apart_by = None, None
@@ -162,7 +163,7 @@ def measure(setting: Setting) -> DecodingResult:
 
 
 def by_turns(actions: Sequence[Action], times: int, device: torch.device) -> list[Times]:
-    """The times of some actions that take turns, forwards and backwards; the first is not told."""
+    """Time some actions in alternation, forwards and backwards; the first round is a warm-up."""
     seconds = [list[float]() for _ in actions]
     order = list(enumerate(actions))
     for number in range(times + 1):
@@ -178,10 +179,10 @@ def by_turns(actions: Sequence[Action], times: int, device: torch.device) -> lis
 
 
 def peak(setting: Setting, *, theirs: bool) -> float:
-    """Megabytes that one side's model and one run of it take at most. For a fresh process."""
+    """Return the peak megabytes of one side's model and one run; call it in a fresh process."""
     device = pick_device(setting.device)
     small = Setting(shape=setting.shape, device=setting.device, layers=1, width=64, tokens=2)
-    _run_once(small, theirs)  # whatever is imported late is there before one looks
+    _run_once(small, theirs)  # lazy imports happen before memory is measured
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         _run_once(setting, theirs)
@@ -192,14 +193,16 @@ def peak(setting: Setting, *, theirs: bool) -> float:
 
 
 def matrices(job: Job) -> int:
-    """Numbers that a step multiplies with: the blocks' matrices and the rows of the head for what
-    may be drawn."""
+    """Count the weights that a step multiplies by.
+
+    They are the blocks' matrices and the head's rows of the ids that may be sampled.
+    """
     blocks = sum(one.numel() for one in job.model.blocks.parameters() if one.ndim > 1)
     return blocks + len(job.allowed) * job.model.config.width
 
 
 def floor(job: Job, n: int, weights: float) -> Floor:
-    """What a step reads at least: every matrix once, for all rows together."""
+    """Compute the lower bound of a step, which reads every matrix once for all rows together."""
     table = job.model.embed.weight
     made = job.model.config
     read = sum(len(prompt) + job.tokens // 2 for prompt in job.prompts)  # positions, all streams
@@ -211,18 +214,18 @@ def floor(job: Job, n: int, weights: float) -> Floor:
 
 
 def bandwidth(device: torch.device, size: int = GIGABYTE) -> float:
-    """Bytes a second that are read while a large tensor is summed; the best of five."""
+    """Measure the bytes read per second while a large tensor is summed; the best of five runs."""
     numbers = torch.ones(size // 4, device=device)
     return size / by_turns([numbers.sum], 5, device)[0].least
 
 
 def parameters(net: nn.Module) -> int:
-    """How many numbers a network learns."""
+    """Return the number of parameters of a network."""
     return sum(weight.numel() for weight in net.parameters())
 
 
 def as_json(found: DecodingResult) -> dict[str, Any]:
-    """The figures, with those that follow from them."""
+    """Return the measurements as a JSON table, with the figures derived from them."""
     table = asdict(found)
     for name, side in (("ours", found.ours), ("theirs", found.theirs)):
         if side is not None:

@@ -1,10 +1,10 @@
-"""How fast retrieval is: our layer against bare FAISS, a large memory, one prompt's share of time.
+"""Benchmark of retrieval: our layer against bare FAISS, large memories, share of generation time.
 
-Random unit vectors in clusters, with synthetic captions and codes -> a real memory folder -> times
-and resident memory, each taken in a process of its own, as a user's command would be.
+Data path: random unit vectors in clusters, with synthetic captions and codes -> a real memory
+folder -> times and resident memory, each measured in a fresh process, like a user's command.
 """
 
-# Shapes: D = documents, C = clusters, Q = queries, E = width of a vector, N = codes
+# Shapes: D = documents, C = clusters, Q = queries, E = vector width, N = codes
 
 import multiprocessing
 import resource
@@ -32,10 +32,10 @@ from retrieval.segment import Codebook, Row
 from tokenizer.document import Document
 from tokenizer.errors import UserError
 
-CLUSTER = 200  # vectors around one centre, on average
-SPREAD = 0.6  # of a vector around its centre, which has length 1
-CHUNK = 20_000  # vectors drawn at once
-CODES = 64  # of a synthetic picture
+CLUSTER = 200  # average number of vectors per cluster
+SPREAD = 0.6  # distance of a vector from its centre, which has length 1
+CHUNK = 20_000  # vectors generated at once
+CODES = 64  # per synthetic image
 BOOK = Codebook(image_tokenizer="synthetic", size=64, grid=8, codes=1024)
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,37 +43,36 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A memory that was built in one go."""
+    """Measurements of building a memory in one call."""
 
     documents: int
     dimension: int
     index: str
     bytes_per_vector: float
     seconds: float
-    """The vectors' own making not included."""
+    """Without the generation of the vectors."""
     peak_mb: float
-    """Resident memory of the build beyond what Python and its libraries take, mapped files left
-    out."""
+    """Resident memory of the build beyond Python and its libraries, without mapped files."""
     disk_mb: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Used:
-    """A memory, verified before, opened and searched by one query at a time."""
+    """Measurements of opening a previously verified memory, and searching it by single queries."""
 
     open_seconds: float
     queries: int
     p50_ms: float
     p99_ms: float
     anonymous_mb: float
-    """Resident memory that opening and searching took, mapped files left out."""
+    """Resident memory taken by opening and searching, without mapped files."""
     mapped_mb: float
-    """Pages of mapped files that searching brought in; the system may drop them at any time."""
+    """Pages of mapped files that searching read; the system may evict them at any time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-    """Documents added to a memory that was open."""
+    """Measurements of adding documents to an open memory."""
 
     documents: int
     seconds: float
@@ -81,47 +80,47 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The same queries, one at a time, through `Memory.search` and through FAISS alone."""
+    """Latency of the same single queries through `Memory.search` and through FAISS alone."""
 
     index: str
     documents: int
     found: int
-    """Documents asked for."""
+    """Documents requested."""
     bare_ms: float
     ours_ms: float
 
     @property
     def ratio(self) -> float:
-        """Our time over that of bare FAISS."""
+        """Our time divided by that of bare FAISS."""
         return self.ours_ms / self.bare_ms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Retrieval for one prompt beside the painting of its picture; medians."""
+    """Retrieval time for one prompt and generation time of its image; medians."""
 
     documents: int
     retrieval_ms: float
-    """Embedding the words, searching, choosing, and reading the documents."""
+    """To embed the prompt, search, select, and read the documents."""
     generation_ms: float
-    """Of one picture, with the documents in front."""
+    """Of one image, with the documents before the prompt."""
 
     @property
     def share(self) -> float:
-        """Retrieval's time over generation's."""
+        """Retrieval time divided by generation time."""
         return self.retrieval_ms / self.generation_ms
 
 
 def share_of_generation(
     model: CM3Leon, memory: Memory, embedder: Embedder, prompt: str, count: int, times: int
 ) -> Share:
-    """Retrieve `count` documents for a prompt and paint it with them, `times` times by turns."""
+    """Retrieve documents for a prompt and generate an image with them, `times` times in turn."""
 
     def find() -> list[Document]:
         (found,) = retrieve([Query(text=prompt)], memory, embedder, count)
         return [memory.document(one.id) for one in found]
 
-    examples = find()  # the first warms the caches
+    examples = find()  # the first call warms the caches
     retrieval, generation = list[float](), list[float]()
     for seed in range(times):
         retrieval.append(_seconds(find))
@@ -135,7 +134,7 @@ def share_of_generation(
 
 
 def vectors(count: int, dimension: int, seed: int) -> Iterator[Vectors]:
-    """Unit vectors in clusters, `CHUNK` at a time; the clusters are the same for every seed."""
+    """Yield unit vectors in clusters, `CHUNK` at a time; clusters are the same for every seed."""
     centres = max(1, count // CLUSTER)
     draw = np.random.default_rng(seed)
     of_centres = np.random.default_rng(0)
@@ -147,7 +146,7 @@ def vectors(count: int, dimension: int, seed: int) -> Iterator[Vectors]:
 
 
 def rows(count: int, first: int = 0) -> Iterator[Row]:
-    """Documents with captions and codes that look like real ones."""
+    """Yield documents with captions and codes that resemble real ones."""
     draw = np.random.default_rng(first)
     for number in range(first, first + count):
         metadata = {
@@ -161,7 +160,7 @@ def rows(count: int, first: int = 0) -> Iterator[Row]:
 
 
 def build(folder: Path, count: int, dimension: int, kind: Plan) -> Built:
-    """Make a synthetic memory in one segment; its vectors lie in a file beside it meanwhile."""
+    """Build a synthetic memory in one segment; its vectors are temporarily in a file beside it."""
     drawn = folder.with_name(f"{folder.name}-vectors.npy")
     shape = (count, dimension)
     drawn_DE = np.lib.format.open_memmap(drawn, mode="w+", dtype=np.float32, shape=shape)
@@ -190,8 +189,8 @@ def build(folder: Path, count: int, dimension: int, kind: Plan) -> Built:
 
 
 def use(folder: Path, queries: int) -> Used:
-    """Open a memory and search it, one query at a time, for as many documents as retrieval asks."""
-    index.faiss()  # a library is loaded once a process, whatever is opened
+    """Open a memory and search it by single queries, for as many documents as retrieval does."""
+    index.faiss()  # loaded once per process, so not part of opening
     before = resident()
     begun = time.perf_counter()
     memory = Memory.open(folder)
@@ -211,7 +210,7 @@ def use(folder: Path, queries: int) -> Used:
 
 
 def add(folder: Path, count: int) -> Added:
-    """Add documents to a memory that is open."""
+    """Add documents to an open memory."""
     memory = Memory.open(folder)
     dimension, first = memory.contents.dimension, memory.count
     (some_DE,) = vectors(count, dimension, seed=2)
@@ -222,10 +221,10 @@ def add(folder: Path, count: int) -> Added:
 
 
 def against_bare(folder: Path, queries: int, found: int) -> Layer:
-    """Medians of the same queries through our layer and through FAISS alone, by turns.
+    """Measure the same queries through our layer and through FAISS alone, in turn; return medians.
 
-    Both are asked of the one index in memory, for the best `found`. FAISS gives numbers and scores,
-    our layer also reads what the documents are.
+    Both search the same index in memory for the best `found`. FAISS returns numbers and scores; our
+    layer also reads the records of the documents.
     """
     memory = Memory.open(folder)
     (segment,) = memory.segments
@@ -237,7 +236,7 @@ def against_bare(folder: Path, queries: int, found: int) -> Layer:
             seconds = _seconds(search, query_1E, found)
             if number >= queries:  # the first half warms the caches
                 times.append(seconds)
-        both.reverse()  # who comes second finds the index's lists in the cache
+        both.reverse()  # the second of the two finds the index's lists cached
     return Layer(
         index=segment.kind,
         documents=memory.count,
@@ -248,8 +247,11 @@ def against_bare(folder: Path, queries: int, found: int) -> Layer:
 
 
 def bare(found: Index) -> Callable[[Vectors, int], object]:
-    """FAISS's own search of the same: with its `IndexRefine`, over vectors in memory, where what an
-    index finds is scored again."""
+    """Return FAISS's own search of the same vectors.
+
+    With an index it is FAISS's `IndexRefine`, which rescores the index's results with the exact
+    vectors, here in memory.
+    """
     if found.built is None:
         return partial(search_exactly, found.vectors_DE)
     library = index.faiss()
@@ -262,7 +264,7 @@ def bare(found: Index) -> Callable[[Vectors, int], object]:
 
 
 def queries_of(memory: Memory, count: int) -> list[Vectors]:
-    """Queries near the documents but none of them, [1, E] each."""
+    """Return queries near the documents but equal to none of them, [1, E] each."""
     dimension = memory.contents.dimension
     drawn_QE = next(vectors(memory.count, dimension, seed=3))[:count]
     return list(drawn_QE[:, None])
@@ -270,7 +272,7 @@ def queries_of(memory: Memory, count: int) -> list[Vectors]:
 
 @contextmanager
 def workplace(inside: Path | None) -> Generator[Path]:
-    """A new folder that is gone afterwards, inside a given one. UserError where it cannot."""
+    """Create a temporary folder inside a given one. Raises UserError if it cannot be created."""
     try:
         made = TemporaryDirectory(prefix="bench-", dir=inside)
     except OSError as error:
@@ -280,14 +282,14 @@ def workplace(inside: Path | None) -> Generator[Path]:
 
 
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of a function that runs in a fresh process."""
+    """Run a function in a fresh process and return its result."""
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
 def resident() -> tuple[float, float]:
-    """Megabytes of this process in memory: its own, and those of mapped files."""
+    """Return this process's resident megabytes: its own, and those of mapped files."""
     try:
         _, whole, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     except OSError as error:
@@ -297,7 +299,7 @@ def resident() -> tuple[float, float]:
 
 
 class Watched:
-    """Looks at the process's own memory while a block runs, and keeps the most it saw."""
+    """Context manager that samples the process's own memory and keeps the peak."""
 
     def __enter__(self) -> Self:
         self.before, _ = resident()
@@ -308,7 +310,7 @@ class Watched:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._look()  # what is held at the end is seen, however busy the machine
+        self._look()  # measured at the end even if the thread got no time
         self.done.set()
         self.thread.join()
 

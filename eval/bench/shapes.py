@@ -1,7 +1,7 @@
-"""What the bench of decoding runs: a decoder of some shape with random weights, or a checkpoint,
-and what is asked of it.
+"""Settings and jobs of the decoding benchmark: a decoder, its prompts and sampling parameters.
 
-Below `decoding`.
+The decoder has some shape and random weights, or is that of a checkpoint. Used by `decode` and
+`batching`.
 """
 
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ from cm3leon.pipeline import CM3Leon, pick_device
 from cm3leon.sampling import Sampling
 from tokenizer.errors import UserError
 
-CODES = 8192  # image ids, the last of the vocabulary
-TEXT, NOTHING = tuple(range(10, 42)), (2, 5, 7)  # the ids of a prompt, and those of no prompt
-HEAD = 64  # width of a head
-SCALE = 3.0  # of guidance
+CODES = 8192  # image ids, at the end of the vocabulary
+TEXT, NOTHING = tuple(range(10, 42)), (2, 5, 7)  # ids of a prompt, and of the empty prompt
+HEAD = 64  # width of an attention head
+SCALE = 3.0  # guidance scale
 PROMPT = "a red fox, Noto emoji style"
-BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.625}  # a weight, with what belongs to it
+BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.625}  # per weight, with its scales
 SHAPES: dict[str, dict[str, Any]] = {
     "chameleon": {
         "norm": "rmsnorm",
@@ -39,19 +39,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     "paper": {},
 }
 SHARED = {"vocabulary": 4096 + CODES, "layers": 12, "width": 512}
-PAPERS_TEXT = 56320  # text ids of the paper's vocabulary
+PAPERS_TEXT = 56320  # text ids in the paper's vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured: a shape with random weights, or a checkpoint's pictures (`model`)."""
+    """Configuration to measure: a shape with random weights, or a checkpoint's images (`model`)."""
 
     shape: str = "chameleon"
     model: str | None = None
     n: int = 1
     guided: bool = True
     precision: Precision | None = None
-    """Of the weights while decoding; None is fp32, and bf16 for a named size."""
+    """Of the weights during decoding; None is fp32, and bf16 for a named size."""
     against: bool = False
     times: int = 5
     device: str = "cpu"
@@ -81,18 +81,18 @@ class Setting:
 
     @property
     def drawn(self) -> int:
-        """Image tokens of a picture, where a shape is measured."""
+        """Image tokens per image, if a shape is measured."""
         return self.tokens or (256 if self.shape in SHAPES else 1024)
 
     @property
     def weights(self) -> Precision:
-        """What the weights are stored in while decoding."""
+        """Storage precision of the weights during decoding."""
         return self.precision or ("fp32" if self.shape in SHAPES or self.model else "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one run generates: `n` samples of these streams."""
+    """Generation job of one run: `n` samples of these streams."""
 
     model: Decoder
     prompts: tuple[tuple[int, ...], ...]
@@ -102,13 +102,13 @@ class Job:
     leon: CM3Leon | None = None
 
     def run(self, n: int, tokens: int) -> list[list[int]]:
-        """Draw so many tokens of `n` samples, with our own decoding."""
+        """Generate `tokens` tokens of `n` samples, with our own decoding."""
         rule = (Drawn(self.allowed, tokens),)
         return generate(self.model, Streams(self.prompts), rule, self.sampling, list(range(n)))
 
 
 def config_of(setting: Setting) -> ModelConfig:
-    """The decoder of a shape."""
+    """Return the decoder configuration of a shape."""
     given = {"layers": setting.layers, "width": setting.width}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if setting.width is not None:
@@ -123,7 +123,7 @@ def config_of(setting: Setting) -> ModelConfig:
 
 @torch.no_grad()
 def random_decoder(model: ModelConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """Weights that let every part count: matrices small, norms near one."""
+    """Return a decoder with random weights: matrices small, norms near 1, so every part counts."""
     with torch.device("meta"):
         made = Decoder(model).to(dtype)
     made = made.to_empty(device=device).eval().requires_grad_(False)
@@ -136,13 +136,13 @@ def random_decoder(model: ModelConfig, device: torch.device, dtype: torch.dtype)
 
 
 def ready(job: Job, precision: Precision) -> Job:
-    """The job, its decoder now in this precision."""
+    """Convert the job's decoder to this precision, and return the job."""
     prepare(job.model, precision)
     return job
 
 
 def job_of(setting: Setting) -> Job:
-    """The model and what it is asked for, the model not yet `ready`."""
+    """Return the model and its prompts; the model is not yet converted (`ready`)."""
     device = pick_device(setting.device)
     if setting.threads is not None:
         torch.set_num_threads(setting.threads)

@@ -1,7 +1,7 @@
-"""Where the time of one `cm3leon generate` goes, from the start of its process to its file.
+"""Benchmark of `cm3leon generate` by stage, from the start of its process to the written file.
 
 Whole processes are timed from outside; `python -m eval.bench.stages FILE MODEL DEVICE PROMPT` does
-the same work by itself in a fresh process and says when each stage was over.
+the same work in a fresh process and prints the seconds of each stage.
 """
 
 import json
@@ -22,24 +22,27 @@ STAGES = ("torch", "library", "load", "generate", "write")
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command as a whole process; seconds, medians of the same number of runs."""
+    """Seconds of one command as a whole process, from several runs; stages are medians."""
 
     prompt: str
     median: float
     least: float
     most: float
     stages: dict[str, float]
-    """Importing torch, importing our library, loading, generating, writing; of other processes."""
+    """Importing torch, importing our library, loading, generating, writing; in other processes."""
 
     @property
     def rest(self) -> float:
-        """What the stages leave: Python's own start and end, the command line, and what the stages
-        do not do: documents in front and further candidates, where the model has the habit."""
+        """Time outside the stages.
+
+        It is Python's own start and exit, the command line, and work that the stages leave out:
+        retrieved documents and further candidates, if they are the model's defaults.
+        """
         return self.median - sum(self.stages.values())
 
 
 def command(prompt: str, model: str, device: str, threads: int | None, times: int) -> Command:
-    """Run `cm3leon generate` so many times, by turns with its stages; the first is not told."""
+    """Time `cm3leon generate` and its stages in turn, `times` times after a warm-up."""
     whole, apart = list[float](), list[dict[str, float]]()
     with TemporaryDirectory(prefix="bench-") as folder:
         out = str(Path(folder) / "picture.png")
@@ -62,7 +65,7 @@ def command(prompt: str, model: str, device: str, threads: int | None, times: in
 
 
 def stages(out: Path, model: str, device: str, prompt: str) -> dict[str, float]:
-    """Seconds of each stage, in a process that has loaded nothing yet."""
+    """Return the seconds of each stage; call it in a process that has imported nothing yet."""
     marks = [time.perf_counter()]
 
     def mark() -> None:
@@ -87,7 +90,10 @@ def stages(out: Path, model: str, device: str, prompt: str) -> dict[str, float]:
 
 
 def _run(words: list[str], threads: int | None) -> str:
-    """What `python -m` of some words says. Raises UserError with its last line where it fails."""
+    """Run `python -m` with some arguments and return its output.
+
+    Raises UserError with the last line of its stderr if it fails.
+    """
     environment = dict(os.environ)
     paths = [str(HOME), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

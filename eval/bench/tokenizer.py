@@ -1,11 +1,11 @@
-"""How fast a codebook turns pictures into codes and back, beside other libraries' VQGANs.
+"""Benchmark of the image tokenizer: encoding and decoding against other libraries' VQGANs.
 
-Our network and taming-transformers' or diffusers' with the same weights -> times by turns in one
-process, peaks of resident memory, and how far their results are apart. Neither library is needed
-unless it is asked for.
+Our network and that of taming-transformers or diffusers run with the same weights; measured are
+times of alternating runs in one process, peaks of resident memory, and the difference of results.
+Either library is needed only on request.
 """
 
-# Shapes: B = pictures, L = codes of one, E = code width, H, W = height and width
+# Shapes: B = images, L = codes per image, E = codebook entry width, H, W = height and width
 
 import contextlib
 import ctypes
@@ -34,7 +34,7 @@ INSTALL = {
     "taming": "taming-transformers-rom1504==0.0.6 --no-deps, and einops",
     "diffusers": "diffusers",
 }
-# Names of diffusers' parts for taming's.
+# Patterns of taming's parameter names -> diffusers' names.
 RENAMED = [
     (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
     (r"\.down\.(\d+)\.attn\.", r".down_blocks.\1.attentions."),
@@ -55,7 +55,7 @@ RENAMED = [
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds that a batch of pictures took, and the most memory it took meanwhile."""
+    """Time and peak memory of a batch of images."""
 
     seconds: Times
     peak_mb: float
@@ -64,61 +64,64 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One network."""
+    """Measurements of one network."""
 
     name: str
     batch: int
     parameters: int
     encode: Pace | None
-    """Pixels to codes; None where a library has no such encoder."""
+    """Pixels to codes; None if a library has no such encoder."""
     decode: Pace
     """Codes to pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """Our network and another with the same weights."""
+    """Measurements of our network and another with the same weights."""
 
     ours: Side
     theirs: Side
     same_codes: float | None
-    """Share of the codes of the same pictures, where both have them."""
+    """Share of equal codes for the same images, if both networks have an encoder."""
     pixels_apart: float
-    """The largest difference of pixels in -1..1, painted from the same codes."""
+    """Largest difference of pixels in -1..1, decoded from the same codes."""
 
     @property
     def encode(self) -> float | None:
-        """Our pictures a second over theirs, by medians; None where they have no such encoder."""
+        """Our encoded images per second over theirs, by medians; None without their encoder."""
         if self.ours.encode is None or self.theirs.encode is None:
             return None
         return self.theirs.encode.seconds.median / self.ours.encode.seconds.median
 
     @property
     def decode(self) -> float:
-        """The same of decoding."""
+        """Our decoded images per second over theirs, by medians."""
         return self.theirs.decode.seconds.median / self.ours.decode.seconds.median
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What is timed of a network."""
+    """Network to be timed."""
 
     name: str
     net: nn.Module
     encode: Callable[[Tensor], Tensor] | None
-    """Pixels [B, 3, size, size] -> codes [B, L]; None where there is no such encoder."""
+    """Pixels [B, 3, size, size] -> codes [B, L]; None if there is no such encoder."""
     decode: Callable[[Tensor], Tensor]
     """Codes [B, L] -> pixels."""
 
 
-SHAPES = {  # the paper's, and taming's of 256 codes a picture of 256 pixels
+SHAPES = {  # the paper's, and taming's with 256 codes for an image of 256 pixels a side
     "f8": VQGANConfig(),
     "f16": VQGANConfig(ch_mult=(1, 1, 2, 2, 4), attn_resolutions=(16,)),
 }
 
 
 def fresh(shape: str, size: int) -> ImageTokenizer:
-    """A codebook of a shape with random weights, for pictures of `size` pixels a side."""
+    """Return an image tokenizer of a shape with random weights.
+
+    Its images have `size` pixels a side.
+    """
     torch.manual_seed(0)
     net = VQGAN(replace(SHAPES[shape], size=size))
     net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -127,14 +130,14 @@ def fresh(shape: str, size: int) -> ImageTokenizer:
 
 
 def ours(tokenizer: ImageTokenizer) -> Network:
-    """Our network as the product runs it."""
+    """Return our network as the image tokenizer runs it."""
     return Network(name="ours", net=tokenizer.net, encode=tokenizer.encode, decode=tokenizer.decode)
 
 
 def rival(name: Rival, tokenizer: ImageTokenizer) -> Network:
-    """Another library's network with our weights, between our patches and our lengths of vectors.
+    """Return another library's network with our weights, our patching and our normalised vectors.
 
-    Neither library has a local encoder, so of a local codebook it has the decoder alone.
+    Neither library has a local encoder, so only the decoder is available for a local codebook.
     """
     config = tokenizer.config
     make = {"taming": _taming, "diffusers": _diffusers}[name]
@@ -157,7 +160,7 @@ def rival(name: Rival, tokenizer: ImageTokenizer) -> Network:
 def against(
     name: Rival, tokenizer: ImageTokenizer, batch: int, times: int, seed: int = 0
 ) -> Against:
-    """Time both sides by turns, on the same pictures."""
+    """Time both networks in alternating runs, on the same images."""
     sides = [ours(tokenizer), rival(name, tokenizer)]
     pixels_B3HW = _pictures(batch, tokenizer.size, seed)
     with torch.inference_mode():
@@ -173,7 +176,7 @@ def against(
 
 
 def alone(tokenizer: ImageTokenizer, batch: int, times: int, seed: int = 0) -> Side:
-    """Time our side."""
+    """Time our network alone."""
     pixels_B3HW = _pictures(batch, tokenizer.size, seed)
     codes_BL = tokenizer.encode(pixels_B3HW)
     with torch.inference_mode():
@@ -208,13 +211,16 @@ def _measured(
 
 
 def peak_mb(action: Action) -> float:
-    """The most resident memory while an action ran, beyond what there was before; the second run
-    is told, for the first brings in what stays. UserError where /proc does not tell."""
+    """Return the peak resident megabytes of an action, beyond those before it.
+
+    The second run is measured, as the first allocates what stays resident. Raises UserError if
+    /proc cannot be read.
+    """
     action()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # what the allocator keeps would count as there before
+        trim(0)  # memory kept by the allocator would count as used before
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")
         action()
         return _status("VmHWM") - before
@@ -228,7 +234,7 @@ def _status(name: str) -> float:
 
 
 def _pictures(count: int, size: int, seed: int) -> Tensor:
-    """Noise in -1..1: [count, 3, size, size]."""
+    """Return uniform noise in -1..1: [count, 3, size, size]."""
     random = torch.Generator().manual_seed(seed)
     return torch.rand((count, 3, size, size), generator=random) * 2 - 1
 
@@ -261,7 +267,7 @@ def _taming(config: VQGANConfig, state: Mapping[str, Tensor]) -> Network:
         "z_channels": config.z_channels,
         "double_z": False,
     }
-    with contextlib.redirect_stdout(io.StringIO()):  # its decoder speaks
+    with contextlib.redirect_stdout(io.StringIO()):  # its decoder prints
         parts = {
             **({} if config.local else {"encoder": model.Encoder(**shape)}),
             "decoder": model.Decoder(**shape),
@@ -320,8 +326,11 @@ def _diffusers(config: VQGANConfig, state: Mapping[str, Tensor]) -> Network:
 
 
 def to_diffusers(state: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """taming's state dict under the names of diffusers' VQModel, which counts levels upwards and
-    has matrices where taming's attention has 1x1 convolutions."""
+    """Convert taming's state dict to that of diffusers' VQModel.
+
+    VQModel numbers the upsampling levels in the opposite order, and has matrices where taming's
+    attention has 1x1 convolutions.
+    """
     found = dict[str, Tensor]()
     for name, weight in state.items():
         for pattern, new in RENAMED:

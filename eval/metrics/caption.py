@@ -1,7 +1,8 @@
-"""Captions: the model's captions against people's, and against the image's label and style.
+"""Captioning metric: generated captions against people's, and against the image's label and style.
 
-An evaluation context -> `prompts.describe` -> greedy captions, many in one batch -> COCO's scores,
-and which words are named. The held-out pairs of the corpus have `THING, STYLE` as first caption.
+Data path: evaluation context -> `prompts.describe` -> greedy captions, many in one batch -> COCO's
+scores, and the shares that name label and style. The held-out pairs of the corpus have `THING,
+STYLE` as first caption.
 """
 
 import re
@@ -26,13 +27,13 @@ from tokenizer.pixels import sheet
 GROUP = 32  # images captioned together
 GREEDY = Sampling(temperature=0.0)
 
-# Hyphens and apostrophes inside belong to a word: "medium-light" does not name "light".
+# Hyphens and apostrophes inside a word are part of it: "medium-light" does not name "light".
 _WORD = re.compile(r"[^\W_]+(?:[-'\u2019][^\W_]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionPair:
-    """A picture's label, its first caption, and what the model said."""
+    """Image's label, its first caption, and the generated caption."""
 
     id: str
     label: str
@@ -41,24 +42,27 @@ class CaptionPair:
 
     @property
     def names_label(self) -> bool:
-        """Every word of the label stands somewhere in the caption."""
+        """True if every word of the label occurs in the caption."""
         named = words(self.label)
         return bool(named) and named <= words(self.caption)
 
     @property
     def names_style(self) -> bool:
-        """After its last comma the caption says what the first caption says there."""
+        """True if the caption's text after its last comma equals that of the first caption."""
         return _style(self.caption) == _style(self.wanted)
 
     @property
     def exact(self) -> bool:
-        """The caption is the first caption."""
+        """True if the caption equals the first caption."""
         return self.caption == self.wanted
 
 
 def caption(context: EvalContext) -> MetricResult:
-    """Greedy captions against the item's own: scores of the field where they can be computed, and
-    how often label and style are named."""
+    """Score greedy captions against the items' own.
+
+    Returns COCO's scores, if they can be computed, and the shares of captions that name label and
+    style.
+    """
     said: list[str] = []
     steps = context.steps("captions")
     for start in range(0, len(context.items), GROUP):
@@ -101,7 +105,7 @@ def caption(context: EvalContext) -> MetricResult:
 
 
 def _scores(context: EvalContext, said: Sequence[str]) -> tuple[dict[str, Value], Sequence[str]]:
-    """The field's scores against all captions of each picture, or why there are none."""
+    """Return COCO's scores against all captions of each image, or the reason for having none."""
     try:
         check_scorers()
         found = caption_scores(
@@ -119,8 +123,10 @@ def describe(
     pictures: Sequence[Picture],
     fronts: Sequence[Sequence[Document]] | None = None,
 ) -> list[str]:
-    """What `CM3Leon.caption` would say at temperature 0 of each picture behind its documents, in
-    one batch."""
+    """Return greedy captions of images after their documents, in one batch.
+
+    They are those of `CM3Leon.caption` at temperature 0.
+    """
     requests: list[Request] = []
     for picture, front in zip(pictures, fronts or [()] * len(pictures), strict=True):
         ids = codec.infill(prompts.describe(picture), front)
@@ -132,7 +138,7 @@ def describe(
 
 
 def words(text: str) -> set[str]:
-    """The different words of a text, in small letters."""
+    """Return the distinct words of a text, in lower case."""
     return set(_WORD.findall(text.casefold()))
 
 
@@ -141,5 +147,5 @@ def _style(caption: str) -> str:
 
 
 def plain_id(name: str) -> str | int:
-    """An id as its publisher wrote it: COCO's are numbers, which its own scorers insist on."""
+    """Return an id in its publisher's type: COCO's are numbers, which its own scorers require."""
     return int(name) if name.isdecimal() and str(int(name)) == name else name

@@ -1,11 +1,11 @@
-"""How near captions are to people's: BLEU, METEOR, ROUGE-L, CIDEr, and SPICE where it is at hand.
+"""Caption scores against references: BLEU, METEOR, ROUGE-L, CIDEr, and SPICE if available.
 
-Captions by picture -> pycocoevalcap's tokenizer (Java) -> its scorers, of which METEOR and SPICE
-are Java too -> a score of all and one a picture; `measures` makes figures of them. Nothing of it
-prints, nothing is fetched, and no process is left behind.
+Data path: captions by image -> pycocoevalcap's tokenizer (Java) -> its scorers, of which METEOR and
+SPICE are Java too -> a score of the corpus and one per image, from which `caption_values` computes
+confidence intervals. It prints nothing, downloads nothing, and leaves no process running.
 """
 
-# Shapes: N = pictures, C = counts of one
+# Shapes: N = images, C = counts per image
 
 import os
 import shutil
@@ -26,37 +26,37 @@ from tokenizer.errors import UserError
 
 Counts = NDArray[np.float64]
 
-LONGEST = 4  # n-grams of BLEU
-# Of METEOR 1.5 for English: what its jar counts with, to the last bit (Denkowski and Lavie 2014)
+LONGEST = 4  # longest n-grams of BLEU
+# METEOR 1.5 for English: the parameters in its jar, to the last bit (Denkowski and Lavie 2014)
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-WEIGHTS_M = np.array((1.0, 0.6, 0.8, 0.6))  # the same word, stem, synonym, paraphrase
+WEIGHTS_M = np.array((1.0, 0.6, 0.8, 0.6))  # matches of words, stems, synonyms, paraphrases
 BLEU = tuple(f"BLEU-{longest}" for longest in range(1, LONGEST + 1))
-MEANS = ("ROUGE-L", "CIDEr", "SPICE")  # these of all pictures are the means of each picture's
-# What pycocoevalcap would fetch when it first computes SPICE.
+MEANS = ("ROUGE-L", "CIDEr", "SPICE")  # the corpus score is the mean over images
+# Files that pycocoevalcap would download when it first computes SPICE.
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 Tokens = dict[int, list[str]]
-"""The captions of each picture, by its place: tokens with a space between."""
+"""Captions of each image, by its index: tokens joined by spaces."""
 Scored = tuple[Any, Any]
-"""A score of all pictures, and those of each, as pycocoevalcap gives them."""
+"""Score of the corpus, and scores of each image, as pycocoevalcap returns them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionScores:
-    """Scores by their names, as pycocoevalcap has them: shares, but CIDEr's goes up to 10."""
+    """Scores by pycocoevalcap's names: between 0 and 1, except CIDEr, which goes up to 10."""
 
     ids: tuple[str, ...]
     corpus: Mapping[str, float]
-    """Of all pictures. BLEU and METEOR count over all captions and are not the means of `each`."""
+    """Of all images. BLEU and METEOR count over all captions and are not the means of `each`."""
     each: Mapping[str, tuple[float, ...]]
-    """Of each picture, in the order of `ids`."""
+    """Of each image, in the order of `ids`."""
     sums: Mapping[str, Sequence[tuple[float, ...]]]
-    """What BLEU and METEOR add up, of each picture; `bleu` and `meteor` score the sums."""
+    """Counts of each image that BLEU and METEOR add up; `bleu` and `meteor` score their sums."""
     notes: tuple[str, ...] = ()
 
 
 def check_scorers() -> None:
-    """Raises UserError where captions cannot be scored here; to be asked before there are any."""
+    """Raise UserError if captions cannot be scored here; to be called before generating any."""
     if find_spec("pycocoevalcap") is None:
         raise UserError(
             "caption scores need pycocoevalcap, which is not installed; pip install 'cm3leon[eval]'"
@@ -71,14 +71,15 @@ def check_scorers() -> None:
 def caption_scores(
     references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
 ) -> CaptionScores:
-    """Score one caption a picture against people's, both by the picture's id, in the order of
-    `references`.
+    """Score one caption per image against people's, both by the image's id.
 
-    White space of any kind, line breaks too, counts as one space. CIDEr weighs words by how many of
-    these pictures' references have them: other pictures, or fewer, have another scale.
+    The result is in the order of `references`. White space of any kind, including line breaks,
+    counts as one space. CIDEr weights words by the number of these images whose references contain
+    them, so scores of other images, or of fewer, are on another scale.
 
     Raises:
-        UserError: Java or pycocoevalcap is missing, Java fails, a picture lacks a side.
+        UserError: Java or pycocoevalcap is missing, Java fails, or an image lacks references or a
+            caption.
     """
     check_scorers()
     _check_sides(references, candidates)
@@ -103,8 +104,10 @@ def caption_scores(
 
 
 def caption_values(scores: CaptionScores) -> dict[str, Value]:
-    """Figures of the scores, with an interval over pictures. CIDEr's words keep their weights
-    whatever pictures are drawn."""
+    """Return the scores with confidence intervals over images.
+
+    CIDEr's word weights stay the same for all resampled sets of images.
+    """
     count = len(scores.ids)
     bleu_NC, meteor_NC = (np.asarray(scores.sums[name]) for name in ("BLEU", "METEOR"))
     values = {
@@ -130,7 +133,7 @@ def _check_sides(references: Mapping[str, Sequence[str]], candidates: Mapping[st
 
 
 def _plain(text: str) -> str:
-    """On one line, whatever white space and half characters it holds."""
+    """Return a text on one line: all white space as spaces, lone surrogates replaced."""
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
@@ -140,11 +143,11 @@ def _tokens(captions: Sequence[Sequence[str]]) -> Tokens:
     rows = {
         place: [{"caption": _plain(text)} for text in some] for place, some in enumerate(captions)
     }
-    rows[-1] = [{"caption": "last"}]  # comes back where Java came to the end, every line in place
+    rows[-1] = [{"caption": "last"}]  # returned only if Java reached the last line
     with _quiet():
         try:
             found: Tokens = PTBTokenizer().tokenize(rows)
-        except OSError as error:  # it writes into its own folder
+        except OSError as error:  # it writes into its package folder
             raise UserError(f"pycocoevalcap's tokenizer cannot run ({error})") from error
     if found.pop(-1, None) != ["last"]:
         raise UserError(
@@ -157,7 +160,7 @@ def _tokens(captions: Sequence[Sequence[str]]) -> Tokens:
 def _counted(
     wanted: Tokens, said: Tokens
 ) -> tuple[dict[str, Scored], dict[str, list[tuple[float, ...]]]]:
-    """All scores but SPICE, and what those add up that are no means."""
+    """Return all scores but SPICE, and the counts of the scores that are not means."""
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -177,7 +180,7 @@ def _counted(
 
 
 def _bleu_counts(one: Mapping[str, Any]) -> tuple[float, ...]:
-    """Of a caption as BleuScorer keeps it."""
+    """Return the counts of a caption from BleuScorer's record of it."""
     said: int = one["testlen"]
     sizes: list[int] = one["reflen"]
     _, nearest = min((abs(size - said), size) for size in sizes)
@@ -186,11 +189,11 @@ def _bleu_counts(one: Mapping[str, Any]) -> tuple[float, ...]:
 
 @contextmanager
 def _meteor() -> Generator[Any]:
-    """METEOR's scorer, and the end of its Java process whatever happens."""
+    """Yield METEOR's scorer, and end its Java process in any case."""
     from pycocoevalcap.meteor.meteor import Meteor
 
     class Listening(Meteor):
-        """Keeps what Java tells of each caption."""
+        """METEOR scorer that keeps Java's statistics of each caption."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -209,7 +212,7 @@ def _meteor() -> Generator[Any]:
         told = java.stderr.read().decode(errors="replace").strip().partition("\n")[0]
         raise UserError(f"METEOR's Java process gave no score ({told or error})") from error
     finally:
-        if scorer.lock.locked():  # after a mistake; its __del__ would wait for it for ever
+        if scorer.lock.locked():  # after an error; its __del__ would wait for ever
             scorer.lock.release()
         java.kill()
         java.wait()
@@ -219,7 +222,10 @@ def _meteor() -> Generator[Any]:
 
 
 def _spice(wanted: Tokens, said: Tokens) -> Scored:
-    """Raises UserError where its jars do not lie in pycocoevalcap's folder, or it fails."""
+    """Compute SPICE.
+
+    Raises UserError if its jars are not in pycocoevalcap's folder, or if it fails.
+    """
     from pycocoevalcap.spice import spice
 
     lib = Path(str(spice.__file__)).parent / "lib"
@@ -231,12 +237,12 @@ def _spice(wanted: Tokens, said: Tokens) -> Scored:
             whole, parts = spice.Spice().compute_score(wanted, said)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise UserError(f"its Java process failed ({error})") from error
-    return whole, [one["All"]["f"] for one in parts]  # in the order of places
+    return whole, [one["All"]["f"] for one in parts]  # in order of index
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Nothing is printed meanwhile, by child processes neither."""
+    """Suppress all output to stdout and stderr, also of child processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(number, os.dup(number)) for number in (1, 2)]
@@ -254,10 +260,10 @@ def _quiet() -> Generator[None]:
 
 
 def bleu(sums_C: Counts, longest: int) -> float:
-    """BLEU of n-grams up to `longest`. Of captions: their tokens, the tokens of the nearest
-    references; of each length up to LONGEST the n-grams, then those of them that are right.
+    """Compute BLEU of n-grams up to `longest` from summed counts.
 
-    The small numbers are pycocoevalcap's.
+    The counts of captions are: their tokens, the tokens of the nearest references; for each length
+    up to LONGEST the n-grams, then the matching n-grams. The small constants are pycocoevalcap's.
     """
     said, wanted = sums_C[:2]
     grams, right = np.split(sums_C[2:], 2)
@@ -268,20 +274,24 @@ def bleu(sums_C: Counts, longest: int) -> float:
 
 
 def meteor_counts(line: str) -> tuple[float, ...]:
-    """What METEOR tells of one caption, ready to be added up. One that is its reference word for
-    word counts as no chunk, as in METEOR's own sums."""
+    """Parse METEOR's statistics of a caption into counts that can be summed.
+
+    A caption that equals its reference word for word counts as no chunk, as in METEOR's own sums.
+    """
     *counts, chunks, said, wanted = map(float, line.split())
     whole = chunks == 1 and [said, wanted] == counts[:2]
     return (*counts, 0.0 if whole else chunks, said, wanted)
 
 
 def meteor(sums_C: Counts) -> float:
-    """METEOR. Of captions and of the references nearest to them: their tokens, the function words
-    among these; of each way to match, the other words that match of each side, then the function
-    words; the chunks of words in the same order, and the words of each side that match.
+    """Compute METEOR from summed counts of captions and of their nearest references.
+
+    The counts are: the tokens of each side, the function words among these; for each type of match,
+    the matched content words of each side, then the function words; the chunks of matched words in
+    the same order, and the matched words of each side.
     """
     lengths, matched, (chunks, *words) = np.split(sums_C, (4, 20))
-    weights = np.array((DELTA, 1 - DELTA))  # of a word, of a function word
+    weights = np.array((DELTA, 1 - DELTA))  # of content words, of function words
     found = WEIGHTS_M @ (weights @ matched.reshape(4, 2, 2))
     if not found.all():
         return 0.0

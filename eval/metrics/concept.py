@@ -1,8 +1,8 @@
-"""How often a classifier that had no part in painting names the thing and the style that were asked
-for: of real pictures, of those through the codebook, and of painted ones.
+"""Concept metric: accuracy of a separate classifier on the requested thing and style.
 
-Asked for are the corpus's held-out pairs, a thing in a style that no model saw it in, and as many
-pairs of the train split, drawn once.
+It classifies real images, their reconstructions through the codebook, and generated images, in
+whose generation the classifier has no part. The prompts are the corpus's held-out pairs, a thing in
+a style in which no model saw it, and as many pairs of the train split, sampled once.
 """
 
 import random
@@ -22,14 +22,14 @@ from eval.stats import evenly
 from tokenizer.data.tars import find_tars, read_ids
 from tokenizer.pixels import sheet
 
-HELD_OUT = "heldout-pairs.txt"  # ids of train pictures that no model is trained on
+HELD_OUT = "heldout-pairs.txt"  # ids of train images that no model is trained on
 JUDGE = "concept-judge.safetensors"
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 COLUMNS = 8
 
 
 def concept(context: EvalContext) -> MetricResult:
-    """The shares of real and painted pictures that show what they should."""
+    """Return the shares of real and generated images that show the requested thing and style."""
     net, held_out, known = prepared(context)
     sampling, count = context.leon.sampling.text_to_image, context.asked.retrieve
     painted = context.paint(held_out, sampling, count)
@@ -57,8 +57,11 @@ def concept(context: EvalContext) -> MetricResult:
 
 
 def sweep(context: EvalContext) -> MetricResult:
-    """The held-out pairs painted with other guidance, with CD-K, with a mixed pool's halves, and
-    with documents in front where there is a memory."""
+    """Score the held-out pairs with other sampling.
+
+    It covers guidance scales, top-p, CD-K, and half of each; all of them also with retrieved
+    documents if there is a memory.
+    """
     net, items, _ = prepared(context)
     base = context.leon.sampling.text_to_image
     counts = [0] if context.memory is None else [0, context.asked.retrieve]
@@ -66,7 +69,7 @@ def sweep(context: EvalContext) -> MetricResult:
 
     def measured(name: str, some: Sequence[Sampling], count: int) -> None:
         images: list[Image.Image] = []
-        for part, sampling in enumerate(some):  # of a pool each sampling paints its share
+        for part, sampling in enumerate(some):  # each sampling of a pool generates its share
             images += context.paint(items[part :: len(some)], sampling, count)
         order = [item for part in range(len(some)) for item in items[part :: len(some)]]
         values.update(shares(name, net.name(images, [wanted(item) for item in order])))
@@ -83,7 +86,7 @@ def sweep(context: EvalContext) -> MetricResult:
 
 
 def prepared(context: EvalContext) -> tuple[Classifier, list[Item], list[Item]]:
-    """The classifier, the held-out pairs to paint, and as many train pairs."""
+    """Return the classifier, the held-out pairs to generate, and as many train pairs."""
     net, folder, excluded = judge_of(context)
     train = EvalContext(
         replace(context.asked, ids=None),
@@ -102,7 +105,7 @@ def prepared(context: EvalContext) -> tuple[Classifier, list[Item], list[Item]]:
 
 
 def judge_of(context: EvalContext) -> tuple[Classifier, Path, frozenset[str]]:
-    """The classifier, the corpus that it learnt from, and the ids that it did not."""
+    """Return the classifier, its training corpus, and the ids excluded from its training."""
     folder = corpus_of(context.source, "what the judge learns from")
     excluded = read_ids(folder / HELD_OUT)
     tars, steps = find_tars(folder, "train-"), context.steps("training the judge")
@@ -110,17 +113,17 @@ def judge_of(context: EvalContext) -> tuple[Classifier, Path, frozenset[str]]:
 
 
 def wanted(item: Item) -> tuple[str, str]:
-    """The family and the style that a picture should show."""
+    """Return the family and the style that an image should show."""
     return item.metadata["family"], item.metadata["style"]
 
 
 def rebuilt(context: EvalContext, items: Sequence[Item]) -> list[Image.Image]:
-    """Pictures through the codebook."""
+    """Return the images reconstructed through the codebook."""
     return [context.leon.to_image(item.picture) for item in items]
 
 
 def shares(name: str, found: Sequence[Named]) -> dict[str, Value]:
-    """How many are right, in each way."""
+    """Return the shares of correct predictions of the family, the style, and both."""
     return {
         f"{name}: family": mean([float(one.family) for one in found]),
         f"{name}: family among five": mean([float(one.family_among_five) for one in found]),

@@ -1,6 +1,6 @@
 """Copying audit: generated images that copy training images, or those that were retrieved for them.
 
-What counts as near is decided by real images of the split, on which nobody trained: one in a
+The threshold is calibrated on real images of the split, on which nothing was trained: one in a
 hundred of them is as near to a training image (`near_copies`).
 """
 
@@ -23,14 +23,17 @@ from tokenizer.document import Picture
 from tokenizer.errors import UserError
 from tokenizer.pixels import to_image, to_pixels
 
-SHOWN = 16  # of the nearest pairs
+SHOWN = 16  # nearest pairs on the sheet
 TRAIN = "train"
-TOGETHER = 64  # pictures that go through the codebook at once
+TOGETHER = 64  # images reconstructed at once
 
 
 def audit(context: EvalContext) -> MetricResult:
-    """How many painted pictures are nearer to a training picture, or to a document of theirs, than
-    real held-out ones are. Raises UserError where the split is the one that is trained on."""
+    """Return the shares of generated images that are too near to training or retrieved images.
+
+    Too near is nearer than real held-out images are. Raises UserError if the split is the one that
+    is trained on.
+    """
     if (
         isinstance(context.source, Corpus)
         and context.source.split == TRAIN
@@ -83,7 +86,7 @@ def audit(context: EvalContext) -> MetricResult:
 
 
 def _features(context: EvalContext) -> tuple[Features, str]:
-    """MobileNetV2 where it is at hand, else the retriever's encoder; and its name."""
+    """Return MobileNetV2's features if available, else the retriever's, and their name."""
     try:
         path = weights(context.asked.weights, MOBILENET)
     except UserError:
@@ -99,8 +102,10 @@ def _features(context: EvalContext) -> tuple[Features, str]:
 def _trained_on(
     context: EvalContext, codes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Image.Image]]:
-    """The pictures of the train split less the held-out pairs, through the codebook; their codes
-    are left in `codes`."""
+    """Yield the images of the train split without the held-out pairs, through the codebook.
+
+    Their codes are added to `codes`.
+    """
     folder = corpus_of(context.source, "what was trained on")
     tars = find_tars(folder, f"{TRAIN}-")
     held_out = folder / HELD_OUT

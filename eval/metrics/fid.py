@@ -1,13 +1,13 @@
-"""FID and its kin: distances of the distributions of generated and real images.
+"""FID and related distances between the distributions of generated and real images.
 
-The real images are those whose captions were prompted with, cropped and resized to the model's
-size, and beside them the same through the codebook: CM3Leon's paper does not say which of the two
-its reference is. By the Inception of `eval.networks.inception` the Frechet distance is the FID; by
-the MobileNetV2 of `tokenizer.vqgan.perceptual`, whose weights are easier to come by, it is the
-mobilenet distance, never to be set beside a FID.
+The real images are those whose captions were the prompts, cropped and resized to the model's size.
+They are used as they are and through the codebook: CM3Leon's paper does not say which of the two is
+its reference. With the Inception of `eval.networks.inception` the Frechet distance is the FID; with
+the MobileNetV2 of `tokenizer.vqgan.perceptual`, whose weights are easier to obtain, it is the
+mobilenet distance, which cannot be compared with a FID.
 """
 
-# Shapes: N = pictures, B = batch, F = features of a picture
+# Shapes: N = images, B = batch, F = features per image
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -37,27 +37,34 @@ MAKERS = {
     MOBILENET: "scripts/convert_mobilenet.py",
     LPIPS: "scripts/convert_lpips.py",
 }
-FEWEST = FEATURES + 1  # pictures whose covariance can be full
+FEWEST = FEATURES + 1  # images whose covariance can have full rank
 Of = Callable[[Tensor, Tensor], Distance]
 
 
 def fid(context: EvalContext) -> MetricResult:
-    """The Frechet Inception Distance. Raises UserError without its network, or with fewer pictures
-    than features, of which a covariance cannot be had."""
+    """Compute the Frechet Inception Distance.
+
+    Raises UserError without its network, or with too few images for a full covariance of its
+    features.
+    """
     network = inception(context)
     enough(len(context.items), FEWEST)
     return _found(context, "FID", network, frechet)
 
 
 def kernel_distance(context: EvalContext) -> MetricResult:
-    """KID, whose expectation does not hang on how many pictures there are. Raises UserError without
-    its network."""
+    """Compute KID, whose expectation does not depend on the number of images.
+
+    Raises UserError without its network.
+    """
     return _found(context, "KID", inception(context), kid)
 
 
 def mobilenet_distance(context: EvalContext) -> MetricResult:
-    """The Frechet distance by features of MobileNetV2, never to be set beside a FID. Raises
-    UserError without its network."""
+    """Compute the Frechet distance of MobileNetV2's features, which cannot be compared with a FID.
+
+    Raises UserError without its network.
+    """
     net = mobilenet_features(weights(context.asked.weights, MOBILENET), context.device)
     found = _found(context, "mobilenet distance", net, frechet)
     note = f"a distance of {len(context.items):,} pictures; compare it with others of as many"
@@ -65,7 +72,7 @@ def mobilenet_distance(context: EvalContext) -> MetricResult:
 
 
 def rebuilt_distance(context: EvalContext) -> tuple[dict[str, Value], str]:
-    """rFID of the lab's items, or why there is none."""
+    """Return the rFID of the context's items, or the reason that there is none."""
     try:
         network = inception(context)
         enough(len(context.items), FEWEST)
@@ -78,7 +85,7 @@ def rebuilt_distance(context: EvalContext) -> tuple[dict[str, Value], str]:
 
 @torch.inference_mode()
 def likeness(context: EvalContext) -> tuple[list[float], str]:
-    """LPIPS of each of the lab's items with itself through the codebook, or why there is none."""
+    """Return LPIPS between the context's items and their reconstructions, or why there is none."""
     try:
         net = Lpips.load(weights(context.asked.weights, LPIPS)).to(context.device)
     except UserError as error:
@@ -96,12 +103,12 @@ def likeness(context: EvalContext) -> tuple[list[float], str]:
 
 
 def inception(context: EvalContext) -> Features:
-    """FID's network. Raises UserError where it is not at hand."""
+    """Load FID's network. Raises UserError if its weights are not available."""
     return inception_features(weights(context.asked.weights, INCEPTION), context.device)
 
 
 def weights(folder: Path | None, name: str) -> Path:
-    """A file of weights that does not ship. Raises UserError where it is not there."""
+    """Return the path of weights that are not shipped. Raises UserError if the file is missing."""
     path = Path(name) if folder is None else folder / name
     if folder is None or not path.is_file():
         where = "no folder of weights is named" if folder is None else f"{folder} has no {name}"
@@ -110,7 +117,7 @@ def weights(folder: Path | None, name: str) -> Path:
 
 
 def enough(count: int, fewest: int) -> None:
-    """Raise UserError for too few pictures for a FID."""
+    """Raise UserError for too few images for a FID."""
     if count < fewest:
         raise UserError(
             f"{count:,} pictures have no covariance of {FEATURES:,} features; give at least "
@@ -120,7 +127,7 @@ def enough(count: int, fewest: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A distance by its network."""
+    """Distance with the network that computes its features."""
 
     name: str
     network: str
@@ -136,8 +143,11 @@ WAYS = {
 
 
 def check_folders(real: Path, made: Path, folder: Path | None, by: str, maker: str) -> None:
-    """Raise UserError for folders that cannot be compared so, before a network is read: empty,
-    too few pictures, swapped (`maker` wrote its name into the real ones), no weights."""
+    """Raise UserError for folders that cannot be compared, before a network is loaded.
+
+    They are empty, have too few images or are swapped (the real images' metadata name `maker`), or
+    the weights are missing.
+    """
     weights(folder, WAYS[by].network)
     for place in (real, made):
         enough(len(list_folder(place)), WAYS[by].fewest)
@@ -154,8 +164,10 @@ def of_folders(
     device: torch.device,
     progress: Progress,
 ) -> tuple[MetricResult, dict[str, str]]:
-    """The distance of two folders, and the hashes of all that made it. Raises UserError as
-    `check_folders` and `read_folder`."""
+    """Return the distance of two folders, and the hashes of everything that it depends on.
+
+    Raises UserError as `check_folders` and `read_folder`.
+    """
     way = WAYS[by]
     path = weights(folder, way.network)
     network = (inception_features if way.network == INCEPTION else mobilenet_features)(path, device)
@@ -171,13 +183,13 @@ def of_folders(
 
 
 def of_all(folder: Path) -> str:
-    """A hash of a folder's pictures, in the order in which they are read."""
+    """Return a hash of a folder's images, in the order in which they are read."""
     text = "".join(f"{path.name} {file_hash(path)}\n" for path in list_folder(folder))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def interval(distance: Distance) -> Value:
-    """A distance with its 95% interval over the pictures of both sets."""
+    """Return a distance with its 95% interval over the images of both sets."""
     draw = np.random.default_rng(0)
     spread = np.zeros(RESAMPLES)
     for parts in (distance.parts_N, distance.parts_M):
@@ -189,7 +201,7 @@ def interval(distance: Distance) -> Value:
 
 
 def among(real_NF: Tensor, made_NF: Tensor) -> Mapping[str, Value]:
-    """Precision, recall, density and coverage."""
+    """Return precision, recall, density and coverage."""
     found = surroundings(real_NF, made_NF)
     return {
         "precision": mean(found.precision_M),
@@ -201,7 +213,7 @@ def among(real_NF: Tensor, made_NF: Tensor) -> Mapping[str, Value]:
 
 @torch.inference_mode()
 def seen(network: Features, images: Sequence[Image.Image], device: torch.device) -> Tensor:
-    """The features [N, F] of pictures of one size."""
+    """Compute the features [N, F] of images of one size."""
     rows: list[Tensor] = []
     for start in range(0, len(images), BATCH):
         pixels_B3HW = torch.stack([to_pixels(image) for image in images[start : start + BATCH]])
@@ -227,7 +239,7 @@ def _found(context: EvalContext, name: str, network: Features, of: Of) -> Metric
 
 @dataclass(frozen=True)
 class Compared:
-    """The features of two sets, for other measures too, and their distance."""
+    """Features of two sets, for other metrics too, and their distance."""
 
     real_NF: Tensor
     made_MF: Tensor
@@ -235,13 +247,18 @@ class Compared:
 
 
 def inception_features(weights: Path, device: torch.device | str = "cpu") -> Features:
-    """FID's network from scripts/convert_inception.py's file. Raises UserError as its `load`."""
+    """Load FID's network from the file of scripts/convert_inception.py.
+
+    Raises UserError as its `load`.
+    """
     return FidInception.load(weights).to(device)
 
 
 def mobilenet_features(weights: Path, device: torch.device | str = "cpu") -> Features:
-    """Pooled MobileNetV2 from scripts/convert_mobilenet.py's file. Raises UserError as its
-    `load`."""
+    """Load pooled MobileNetV2 from the file of scripts/convert_mobilenet.py.
+
+    Raises UserError as its `load`.
+    """
     return FeatureNet.load(weights).to(device).pooled
 
 
@@ -256,7 +273,10 @@ def compare(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Compared:
-    """Read two folders and measure. Raises UserError as `read_folder` and the distance."""
+    """Read two folders and compute their distance.
+
+    Raises UserError as `read_folder` and the distance.
+    """
     real_NF, made_MF = (
         read_folder(folder, features, size=size, batch=batch, device=device, progress=progress)
         for folder in (real, made)

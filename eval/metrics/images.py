@@ -1,7 +1,7 @@
-"""The measures of what the model paints, a picture at a time: scores, edits, infillings.
+"""Metrics of single generated images: text-image scores, edits, infilling.
 
-What is painted has the model's own sampling, and seeds that count
-from the run's. How painted pictures lie as a set is for `apart`.
+Images are generated with the model's own sampling parameters, and with seeds that count up from the
+run's. Distances between sets of generated images are in `fid`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,14 @@ from eval.stats import by_kind
 from retrieval.embed import ClipEmbedder, unit
 from tokenizer.errors import UserError
 
-PART = 4  # a hole begins after a PART-th of the side, and ends as far from the end
+PART = 4  # a hole's distance from the edges is 1 / PART of the side
 
 
 def edit(context: EvalContext) -> MetricResult:
-    """How near an edit comes to its real target, beside doing nothing and beside the target through
-    the codebook; by PSNR and by the cosine of the retriever's encoder."""
+    """Score edits against their real targets, by PSNR and by the cosine of the retriever's encoder.
+
+    Baselines are the unedited source, and the target reconstructed through the codebook.
+    """
     steps = context.steps("edits")
     made: list[Image.Image] = []
     for place, change in enumerate(context.changes):
@@ -47,8 +49,11 @@ def edit(context: EvalContext) -> MetricResult:
 
 
 def _edit_bits(context: EvalContext, changes: Sequence[Change]) -> dict[str, Value]:
-    """Bits of the real picture after each type of edit, behind its own source and behind that of
-    the next edit of the type: they say whether the source is read at all."""
+    """Return bits per code of the real target for each type of edit, given two different sources.
+
+    They are its own source, and that of the next edit of the type; the difference shows whether the
+    model reads the source at all.
+    """
     values: dict[str, Value] = {}
     codec = context.leon.codec
     for kind, places in by_kind([one.kind for one in changes]).items():
@@ -65,8 +70,10 @@ def _edit_bits(context: EvalContext, changes: Sequence[Change]) -> dict[str, Val
 
 
 def infill(context: EvalContext) -> MetricResult:
-    """How near a picture whose middle was painted anew comes to the real one, beside leaving the
-    middle grey and beside the real one through the codebook."""
+    """Score images whose middle was infilled against the real ones, by PSNR and cosine.
+
+    Baselines are a grey middle, and the real middle reconstructed through the codebook.
+    """
     steps, size = context.steps("infillings"), context.leon.image_tokenizer.size
     box = (size // PART, size // PART, size - size // PART, size - size // PART)
     made, grey, rebuilt = list[Image.Image](), list[Image.Image](), list[Image.Image]()
@@ -89,8 +96,11 @@ def infill(context: EvalContext) -> MetricResult:
 
 
 def clip_score(context: EvalContext) -> MetricResult:
-    """`embedder_score` by a CLIP, times 100 and never below 0 (Hessel et al. 2021,
-    arXiv:2104.08718, without their factor 2.5). Raises UserError for any other encoder."""
+    """Compute `embedder_score` with a CLIP, times 100 and never below 0.
+
+    It is the score of Hessel et al. 2021 (arXiv:2104.08718) without their factor 2.5. Raises
+    UserError for any other encoder.
+    """
     if not isinstance(context.embedder, ClipEmbedder):
         raise UserError(
             f"the encoder {context.embedder.id} is no CLIP; name a CLIP's folder with --encoder, "
@@ -100,8 +110,11 @@ def clip_score(context: EvalContext) -> MetricResult:
 
 
 def embedder_score(context: EvalContext) -> MetricResult:
-    """The cosine of a caption with what was painted of it, beside the real picture's, also through
-    the codebook, and that of a picture painted of another caption."""
+    """Compute the cosine of a caption and the image generated from it.
+
+    Baselines are the real image, its reconstruction through the codebook, and an image generated
+    from another caption.
+    """
     return _score(context, float)
 
 
@@ -128,8 +141,7 @@ def _nearness(
     sides: Mapping[str, Sequence[Image.Image]],
     gain: tuple[str, str],
 ) -> dict[str, Value]:
-    """PSNR and cosine of each side with the targets; of two sides also what one gains on the
-    other."""
+    """Return PSNR and cosine between sides and targets, and the gain of one side over another."""
     real = [target.image for target in targets]
     real_DE = unit(context.embedder.pictures(real))
     found: dict[tuple[str, str], list[float]] = {}

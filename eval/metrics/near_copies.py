@@ -1,14 +1,14 @@
-"""Are painted pictures copies: of what the model was trained on, or of the documents that stood in
-front of the prompt.
+"""Near-copy detection: generated images against training images and retrieved documents.
 
-pictures -> vectors, by any function of features -> `audit`: of each painted picture the nearest
-training picture and the nearest of its retrieved documents, by cosine; how many come nearer than
-real pictures do that nobody trained on (`threshold`); which have the very codes of a training
-picture (`same_codes`) -> `pairs`, a sheet of the nearest. All that is painted has come through the
-codebook, so real pictures should have too, or they are farther from one another by what it loses.
+Data path: images -> vectors, by any feature function -> `audit`: for each generated image the
+nearest training image and the nearest of its retrieved documents, by cosine; the share that is
+nearer than real images that were not trained on (`threshold`); which have exactly the codes of a
+training image (`same_codes`) -> `pairs`, a sheet of the nearest. All generated images are decoded
+from codes, so real images should be reconstructed through the codebook too; otherwise its loss adds
+to their distances.
 """
 
-# Shapes: D = pictures, Q = pictures asked about, F = features
+# Shapes: D = images, Q = query images, F = features
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from retrieval.index import Vectors
 from tokenizer.errors import UserError
 from tokenizer.pixels import fit, sheet
 
-SHARE = 0.99  # of real held-out pictures are not above the threshold
-TOGETHER = 256  # pictures compared with all others at once
-CELL, ACROSS = 96, 4  # of the sheet: pixels of a picture, and painted pictures in a row
+SHARE = 0.99  # share of real held-out images not above the threshold
+TOGETHER = 256  # images compared with all others at once
+CELL, ACROSS = 96, 4  # of the sheet: pixels of an image, and generated images per row
 
 Features = Callable[[Sequence[Image.Image]], Vectors]
-"""What a picture is compared by: [D, F], of any length."""
+"""Function from images to the vectors [D, F] that are compared, of any length."""
 
 
 class Near(NamedTuple):
-    """A picture and the cosine to it."""
+    """Image id and the cosine to that image."""
 
     id: str
     score: float
@@ -40,7 +40,7 @@ class Near(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
-    """Pictures by their ids, and their vectors, of length 1."""
+    """Images by id, and their vectors of length 1."""
 
     ids: tuple[str, ...]
     vectors_DF: Vectors
@@ -48,25 +48,28 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyHit:
-    """A painted picture, and the nearest ones."""
+    """Generated image, and the images nearest to it."""
 
     id: str
     train: Near
     retrieved: Near | None
-    """None where no document with a picture stood in front of its prompt."""
+    """None if no document with an image preceded its prompt."""
     same_codes: str | None
-    """A training picture with exactly its codes."""
+    """Training image with exactly its codes."""
 
     @property
     def leant(self) -> bool:
-        """Whether the nearest training picture is the nearest retrieved document."""
+        """True if the nearest training image is the nearest retrieved document."""
         return self.retrieved is not None and self.retrieved.id == self.train.id
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What is near to painted pictures, and what that means: `held_out` says how near the nearest
-    training picture is to each real held-out one, and `threshold` how near to most of them."""
+    """Nearest images of all generated images, and of real held-out images for calibration.
+
+    `held_out` is the cosine of each real held-out image to its nearest training image, `threshold`
+    a cosine that most of them do not exceed.
+    """
 
     found: tuple[CopyHit, ...]
     held_out: tuple[float, ...]
@@ -74,27 +77,27 @@ class Audit:
 
     @property
     def near_train(self) -> list[float]:
-        """Of each painted picture 1.0 if a training picture is above the threshold, else 0.0."""
+        """For each generated image, 1.0 if a training image is above the threshold, else 0.0."""
         return [float(one.train.score > self.threshold) for one in self.found]
 
     @property
     def near_retrieved(self) -> list[float]:
-        """The same of its retrieved documents, for those that had any."""
+        """For each image with retrieved documents, 1.0 if one is above the threshold, else 0.0."""
         scores = [one.retrieved.score for one in self.found if one.retrieved is not None]
         return [float(score > self.threshold) for score in scores]
 
     @property
     def near_held_out(self) -> list[float]:
-        """The same of each real held-out picture: what the first is to be compared with."""
+        """Like `near_train`, for each real held-out image: the baseline."""
         return [float(score > self.threshold) for score in self.held_out]
 
     @property
     def exact(self) -> list[float]:
-        """Of each painted picture 1.0 if it has the codes of a training picture, else 0.0."""
+        """For each generated image, 1.0 if it has the codes of a training image, else 0.0."""
         return [float(one.same_codes is not None) for one in self.found]
 
     def nearest(self, count: int) -> list[CopyHit]:
-        """The painted pictures that come nearest to a training picture, the nearest first."""
+        """Return the generated images nearest to a training image, the nearest first."""
         return sorted(self.found, key=lambda one: (-one.train.score, one.id))[:count]
 
 
@@ -105,10 +108,10 @@ def pool(
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Pool:
-    """The vectors of pictures, which are read and forgotten a batch at a time; `progress` hears how
-    many are done.
+    """Compute the vectors of images, which are read and released a batch at a time.
 
-    Raises UserError where there is none, where two have one id, or where features are no numbers.
+    progress: called with the number of images done. Raises UserError if there are no images, if two
+    have the same id, or if features are not finite numbers.
     """
     ids: list[str] = []
     rows: list[Vectors] = []
@@ -128,7 +131,7 @@ def pool(
 
 
 def nearest(asked: Pool, among: Pool) -> list[Near]:
-    """Of each picture the nearest of the others, the first of equals."""
+    """Return for each query image the nearest of the others, the first of equals."""
     found: list[Near] = []
     for start in range(0, len(asked.ids), TOGETHER):
         scores_QD = asked.vectors_DF[start : start + TOGETHER] @ among.vectors_DF.T
@@ -142,16 +145,20 @@ def nearest(asked: Pool, among: Pool) -> list[Near]:
 
 
 def threshold(scores: Sequence[float], share: float = SHARE) -> float:
-    """The least of the scores that no more than 1 - `share` of them are above; with 0.99, of fewer
-    than a hundred the highest."""
+    """Return the lowest score that at most 1 - `share` of the scores exceed.
+
+    With 0.99, it is the highest of fewer than a hundred scores.
+    """
     return float(np.quantile(np.asarray(scores), share, method="inverted_cdf"))
 
 
 def same_codes(
     painted: Sequence[Sequence[int]], train: Iterable[tuple[str, Sequence[int]]]
 ) -> list[str | None]:
-    """Of each painted picture the first training picture with exactly its codes, if any; those of
-    training are read once and forgotten."""
+    """Return for each generated image the first training image with exactly its codes, if any.
+
+    The codes of training images are read once and not kept.
+    """
     wanted = {tuple(codes) for codes in painted}
     first: dict[tuple[int, ...], str] = {}
     for name, codes in train:
@@ -170,13 +177,13 @@ def audit(
     copies: Sequence[str | None] = (),
     share: float = SHARE,
 ) -> Audit:
-    """What comes near to each painted picture.
+    """Find the nearest training image and retrieved document of each generated image.
 
-    held_out: real pictures that nobody trained on, of the kind that the prompts speak of;
-    retrieved: the ids of the documents with pictures that stood in front of each prompt, all of
-    which are in `documents`; copies: what `same_codes` found. Without them there were none.
-    Raises UserError where a held-out picture is among the training pictures, or a document is not
-    among the documents.
+    held_out: real images that were not trained on, of the kind that the prompts describe;
+    retrieved: ids of the documents with images before each prompt, all of which are in `documents`;
+    copies: the result of `same_codes`. An empty `retrieved` or `copies` means that there were none.
+    Raises UserError if a held-out image is among the training images, or a document is missing from
+    `documents`.
     """
     shared = sorted({*held_out.ids} & {*train.ids})
     if shared:
@@ -201,8 +208,10 @@ def audit(
 def pairs(
     shown: Sequence[CopyHit], painted: Mapping[str, Image.Image], real: Mapping[str, Image.Image]
 ) -> Image.Image:
-    """A sheet: each painted picture, the nearest training picture and, where any has one, the
-    nearest retrieved document, with their ids and cosines."""
+    """Return a sheet of generated images, each with its nearest training image, ids and cosines.
+
+    If any image has retrieved documents, the nearest of them is shown too.
+    """
     with_documents = any(one.retrieved is not None for one in shown)
     cells: list[Image.Image] = []
     labels: list[str] = []
@@ -223,7 +232,7 @@ def pairs(
 def _nearest_retrieved(
     painted: Pool, retrieved: Sequence[Sequence[str]], documents: Pool | None
 ) -> list[Near | None]:
-    """Of each painted picture the nearest of its own documents."""
+    """Return for each generated image the nearest of its own documents."""
     ids = () if documents is None else documents.ids
     places = {name: place for place, name in enumerate(ids)}
     missing = sorted({name for row in retrieved for name in row} - places.keys())

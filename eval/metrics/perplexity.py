@@ -1,6 +1,7 @@
 """Perplexity: bits of images given captions, and of captions given images.
 
-An evaluation context -> prompts -> codec -> `cm3leon.likelihood`, under the grammars of the tasks.
+Data path: evaluation context -> prompts -> codec -> `cm3leon.likelihood`, under the grammars of the
+tasks.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ GROUP = 32  # items that are scored together
 
 
 def perplexity(context: EvalContext) -> MetricResult:
-    """Bits of pictures given their first caption, as `cm3leon.likelihood` defines them, and given
-    another's, which tells how much the caption counts; of captions given their picture; with
-    documents in front too, where the run has a memory."""
+    """Compute bits of images given captions and of captions given images (`cm3leon.likelihood`).
+
+    Images are scored given their first caption, and given that of another image, which shows how
+    much the caption matters; also after retrieved documents, if the run has a memory.
+    """
     items, codec = context.items, context.leon.codec
     none: list[list[Document]] = [[] for _ in items]
     image_bits = picturebits_of(context, none)
@@ -51,8 +54,10 @@ def picturebits_of(
     fronts: Sequence[Sequence[Document]],
     captions: Sequence[str] | None = None,
 ) -> list[float]:
-    """Bits of every item's codes given its first caption, or one of `captions` in its place, behind
-    some documents."""
+    """Return bits of every item's codes given its first caption, after some documents.
+
+    `captions` replaces the items' own captions.
+    """
     captions = captions or [item.caption for item in context.items]
     written = [
         written_picture(context.leon.codec, caption, item.picture, front)
@@ -62,8 +67,10 @@ def picturebits_of(
 
 
 def captions_of_others(items: Sequence[Item]) -> list[str]:
-    """For each item the first caption of the next one, round the end, that is of the same style and
-    of another family, or of another caption where there is none."""
+    """Return for each item the first caption of another item of the same style and another family.
+
+    It is the next such item in cyclic order; if there is none, the next with another caption.
+    """
 
     def caption_for(place: int) -> str:
         item, rest = items[place], [*items[place + 1 :], *items[:place]]
@@ -83,7 +90,7 @@ def _thing(item: Item) -> object:
 
 
 def bits_of(context: EvalContext, written: Sequence[likelihood.Written], what: str) -> list[float]:
-    """Bits of each continuation, all its ids together."""
+    """Return the bits of each continuation, summed over its ids."""
     found: list[float] = []
     steps = context.steps(f"bits of {what}")
     for start in range(0, len(written), GROUP):
@@ -97,12 +104,12 @@ def bits_of(context: EvalContext, written: Sequence[likelihood.Written], what: s
 def written_picture(
     codec: Codec, caption: str, picture: Picture, retrieved: Sequence[Document] = ()
 ) -> Written:
-    """A picture as text-to-image would paint it, with `retrieved` in front of the prompt."""
+    """Return an image as a continuation of text-to-image, with `retrieved` before the prompt."""
     return _painted(codec, codec.open(prompts.paint(caption)[0], retrieved), picture)
 
 
 def written_edit(codec: Codec, instruction: str, source: Picture, target: Picture) -> Written:
-    """The picture after an edit, as editing would paint it."""
+    """Return the target image as a continuation of an edit."""
     return _painted(codec, codec.open(prompts.change(instruction, source)[0]), target)
 
 
@@ -113,9 +120,9 @@ def _painted(codec: Codec, prompt: tuple[int, ...], picture: Picture) -> Written
 
 
 def written_caption(codec: Codec, caption: str, picture: Picture) -> Written:
-    """A caption, and the stop after it, as captioning would say it."""
+    """Return a caption and the stop id after it as a continuation of captioning."""
     row = codec.encode(prompts.described(caption, picture))
     ((start, end),) = row.fields
     ids = (*row.ids[start:end], codec.vocabulary.eoss_id)
-    rule = grammar.text(codec.vocabulary, len(ids))  # one more than the pieces: the stop is drawn
+    rule = grammar.text(codec.vocabulary, len(ids))  # the text's ids and the stop id
     return Written(codec.infill(prompts.describe(picture)), ids, rule)

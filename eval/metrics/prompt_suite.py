@@ -1,8 +1,8 @@
-"""Prompts in people's own words: how often what is painted shows something they may mean.
+"""Prompt suite: generated images for prompts in people's own words, scored by accepted families.
 
-`docs/sheets/people.json` has 150 to develop with (`open`) and 75 that are scored once (`sealed`),
-each with the families that it accepts. Such a file -> one half -> pictures -> the classifier of
-`concept`, and a sheet for people who have not seen the prompts.
+`docs/sheets/people.json` has 150 prompts for development (`open`) and 75 that are scored once
+(`sealed`), each with the families that it accepts. Data path: such a file -> one half -> images ->
+the classifier of `concept`, and a sheet for people who have not seen the prompts.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from tokenizer.document import Document, Picture
 from tokenizer.pixels import fit, sheet
 
 Half = Literal["open", "sealed"]
-CELL = 128  # side of a picture on a sheet, in pixels
+CELL = 128  # side of an image on a sheet, in pixels
 COLUMNS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What somebody may type, and the families that it may mean."""
+    """Prompt as a user may type it, and the families that it may mean."""
 
     topic: str
     prompt: str
@@ -35,14 +35,14 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Both halves."""
+    """Prompt suite of two halves."""
 
     open: tuple[Prompt, ...]
     sealed: tuple[Prompt, ...]
 
     @classmethod
     def read(cls, path: Path) -> "Prompts":
-        """Raises UserError for a file of another form."""
+        """Read a file. Raises UserError for another format."""
         return settings.load(cls, path)
 
     def half(self, name: Half) -> tuple[Prompt, ...]:
@@ -50,7 +50,10 @@ class Prompts:
 
 
 def people(context: EvalContext, prompts: Sequence[Prompt]) -> MetricResult:
-    """One picture a prompt, its number the seed, and the share that shows an accepted family."""
+    """Generate one image per prompt and return the share that shows an accepted family.
+
+    The seeds are the numbers of the prompts, counted from the run's seed.
+    """
     net, _, _ = judge_of(context)
     words, count = [one.prompt for one in prompts], context.asked.retrieve
     fronts: list[list[Document]] = [[] for _ in words]
@@ -77,7 +80,10 @@ def people(context: EvalContext, prompts: Sequence[Prompt]) -> MetricResult:
 
 
 def _sheets(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> dict[str, Image.Image]:
-    """One to be named by who has not seen the prompts, and one that tells them."""
+    """Return two sheets of the images: with numbers only, and with the prompts too.
+
+    The first is for people who have not seen the prompts.
+    """
     cells = [fit(image, CELL) for image in images]
     numbers = [str(number) for number in range(len(cells))]
     told = [f"{number} {one.prompt}" for number, one in zip(numbers, prompts, strict=True)]

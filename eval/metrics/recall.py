@@ -1,9 +1,10 @@
 """Recall of the encoder: the rank of a caption's own image, and of an image's own caption.
 
-images and their first captions -> `Embedder` -> vectors -> how many wrong ones score higher.
+Data path: images and their first captions -> `Embedder` -> vectors -> number of wrong candidates
+with a higher score.
 """
 
-# Shapes: D = images, C = different captions, E = width of a vector, Q = queries of one batch
+# Shapes: D = images, C = distinct captions, E = vector width, Q = queries per batch
 
 from collections import defaultdict
 from collections.abc import Sequence, Set
@@ -19,9 +20,9 @@ from eval.stats import by_kind, evenly, kind_of
 from retrieval.embed import Embedder
 from retrieval.index import Vectors
 
-AT = (1, 5, 10)  # a hit is the right one among so many first ones
+AT = (1, 5, 10)  # a hit is a correct candidate among so many first ones
 GROUP = 64  # images embedded together
-QUERIES = 256  # compared with everything at once
+QUERIES = 256  # queries compared with all candidates at once
 
 Ranks = NDArray[np.int64]
 
@@ -29,9 +30,9 @@ Ranks = NDArray[np.int64]
 def recall(context: EvalContext) -> MetricResult:
     """Return the shares of queries with a hit among the first 1, 5 and 10, by kind of image.
 
-    Every image's first caption and every image is a query; all kinds together are what it could
-    find. From a caption, any image that carries it is right. From an image, the candidates are the
-    different first captions, and any that the image carries is right.
+    Every image's first caption and every image is a query; the candidates are of all kinds
+    together. For a caption, any image that has it is correct. For an image, the candidates are the
+    distinct first captions, and any of the image's own is correct.
     """
     ids = [one["id"] for one in captioned(context.source, context.listed)]
     ids = [ids[place] for place in evenly(range(len(ids)), context.asked.limit)]
@@ -49,8 +50,10 @@ def recall(context: EvalContext) -> MetricResult:
 def embed(
     context: EvalContext, embedder: Embedder, ids: Sequence[str]
 ) -> tuple[list[str], list[tuple[str, ...]], Vectors, Vectors]:
-    """Return the kinds and captions of these images, and the vectors [D, E] of the first captions
-    and of the images; images are read and forgotten a group at a time."""
+    """Return the kinds and captions of these images, and the vectors [D, E] of captions and images.
+
+    The vectors are those of the first captions; images are read and released a group at a time.
+    """
     read, steps = context.source.read(frozenset(ids), None), context.steps("embedding")
     kinds: list[str] = []
     captions: list[tuple[str, ...]] = []
@@ -68,8 +71,10 @@ def embed(
 def ranks_of(
     captions: Sequence[Sequence[str]], texts_DE: Vectors, images_DE: Vectors
 ) -> tuple[Ranks, Ranks]:
-    """Return the rank of a right image for each first caption, and of a right caption for each
-    image; 0 is the first."""
+    """Return the ranks of correct images for first captions, and of correct captions for images.
+
+    There is a rank per image of the set, for each direction; 0 is the first.
+    """
     carriers: dict[str, set[int]] = defaultdict(set)
     for image, own in enumerate(captions):
         for caption in own:
@@ -83,8 +88,8 @@ def ranks_of(
 
 
 def ranks(queries_QE: Vectors, candidates_DE: Vectors, right: Sequence[Set[int]]) -> Ranks:
-    """Return for each query how many wrong candidates score at least what its best right one
-    does."""
+    """Return per query the number of wrong candidates that score at least its best correct
+    score."""
     found: list[int] = []
     for start in range(0, len(queries_QE), QUERIES):
         scores_QD = queries_QE[start : start + QUERIES] @ candidates_DE.T

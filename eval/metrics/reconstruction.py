@@ -18,12 +18,14 @@ from eval.stats import by_kind, kind_of
 from tokenizer.errors import UserError
 from tokenizer.pixels import to_pixels
 
-GROUP = 32  # images that are compared together
+GROUP = 32  # images compared at once
 
 
 def reconstruction(context: EvalContext) -> MetricResult:
-    """What the codebook leaves of a picture: PSNR, SSIM, the share of codes in use, and LPIPS and
-    rFID where their networks are at hand."""
+    """Score reconstructions: PSNR, SSIM, the share of codes in use, LPIPS and rFID.
+
+    LPIPS and rFID are left out if their networks are not available.
+    """
     after = context.rebuilt
     ratios = [psnr(item.image, image) for item, image in zip(context.items, after, strict=True)]
     structures = structure([item.image for item in context.items], after)
@@ -47,7 +49,7 @@ def reconstruction(context: EvalContext) -> MetricResult:
 
 
 def structure(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> list[float]:
-    """SSIM of each pair, by torchmetrics. Raises UserError where that is not installed."""
+    """Compute the SSIM of each pair, by torchmetrics. Raises UserError if that is not installed."""
     try:
         from torchmetrics.functional import image as metrics
     except ImportError as error:
@@ -66,9 +68,9 @@ def structure(before: Sequence[Image.Image], after: Sequence[Image.Image]) -> li
 
 
 def psnr(before: Image.Image, after: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two RGB pictures of one size in dB, of 8-bit values.
+    """Compute the peak signal-to-noise ratio in dB of two RGB images of one size, of 8-bit values.
 
-    Equal pictures count as if a single value were off by one, so that a mean stays finite.
+    Equal images count as if a single value differed by one, so that a mean stays finite.
     """
     error_HW3 = np.asarray(before, dtype=np.float64) - np.asarray(after, dtype=np.float64)
     mean_square = max(float(np.square(error_HW3).mean()), 1 / error_HW3.size)

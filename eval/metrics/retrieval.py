@@ -1,4 +1,4 @@
-"""Retrieval: bits of images behind retrieved documents, behind random ones, and behind none."""
+"""Retrieval metric: bits of images after retrieved documents, after random ones, and after none."""
 
 import random
 from collections import defaultdict
@@ -15,8 +15,11 @@ from tokenizer.errors import UserError
 
 
 def retrieval(context: EvalContext) -> MetricResult:
-    """What documents in front of a prompt are worth: bits of a picture behind those found by its
-    caption, behind as many drawn by lot from the memory, and behind none."""
+    """Compute bits of images after retrieved documents, after random ones, and after none.
+
+    Documents are retrieved for the image's caption; the random documents are as many, of the same
+    kind, from the memory. Raises UserError if there is no memory.
+    """
     count, memory = context.asked.retrieve, context.memory
     if not count or memory is None:
         raise UserError("there is no memory to retrieve from; name one with --memory")
@@ -52,7 +55,7 @@ def retrieval(context: EvalContext) -> MetricResult:
 
 
 def lots(memory: Memory) -> dict[str, list[str]]:
-    """The ids of a memory's documents by kind, in their order."""
+    """Return the ids of a memory's documents by kind, in their order."""
     found: dict[str, list[str]] = defaultdict(list)
     for place in memory.places():
         metadata, _ = memory.segments[place.segment].document(place.row)
@@ -61,6 +64,6 @@ def lots(memory: Memory) -> dict[str, list[str]]:
 
 
 def draw(lot: Sequence[str], own: str, count: int) -> list[str]:
-    """`count` different ids of a lot, never `own`, which is the seed; all others if too few."""
+    """Sample `count` distinct ids, never `own`, which is the seed; all others if too few."""
     drawn = random.Random(own).sample(lot, min(len(lot), count + 1))
     return [one for one in drawn if one != own][:count]

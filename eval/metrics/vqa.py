@@ -1,15 +1,16 @@
-"""VQA accuracy: the model's answers against people's, as the publishers of each set count it.
+"""VQA accuracy: the model's answers against people's, by the evaluation code of each set.
 
-Three countings:
+Three ways of counting:
 
 - VQA v2 and OK-VQA: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py. OK-VQA's
-  people are compared by their field `answer`, which its authors have stemmed; what was said is not
-  stemmed, as in that file (OpenFlamingo stems it with rules of its own, and gets other figures).
-- VizWiz: its authors' vqaEval.py, where what was said is normalised and people's words stay as
+  human answers are taken from their field `answer`, which its authors have stemmed; the model's
+  answer is not stemmed, as in that file (OpenFlamingo stems it with rules of its own, and gets
+  other scores).
+- VizWiz: its authors' vqaEval.py, where the model's answer is normalised and human answers stay as
   they were published. "unanswerable" is an answer like any other.
-- One answer a question, as our corpus has: right where both are the same once normalised.
+- One answer per question, as in our corpus: correct if both are the same after normalisation.
 
-All that is odd in those files is kept, so that figures compare with published ones.
+All oddities of those files are kept, so that scores are comparable with published ones.
 """
 
 import re
@@ -24,14 +25,14 @@ from tokenizer.pixels import sheet
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_COUNTED)}}
 _ARTICLES = {"a", "an", "the"}
-_MARKS = ';/[]"{}()=+\\_-><@`,?!'  # not the apostrophe, not the colon
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'  # without the apostrophe and the colon
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# The official pattern also means to look behind the point, but says `(?!<=\d)`, which is always
-# so: a point goes wherever no digit follows. And its flag, 32, stands where the most points belong.
+# The official pattern intends a lookbehind before the point, but has `(?!<=\d)`, which always
+# matches: a point is removed if no digit follows. Its flag, 32, is passed as the maximum count.
 _POINT, _MOST_POINTS = re.compile(r"\.(?!\d)"), 32
 
-# Each is also known with any one of its apostrophes left out. The official table has capital forms
-# of "I'm", "I've" and "I'd've" besides; small letters come before it, so nothing finds them.
+# Each is also recognised with any one of its apostrophes left out. The official table also has
+# capitalised forms of "I'm", "I've" and "I'd've"; they never match the lower-cased text.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
@@ -46,7 +47,7 @@ _CONTRACTED = """
 
 
 def _table() -> dict[str, str]:
-    found = {"somebody'd": "somebodyd"}  # the wrong way round in the official table
+    found = {"somebody'd": "somebodyd"}  # reversed in the official table
     for word in _CONTRACTED.split():
         for place, letter in enumerate(word):
             if letter == "'":
@@ -58,15 +59,16 @@ _CONTRACTIONS = _table()
 
 
 def normal(text: str) -> str:
-    """An answer as the official code compares it: marks, number words, articles, contractions."""
+    """Normalise an answer as the official code: marks, number words, articles, contractions."""
     return _plain_words(_without_marks(_one_line(text)))
 
 
 def vqa_v2(said: str, people: Sequence[str]) -> float:
-    """Accuracy by VQA v2's code: with each of the people left out in turn, a third for every other
-    one who said the same, at most 1; the mean of these.
+    """Compute accuracy by VQA v2's code.
 
-    Answers are normalised only where people do not all say the same.
+    Each human answer is left out in turn; the model's answer scores a third for every other human
+    answer that is the same, at most 1; the result is the mean. Answers are normalised only if the
+    human answers are not all the same.
     """
     said, people = _one_line(said), [_one_line(one) for one in people]
     if len(set(people)) > 1:
@@ -75,13 +77,15 @@ def vqa_v2(said: str, people: Sequence[str]) -> float:
 
 
 def vizwiz(said: str, people: Sequence[str]) -> float:
-    """Accuracy by VizWiz's code: as `vqa_v2`, with what was said normalised and people's answers as
-    they are."""
+    """Compute accuracy by VizWiz's code.
+
+    It is `vqa_v2` with the model's answer normalised and human answers as published.
+    """
     return _agreement(normal(said), people)
 
 
 def same(said: str, people: Sequence[str]) -> float:
-    """1 where what was said is one of the answers, all normalised, else 0."""
+    """Return 1 if the model's answer is one of the human answers, all normalised, else 0."""
     return float(normal(said) in {normal(one) for one in people})
 
 
@@ -94,13 +98,13 @@ COUNTINGS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
 
 
 def accuracies(said: Sequence[str], people: Sequence[Sequence[str]], counting: str) -> list[float]:
-    """The accuracy of each answer, by one of `COUNTINGS`."""
+    """Return the accuracy of each answer, by one of `COUNTINGS`."""
     of = COUNTINGS[counting]
     return [of(text, answers) for text, answers in zip(said, people, strict=True)]
 
 
 def answer_values(right: Sequence[float], kinds: Sequence[str]) -> dict[str, Value]:
-    """`accuracies` as figures: their mean for every kind of question, and for all."""
+    """Return the mean of `accuracies` for every kind of question, and for all."""
     places = by_kind(kinds)
     return {f"accuracy, {kind}": mean([right[i] for i in of]) for kind, of in places.items()}
 
@@ -116,8 +120,11 @@ def _one_line(text: str) -> str:
 
 
 def _without_marks(text: str) -> str:
-    """A mark goes without a trace where it stands beside a space anywhere in the text, and all do
-    where there is a comma between digits; else a space takes its place."""
+    """Remove punctuation marks or replace them by spaces.
+
+    A mark is removed if it occurs beside a space anywhere in the text, and all are if there is a
+    comma between digits; otherwise a space replaces it.
+    """
     number, found = _COMMA_IN_NUMBER.search(text) is not None, text
     for mark in _MARKS:
         bare = number or f"{mark} " in text or f" {mark}" in text
@@ -131,8 +138,10 @@ def _plain_words(text: str) -> str:
 
 
 def vqa(context: EvalContext) -> MetricResult:
-    """Answers to questions, right as their publishers count it; to the corpus's own where they are
-    the same once normalised as VQA's are."""
+    """Score answers to questions by their publishers' code.
+
+    Answers to the corpus's own questions are correct if they are equal after VQA's normalisation.
+    """
     steps = context.steps("answers")
     said: list[str] = []
     for place, one in enumerate(context.questions):

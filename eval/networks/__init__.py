@@ -1,1 +1,1 @@
-"""Networks that judge images: Inception, LPIPS, MobileNetV2, a classifier."""
+"""Evaluation networks (Inception, LPIPS, a concept classifier) and distances of their features."""

@@ -1,13 +1,13 @@
-"""Does a picture show what was asked, in the style that was asked: a small classifier's word.
+"""Concept classifier: a small network that recognises the thing and the style that an image shows.
 
-It is trained here, from random weights, on the real train pictures of a corpus less its held-out
-pairs (a thing in a style), and shares no network with the codebook or the retriever. It looks at
-pictures at half size, where a codebook's blur weighs little. Of the held-out pairs it knows things
-and styles, but not together: how often it is right about the real ones is the most that painted
-ones can reach.
+It is trained here, from random weights, on the real train images of a corpus without its held-out
+pairs (a thing in a style), and shares no network with the codebook or the retriever. It reads
+images at half size, where a codebook's blur matters little. It is trained on the things and the
+styles of the held-out pairs, but not on their combinations: its accuracy on the real images is the
+upper bound for generated images.
 """
 
-# Shapes: N = pictures, B = batch, 3HW = pixels, C = classes, P = pairs of thing and style
+# Shapes: N = images, B = batch, 3HW = pixels, C = classes, P = pairs of thing and style
 
 import hashlib
 from collections import defaultdict
@@ -29,20 +29,20 @@ from tokenizer.errors import UserError
 from tokenizer.manifest import write_file
 from tokenizer.pixels import to_pixels
 
-SIDE = 32  # pixels that the classifier looks at
+SIDE = 32  # side of the input in pixels
 WIDTHS = (48, 96, 192)
 BATCH = 64
-EPOCHS = 30  # each has every pair once
+EPOCHS = 30  # each with every pair once
 RATE = 2e-3
-SHIFT = 2  # pixels that a picture is moved in training, at most
-KIND = "emoji"  # the corpus's kind of picture that has things and styles
+SHIFT = 2  # largest shift of an image in training, in pixels
+KIND = "emoji"  # the corpus's kind of images with things and styles
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """What can be named, in the order of the classifier's outputs."""
+    """Names of the classes, in the order of the classifier's outputs."""
 
     families: tuple[str, ...]
     styles: tuple[str, ...]
@@ -50,7 +50,7 @@ class Classes:
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """What the classifier says of one picture, against what it should be."""
+    """Correctness of the classifier's predictions for one image."""
 
     family: bool
     family_among_five: bool
@@ -58,12 +58,12 @@ class Named:
 
     @property
     def both(self) -> bool:
-        """The thing and its style."""
+        """True if the family and the style are correct."""
         return self.family and self.style
 
 
 class Classifier(nn.Module):
-    """Three stages of two convolutions, and a line to families and one to styles."""
+    """Three stages of two convolutions, and a linear head each for families and for styles."""
 
     def __init__(self, classes: Classes) -> None:
         super().__init__()
@@ -83,13 +83,13 @@ class Classifier(nn.Module):
         self.style = nn.Linear(inside, len(classes.styles))
 
     def forward(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of families and of styles, [B, C] each."""
+        """Return the logits of families and of styles, [B, C] each."""
         features_B = self.body(pixels_B3HW).mean((2, 3))
         return self.family(features_B), self.style(features_B)
 
     @torch.inference_mode()
     def look(self, images: Sequence[Image.Image]) -> list[tuple[list[str], str]]:
-        """Of each picture the five likeliest families, the first one first, and the style."""
+        """Return for each image the five likeliest families, best first, and the best style."""
         found: list[tuple[list[str], str]] = []
         for start in range(0, len(images), BATCH):
             some = images[start : start + BATCH]
@@ -101,8 +101,10 @@ class Classifier(nn.Module):
         return found
 
     def name(self, images: Sequence[Image.Image], wanted: Sequence[tuple[str, str]]) -> list[Named]:
-        """Judge pictures that should show a (family, style). One that is not among the classes is
-        never right."""
+        """Compare predictions with each image's (family, style).
+
+        A family or style that is not among the classes is never correct.
+        """
         return [
             Named(family=best[0] == family, family_among_five=family in best, style=seen == style)
             for (best, seen), (family, style) in zip(self.look(images), wanted, strict=True)
@@ -110,12 +112,15 @@ class Classifier(nn.Module):
 
 
 def small(image: Image.Image) -> Tensor:
-    """A picture as the classifier takes it, [3, H, W]."""
+    """Return an image as input of the classifier, [3, H, W]."""
     return to_pixels(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def pairs_of(listed: Iterable[Mapping[str, Any]], excluded: Set[str]) -> dict[str, tuple[str, str]]:
-    """Family and style by id, of the pictures that have both. Raises UserError where none has."""
+    """Return family and style by id, of the images that have both.
+
+    Raises UserError if there are none.
+    """
     found = {
         one["id"]: (one["family"], one["style"])
         for one in listed
@@ -135,8 +140,10 @@ def pairs_of(listed: Iterable[Mapping[str, Any]], excluded: Set[str]) -> dict[st
 def judge(
     tars: Sequence[Path], held_out: Set[str], cache: Path, seed: int, progress: Progress | None
 ) -> Classifier:
-    """The classifier of these train pictures less those held out: read from `cache` if it is the
-    same, else trained and written there."""
+    """Return the classifier of these train images without the held-out ones.
+
+    It is read from `cache` if that has the same data and settings, else trained and written there.
+    """
     pairs = pairs_of(list_pictures(tars), held_out)
     classes = Classes(
         families=tuple(sorted({family for family, _ in pairs.values()})),
@@ -156,7 +163,10 @@ def judge(
 
 
 def _read(model: Classifier, cache: Path, key: str) -> bool:
-    """Fill a classifier from its file; whether there was one, of the same data and settings."""
+    """Load a classifier from its file; return whether it has the same data and settings.
+
+    False as well if the file is missing or damaged.
+    """
     try:
         with safe_open(cache, "pt") as file:
             if (file.metadata() or {}).get("made_of") != key:
@@ -174,7 +184,7 @@ def _train(
     pairs: Mapping[str, tuple[str, str]],
     progress: Progress | None,
 ) -> None:
-    """Every epoch has one picture of each pair of family and style, whatever variants it has."""
+    """Train a classifier; each epoch has one random variant of each pair of family and style."""
     pixels_N3HW, family_N, style_N = _pictures(model.classes, tars, pairs)
     variants: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place, pair in enumerate(zip(family_N.tolist(), style_N.tolist(), strict=True)):
@@ -205,7 +215,7 @@ def _train(
 def _pictures(
     classes: Classes, tars: Sequence[Path], pairs: Mapping[str, tuple[str, str]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pictures at the size that is looked at, and the numbers of their classes."""
+    """Return the images at the classifier's input size, and their class indices."""
     families = {name: number for number, name in enumerate(classes.families)}
     styles = {name: number for number, name in enumerate(classes.styles)}
     rows: list[Tensor] = []
@@ -219,8 +229,10 @@ def _pictures(
 
 
 def moved(pixels_B3HW: Tensor) -> Tensor:
-    """Each picture shifted, darker or lighter, and half of them blurred, all a little. None is
-    mirrored: clocks and letters would become others."""
+    """Augment images slightly: each is shifted, and darker or lighter; half of them are blurred.
+
+    Images are not mirrored, because that changes what clocks and letters show.
+    """
     count, _, height, width = pixels_B3HW.shape
     padded = F.pad(pixels_B3HW, (SHIFT,) * 4, mode="replicate")
     places = torch.randint(2 * SHIFT + 1, (count, 2)).tolist()

@@ -1,13 +1,13 @@
-"""How far apart two sets of pictures are, measured on features of the pictures.
+"""Distances between two sets of images, computed from features of the images.
 
-On the path: a folder of pictures -> `folders.read_folder` -> features [N, F] -> here. Which
-network made the features names the figure: FID and KID are Frechet distance and MMD on the features
-of `inception`, and on no others. Everything is computed in float64, and the order of pictures in a
-set only moves the last digits.
+Data path: a folder of images -> `folders.read_folder` -> features [N, F] -> here. The network
+decides the name of the metric: FID and KID are Frechet distance and MMD on the features of
+`inception`, and on no others. Everything is computed in float64, and the order of images in a set
+only changes the last digits.
 """
 
-# Shapes: N, M = pictures of the two sets; F = features of a picture; R = the smaller of N and F;
-# K = rows looked at together, or axes that two sets share
+# Shapes: N, M = images of the two sets; F = features per image; R = the smaller of N and F;
+# K = rows processed together, or axes that two sets share
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from torch import Tensor
 
 from tokenizer.errors import UserError
 
-ROWS = 256  # distances from so many pictures to all others are held at once
-EDGE = 1e-10  # of the largest squared feature vector: what rounding may move a squared distance
-NEAREST = 5  # the neighbour up to which a picture's surroundings reach (Naeem et al.)
+ROWS = 256  # images whose distances to all others are in memory at once
+EDGE = 1e-10  # rounding error of a squared distance, relative to the largest squared norm
+NEAREST = 5  # neighbour at which an image's neighbourhood ends (Naeem et al.)
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance of two sets, and what each picture has to do with it.
+    """Distance of two sets, and the contribution of each image.
 
-    The means of the parts sum to the value, and the means of parts drawn anew with replacement, of
-    each set by itself, spread as the value does with other pictures (to first order): what a
-    bootstrap of all the pictures would give, without measuring again. Such an interval says nothing
-    of what few pictures add to a Frechet distance on average.
+    The means of the parts sum to the value. The means of resampled parts (with replacement, each
+    set by itself) vary as the value does with other images, to first order: a bootstrap over all
+    images without recomputing the distance. Such an interval does not include the bias of a Frechet
+    distance of few images.
     """
 
     value: float
@@ -42,19 +42,19 @@ class Distance:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """How real and made pictures lie among each other; one number a picture, each set in its order.
+    """Precision, recall, density and coverage: one number per image, in the order of each set.
 
-    A picture's surroundings reach to its k-th nearest neighbour in its own set.
+    An image's neighbourhood reaches to its k-th nearest neighbour in its own set.
     """
 
     precision_M: tuple[float, ...]
-    """1 for a made picture in the surroundings of some real one (Kynkaanniemi et al. 2019)."""
+    """1 for a generated image in a real image's neighbourhood (Kynkaanniemi et al. 2019)."""
     recall_N: tuple[float, ...]
-    """1 for a real picture in the surroundings of some made one."""
+    """1 for a real image in the neighbourhood of some generated image."""
     density_M: tuple[float, ...]
-    """Real pictures in whose surroundings a made one lies, over k (Naeem et al. 2020)."""
+    """Real images with the generated image in their neighbourhood, over k (Naeem et al. 2020)."""
     coverage_N: tuple[float, ...]
-    """1 for a real picture that has some made one in its surroundings."""
+    """1 for a real image with some generated image in its neighbourhood."""
 
     @property
     def precision(self) -> float:
@@ -66,7 +66,7 @@ class Surroundings:
 
     @property
     def density(self) -> float:
-        """Above 1 where made pictures crowd where real ones are dense."""
+        """Mean density, above 1 if generated images concentrate where real ones are dense."""
         return float(np.mean(self.density_M))
 
     @property
@@ -75,16 +75,18 @@ class Surroundings:
 
 
 def frechet(first_NF: Tensor, second_MF: Tensor) -> Distance:
-    """The Frechet distance of the Gaussians that have the sets' means and (unbiased) covariances:
+    """Compute the Frechet distance of two sets of features.
+
+    It is the distance of the Gaussians with the sets' means and (unbiased) covariances:
 
         |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))       (Heusel et al. 2017, arXiv:1706.08500)
 
-    With C = A^T A, the trace of the root is the sum of the singular values of A1 A2^T. That is
-    the value which pytorch-fid takes from the root of the product, but it stays exact where the
-    covariances are singular (fewer pictures than features), so no small number is added to them.
+    With C = A^T A, the trace of the root is the sum of the singular values of A1 A2^T. That is the
+    value which pytorch-fid computes from the root of the product, but it stays exact if the
+    covariances are singular (fewer images than features), so no small constant is added to them.
 
     Raises:
-        UserError: fewer than two pictures, or features that are no finite numbers.
+        UserError: fewer than two images, or features that are not finite numbers.
     """
     first, second = _checked(first_NF, second_MF)
     apart_F = first.mean(0) - second.mean(0)
@@ -99,7 +101,7 @@ def frechet(first_NF: Tensor, second_MF: Tensor) -> Distance:
 
 
 def _root(centred_NF: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A [R, F] with A^T A the covariance of the rows."""
+    """Return A [R, F] with A^T A the covariance of the rows."""
     scaled_NF = centred_NF / np.sqrt(len(centred_NF) - 1)
     if len(scaled_NF) <= scaled_NF.shape[1]:
         return scaled_NF
@@ -113,9 +115,9 @@ def _pulls(
     axes_FK: NDArray[np.float64],
     shared_K: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """How the distance changes with the weight of each picture, but for a constant.
+    """Return the derivative of the distance by the weight of each image, up to a constant.
 
-    The derivative by C1 is 1 - T, where T carries the one Gaussian to the other; x^T T x is here
+    The derivative by C1 is 1 - T, where T maps the first Gaussian to the second; x^T T x is here
     the sum of (x . axis)^2 / shared.
     """
     kept_K = shared_K > shared_K.max(initial=0) * 1e-12
@@ -128,17 +130,16 @@ def _around(mean: float, parts_N: NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def kid(first_NF: Tensor, second_MF: Tensor) -> Distance:
-    """The unbiased squared MMD with the kernel (x.y / F + 1)^3 (Binkowski et al. 2018,
-    arXiv:1801.01401), over all pairs of pictures: what the usual mean over random subsets of 1000
-    estimates, without its chance.
+    """Compute the unbiased squared MMD with the kernel (x.y / F + 1)^3 over all pairs of images.
 
-    Raises UserError as `frechet`.
+    Binkowski et al. 2018, arXiv:1801.01401. The usual mean over random subsets of 1000 estimates
+    the same value, with sampling noise. Raises UserError as `frechet`.
     """
     first, second = _checked(first_NF, second_MF)
     across_N, across_M = _kernel_means(first, second), _kernel_means(second, first)
     own_N = _kernel_means(first, first, itself=False)
     own_M = _kernel_means(second, second, itself=False)
-    # Each pair counts at both its pictures: a changed picture moves both ends, twice its own term.
+    # Each pair counts for both of its images: a changed image changes both, twice its own term.
     terms_N, terms_M = own_N - across_N, own_M - across_M
     value_N, value_M = float(terms_N.mean()), float(terms_M.mean())
     return Distance(value_N + value_M, _around(value_N, 2 * terms_N), _around(value_M, 2 * terms_M))
@@ -147,8 +148,10 @@ def kid(first_NF: Tensor, second_MF: Tensor) -> Distance:
 def _kernel_means(
     set_NF: NDArray[np.float64], other_MF: NDArray[np.float64], *, itself: bool = True
 ) -> NDArray[np.float64]:
-    """The mean kernel of each picture with all of another set, or (not `itself`) with all the
-    others of its own."""
+    """Return the mean kernel of each image with all of another set.
+
+    Without `itself`, the other set is its own, and the image itself is left out.
+    """
     found: list[NDArray[np.float64]] = []
     for start in range(0, len(set_NF), ROWS):
         rows_KF = set_NF[start : start + ROWS]
@@ -160,13 +163,13 @@ def _kernel_means(
 
 
 def surroundings(real_NF: Tensor, made_MF: Tensor, nearest: int = NEAREST) -> Surroundings:
-    """Precision, recall, density and coverage with surroundings up to the `nearest`-th neighbour.
+    """Compute precision, recall, density and coverage with the `nearest`-th neighbour.
 
-    Kynkaanniemi et al. (arXiv:1904.06991) take 3, Naeem et al. (arXiv:2002.09797) 5. A picture at
-    the very edge lies inside, as in the former's own program.
+    Kynkaanniemi et al. (arXiv:1904.06991) use 3, Naeem et al. (arXiv:2002.09797) 5. An image
+    exactly at the boundary is inside, as in the former's own program.
 
     Raises:
-        UserError: no more than `nearest` pictures in a set, or features that are no finite numbers.
+        UserError: no more than `nearest` images in a set, or features that are not finite numbers.
     """
     real, made = _checked(real_NF, made_MF)
     for name, pictures in (("real", len(real)), ("made", len(made))):
@@ -175,7 +178,7 @@ def surroundings(real_NF: Tensor, made_MF: Tensor, nearest: int = NEAREST) -> Su
                 f"{pictures} {name} pictures; a {nearest}-th nearest neighbour takes at least "
                 f"{nearest + 1}. Give more pictures"
             )
-    middle_F = real.mean(0)  # small numbers have fewer digits to lose
+    middle_F = real.mean(0)  # centred features lose fewer digits to cancellation
     real, made = real - middle_F, made - middle_F
     slack = EDGE * max(np.square(real).sum(1).max(), np.square(made).sum(1).max())
     reach_N, reach_M = _reach(real, nearest) + slack, _reach(made, nearest) + slack
@@ -195,7 +198,7 @@ def surroundings(real_NF: Tensor, made_MF: Tensor, nearest: int = NEAREST) -> Su
 def _squares(
     set_NF: NDArray[np.float64], other_MF: NDArray[np.float64]
 ) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Some rows at a time, and their squared distances [K, M] to all of another set."""
+    """Yield slices of rows and their squared distances [K, M] to all of another set."""
     sizes_M = np.square(other_MF).sum(1)
     for start in range(0, len(set_NF), ROWS):
         rows = slice(start, start + ROWS)
@@ -204,7 +207,7 @@ def _squares(
 
 
 def _reach(set_NF: NDArray[np.float64], nearest: int) -> NDArray[np.float64]:
-    """The square of each picture's distance to its `nearest`-th neighbour, itself not counted."""
+    """Return the squared distance of each image to its `nearest`-th neighbour, itself excluded."""
     found: list[NDArray[np.float64]] = []
     for rows, apart_KN in _squares(set_NF, set_NF):
         own = np.arange(len(apart_KN))
@@ -216,7 +219,7 @@ def _reach(set_NF: NDArray[np.float64], nearest: int) -> NDArray[np.float64]:
 def _checked(
     first_NF: Tensor, second_MF: Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both sets in float64, able to be compared."""
+    """Return both sets in float64. Raises UserError if they cannot be compared."""
     assert first_NF.ndim == second_MF.ndim == 2
     assert first_NF.shape[1] == second_MF.shape[1]
     for features in (first_NF, second_MF):

@@ -1,11 +1,11 @@
-"""A folder of pictures as a set to be compared: its files in the order of their names -> features.
+"""Features of a folder of images, whose files are read in the order of their names.
 
-On the path: a folder -> `list_folder` -> `read_folder` with a network -> [N, F] -> `distances`.
-Started by `torch.distributed.run`, each process takes every so-manyth picture, and all get the same
-features of all pictures; a mistake that one finds is everybody's.
+Data path: a folder -> `list_folder` -> `read_folder` with a network -> [N, F] -> `distances`. Under
+`torch.distributed.run`, each process reads every n-th image of n processes, and all get the same
+features of all images; an error in one is raised in all.
 """
 
-# Shapes: N = pictures of the folder, B = of a batch, F = features of one, P = of one process,
+# Shapes: N = images of the folder, B = per batch, P = per process, F = features per image,
 # 3 = red, green, blue; H, W = pixels; T = bytes of a text
 
 from collections.abc import Callable
@@ -18,23 +18,23 @@ from torch import Tensor, distributed
 from tokenizer.errors import UserError
 from tokenizer.pixels import FORMATS, fit, open_image, to_pixels
 
-BATCH = 50  # pytorch-fid's
+BATCH = 50  # as in pytorch-fid
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-TOLD = 2000  # bytes of a mistake that the other processes are told
+TOLD = 2000  # bytes of an error message sent to the other processes
 
 Features = Callable[[Tensor], Tensor]
 """Pixels [B, 3, H, W] in [-1, 1] -> features [B, F]."""
 Progress = Callable[[int, int], None]
-"""Hears how many pictures are done, and of how many."""
+"""Callback with the number of images done, and of all images."""
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """The picture files of a folder, not of folders inside it, in the order of their names.
+    """Return the image files of a folder, without subfolders, in the order of their names.
 
-    Other files are passed over, as are names that begin with a dot.
+    Other files are ignored, as are names that begin with a dot.
 
     Raises:
-        UserError: not a folder, or fewer than two pictures.
+        UserError: not a folder, or fewer than two images.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
@@ -63,14 +63,14 @@ def read_folder(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Tensor:
-    """The features [N, F] of a folder's pictures on the CPU, one row a picture in `list_folder`'s
-    order; `size` crops and resizes every picture to a square, without it all have one size.
+    """Compute the features [N, F] of a folder's images, in `list_folder`'s order, on the CPU.
 
-    In several processes that have joined a group, `features` may differ in nothing but the device;
-    `progress` hears of this process's own pictures.
+    size: crop and resize every image to a square of this side; without it all must have one size.
+    In several processes that have joined a group, `features` may differ in nothing but the device,
+    and `progress` is called for this process's own images.
 
     Raises:
-        UserError: as `list_folder`; a damaged picture, or pictures of two sizes without `size`.
+        UserError: as `list_folder`; a damaged image, or images of two sizes without `size`.
     """
     paths = list_folder(folder)
     rank, world = _place()
@@ -95,7 +95,7 @@ def read_folder(
 
 
 def _read_image(path: Path, first: Path, wanted: tuple[int, int] | None) -> Image.Image:
-    """A picture, of the size of the folder's first where one is wanted."""
+    """Read an image. Raises UserError if its size is not `wanted`, that of the first image."""
     image = open_image(path)
     if wanted is not None and image.size != wanted:
         one, other = ("{} x {}".format(*sides) for sides in (wanted, image.size))
@@ -107,14 +107,14 @@ def _read_image(path: Path, first: Path, wanted: tuple[int, int] | None) -> Imag
 
 
 def _place() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """Return this process's rank, and the number of processes."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
 def _joined(mine_PF: Tensor, told: str, count: int, world: int) -> Tensor:
-    """All processes' rows in the folder's order, or the first process's mistake raised in all."""
+    """Return all processes' rows in the folder's order, or raise the first error in all."""
     text_T = torch.zeros(TOLD, dtype=torch.uint8)
     data = told.encode()[:TOLD]
     text_T[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
@@ -122,7 +122,7 @@ def _joined(mine_PF: Tensor, told: str, count: int, world: int) -> Tensor:
         line = bytes(heard_T.tolist()).rstrip(b"\0").decode(errors="ignore")
         if line:
             raise UserError(line)
-    each = -(-count // world)  # some have one picture less; their last row is filled up
+    each = -(-count // world)  # some have one image less; their last row is padding
     width = max(int(one) for one in _gathered(torch.tensor(mine_PF.shape[1]), world))
     rows_PF = torch.zeros(each, width)
     rows_PF[: len(mine_PF), : mine_PF.shape[1]] = mine_PF

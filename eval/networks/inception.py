@@ -1,9 +1,9 @@
-"""The Inception network by whose features the Frechet Inception Distance is defined.
+"""Inception network whose features define the Frechet Inception Distance.
 
-On the path: a folder of pictures -> `folders.read_folder` -> this network -> [N, 2048] ->
-`distances`. Not torchvision's Inception: these are the weights that TensorFlow published in 2015,
-in the form and key layout of pytorch-fid (Seitzer 2020), with which published figures are made. The
-weights come from one safetensors file that scripts/convert_inception.py writes.
+Data path: a folder of images -> `folders.read_folder` -> this network -> [N, 2048] -> `distances`.
+Not torchvision's Inception: these are the weights that TensorFlow published in 2015, in the form
+and key layout of pytorch-fid (Seitzer 2020), with which published scores are computed. The weights
+come from one safetensors file that scripts/convert_inception.py writes.
 """
 
 # Shapes: B = batch, 3 = red, green, blue; H = height, W = width, C = channels, F = 2048 features
@@ -26,7 +26,7 @@ NORM_EPS = 1e-3
 
 
 class Norm(nn.Module):
-    """Batch norm as it stands after training: it has no training mode to forget."""
+    """Batch norm in its state after training, without a training mode."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -45,8 +45,10 @@ class Norm(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Convolution without bias, batch norm, relu. `kernel` is a side or (height, width); unless
-    said otherwise the map keeps its size."""
+    """Convolution without bias, batch norm, ReLU.
+
+    `kernel` is a side or (height, width); by default the feature map keeps its size.
+    """
 
     def __init__(
         self,
@@ -74,12 +76,12 @@ def _chain(hidden_BCHW: Tensor, *steps: nn.Module) -> Tensor:
 
 
 def _average(input_BCHW: Tensor) -> Tensor:
-    """3 x 3 averages that leave the padding out, as TensorFlow's do and torchvision's do not."""
+    """Return 3 x 3 averages without the padding, as TensorFlow's do and torchvision's do not."""
     return F.avg_pool2d(input_BCHW, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class InceptionA(nn.Module):
-    """Four branches at 35 x 35."""
+    """Block of four branches at 35 x 35."""
 
     def __init__(self, inside: int, pooled: int) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """From 35 x 35 to 17 x 17."""
+    """Block from 35 x 35 to 17 x 17."""
 
     def __init__(self, inside: int) -> None:
         super().__init__()
@@ -121,7 +123,7 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """Four branches at 17 x 17, with kernels of one row or one column."""
+    """Block of four branches at 17 x 17, with kernels of one row or one column."""
 
     def __init__(self, inside: int, narrow: int) -> None:
         super().__init__()
@@ -155,7 +157,7 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """From 17 x 17 to 8 x 8."""
+    """Block from 17 x 17 to 8 x 8."""
 
     def __init__(self, inside: int) -> None:
         super().__init__()
@@ -177,8 +179,11 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """Branches at 8 x 8 that end in a row beside a column. The last of the two such blocks pools by
-    the maximum: a slip in the network of 2015 that belongs to it now."""
+    """Block at 8 x 8, with branches that end in a row kernel beside a column kernel.
+
+    The last of the two such blocks has max pooling: an error in the network of 2015 that is now
+    part of the metric.
+    """
 
     def __init__(self, inside: int, *, largest: bool) -> None:
         super().__init__()
@@ -213,7 +218,10 @@ class InceptionE(nn.Module):
 
 
 class FidInception(nn.Module):
-    """Pictures in [-1, 1] of one size, any size -> [B, 2048], the average of the last map."""
+    """Inception of FID: images in [-1, 1] of any one size -> [B, 2048].
+
+    The features are the mean of the last feature map.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +244,7 @@ class FidInception(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Frozen float32 network from a file of scripts/convert_inception.py.
+        """Load the frozen float32 network from a file of scripts/convert_inception.py.
 
         Raises:
             UserError: no such file, not safetensors, or not exactly this network's weights.

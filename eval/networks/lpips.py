@@ -1,9 +1,9 @@
-"""LPIPS: how unlike two pictures look, by the network and weights of Zhang et al. 2018
-(arXiv:1801.03924, version 0.1, VGG16).
+"""LPIPS, a perceptual distance of two images, with the network and weights of Zhang et al. 2018.
 
-pixels of two pictures -> VGG16's maps after five of its ReLUs, each of length 1 over channels ->
-their squared differences, weighed by channel and averaged over places, summed over the five. The
-weights come from one safetensors file that scripts/convert_lpips.py writes.
+arXiv:1801.03924, version 0.1, VGG16. Pixels of two images -> VGG16's feature maps after five of its
+ReLUs, each of length 1 over channels -> their squared differences, weighted by channel and averaged
+over positions, summed over the five. The weights come from one safetensors file that
+scripts/convert_lpips.py writes.
 """
 
 # Shapes: B = batch, 3 = red, green, blue; H = height, W = width, C = channels
@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from tokenizer.errors import UserError
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# What is subtracted and divided by, of pixels in -1..1.
+# Mean and standard deviation that normalise pixels in -1..1.
 MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-EPS = 1e-8  # under the root, of a place where nothing is
+EPS = 1e-8  # under the root, for positions where all channels are 0
 HOW = "make it with scripts/convert_lpips.py"
 
 
 class Lpips(nn.Module):
-    """Thirteen convolutions with ReLUs, a pooling between stages, a weight for every channel."""
+    """VGG16's thirteen convolutions with ReLUs and pooling, and a weight for every channel."""
 
     mean_311: Tensor
     deviation_311: Tensor
@@ -49,7 +49,10 @@ class Lpips(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """From scripts/convert_lpips.py's file. Raises UserError for anything else."""
+        """Load the network from the file of scripts/convert_lpips.py.
+
+        Raises UserError for anything else.
+        """
         net = cls()
         try:
             net.load_state_dict(load_file(path))
@@ -59,7 +62,7 @@ class Lpips(nn.Module):
         return net.requires_grad_(False)
 
     def forward(self, one_B3HW: Tensor, other_B3HW: Tensor) -> Tensor:
-        """Distances [B] of pictures in -1..1, of at least 16 pixels a side."""
+        """Return the distances [B] of images in -1..1, of at least 16 pixels a side."""
         hidden_BCHW = (torch.cat([one_B3HW, other_B3HW]) - self.mean_311) / self.deviation_311
         apart_B = torch.zeros(len(one_B3HW), device=one_B3HW.device)
         for number, (stage, weight_C) in enumerate(zip(self.stages, self.weigh, strict=True)):
