@@ -57,7 +57,7 @@ def attend_by_products(
 ) -> Tensor:
     """Compute attention as two matrix products and a softmax.
 
-    On a CPU a training step on rows of a hundred tokens is faster with it (docs/ledger.md); it
+    On a CPU a training step on rows of a hundred tokens is faster with it (docs/log.md); it
     keeps all scores in memory.
     """
     q_BNLH, k_BNSH, v_BNSH = (x.transpose(1, 2) for x in (q_BLNH, k_BSNH, v_BSNH))

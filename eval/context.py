@@ -258,7 +258,7 @@ class EvalContext:
         rows = [one for one in self.source.questions() if one.picture in self.listed]
         rows = [rows[place] for place in evenly(range(len(rows)), self.asked.limit)]
         if not rows:
-            raise UserError(f"no question is about a listed picture of {self.source}; name others")
+            raise UserError(f"no question is about a listed image of {self.source}; name others")
         ids = list(dict.fromkeys(one.picture for one in rows))
         by_id = {one.metadata["id"]: one for one in self.find(range(len(ids)), ids)}
         return [

@@ -28,7 +28,7 @@ Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class DataLocation:
     """Command-line options that name the data."""
 
     data: Path
@@ -197,7 +197,7 @@ class Published:
 Source = Corpus | Published
 
 
-def open_source(place: Place) -> Source:
+def open_source(place: DataLocation) -> Source:
     """Open the data that the options name; a published set is read completely.
 
     Raises UserError for options that do not go together, for missing files, and as the readers of
@@ -214,7 +214,7 @@ def open_source(place: Place) -> Source:
     if place.split is not None:
         raise UserError(f"--split {place.split} is of a corpus; with --as name the split's file")
     if images is None:
-        raise UserError(f"--as {place.layout} needs the folder of the pictures: add --images")
+        raise UserError(f"--as {place.layout} needs the folder of the images: add --images")
     wants = place.layout in ANSWERED
     if wants and more is None:
         raise UserError(f"--as {place.layout} needs the file of the answers: add --annotations")
@@ -225,7 +225,7 @@ def open_source(place: Place) -> Source:
         if not file.is_file():
             raise UserError(f"there is no file {str(file)!r}; name the set's JSON file")
     if not images.is_dir():
-        raise UserError(f"{images}: no such folder; name the folder that the pictures lie in")
+        raise UserError(f"{images}: no such folder; name the folder that the images lie in")
     return Published(place.layout, files, images, _read(place.layout, files, images))
 
 
@@ -266,7 +266,7 @@ def captioned(source: Source, listed: Mapping[str, Metadata]) -> list[Metadata]:
     """Return the metadata of images that have a caption. Raises UserError if there are none."""
     found = [one for one in listed.values() if one.get("captions")]
     if not found:
-        raise UserError(f"no picture of {source} has a caption; name captioned ones")
+        raise UserError(f"no image of {source} has a caption; name captioned ones")
     return found
 
 
@@ -274,7 +274,7 @@ def list_pictures(tars: Sequence[Path]) -> list[dict[str, Any]]:
     """Return the metadata of all images, in order. Raises UserError if there are none."""
     found = [sample.metadata for sample in read_samples(tars, Tally())]
     if not found:
-        raise UserError(f"there is no picture with its text in {len(tars)} tars")
+        raise UserError(f"there is no image with its text in {len(tars)} tars")
     return found
 
 

@@ -61,7 +61,7 @@ def read_captions(path: Path, images: Path) -> list[Captioned]:
     if lost:
         count = sum(len(captions[name]) for name in lost)
         raise UserError(
-            f"{path}: {count:,} captions have no picture in its 'images', those of image_id "
+            f"{path}: {count:,} captions have no image in its 'images', those of image_id "
             f"{lost[0]!r} for one; name a file whose two lists belong together"
         )
     if not captions:
@@ -195,19 +195,19 @@ def _once(path: Path, key: str, ids: Sequence[str]) -> None:
 def _files(images: Path, names: Sequence[Sequence[str]]) -> list[Path]:
     """Return the image file of each record: the first of its names that is in the folder."""
     if not images.is_dir():
-        raise UserError(f"{images}: no such folder; name the folder that the pictures lie in")
+        raise UserError(f"{images}: no such folder; name the folder that the images lie in")
     found: list[Path] = []
     missing: list[str] = []
     for options in names:
         out = [name for name in options if not inside(name)]
         if out:
-            raise UserError(f"{out[0]!r} leads out of the folder of pictures; mend the file")
+            raise UserError(f"{out[0]!r} leads out of the folder of images; mend the file")
         there = [images / name for name in options if isfile(images / name)]
         found += there[:1]
         missing += [] if there else [options[0]]
     if missing:
         raise UserError(
-            f"{images}: {len(missing):,} of {len(names):,} pictures are missing, {missing[0]!r} "
-            "for one; name the folder of this split's pictures, all unpacked"
+            f"{images}: {len(missing):,} of {len(names):,} images are missing, {missing[0]!r} "
+            "for one; name the folder of this split's images, all unpacked"
         )
     return found

@@ -125,7 +125,7 @@ def read(folder: Path) -> list[Record]:
     if missing:
         raise UserError(
             f"{folder} lacks {len(missing)} of its {len(names)} files, {missing[0]} for one; give "
-            "the command that began it once more, which paints what is missing"
+            "the command that began it once more, which generates what is missing"
         )
     records = [record for name in names for record in _read_block(folder / name)]
     ids = {record.id for record in records}
@@ -185,11 +185,11 @@ def write_pictures(
 
 def _check(wanted: Sequence[Wanted]) -> None:
     if not wanted:
-        raise UserError("no pictures are wanted; give at least one prompt")
+        raise UserError("no images are wanted; give at least one prompt")
     seen = set[str]()
     for one in wanted:
         if one.id in seen:
-            raise UserError(f"two of the wanted pictures have the id {one.id!r}; give each its own")
+            raise UserError(f"two of the wanted images have the id {one.id!r}; give each its own")
         seen.add(one.id)
 
 

@@ -153,7 +153,7 @@ def recall_by_kind(
         for row, picture in zip(rows, pictures, strict=True)
         if row[0].get("captions")
     ]
-    queries = {"picture": embedder.pictures(pictures)}
+    queries = {"image": embedder.pictures(pictures)}
     if told:
         captions, beside = zip(*told, strict=True)
         queries["text"] = embedder.texts(captions)

@@ -3,7 +3,7 @@
     python scripts/release_default.py runs/emoji-64/model [runs/decoder/image_tokenizer]
 
 The second folder is an image tokenizer with the same codes and another decoder. Replaces
-cm3leon/assets/default. How it draws by default (TASKS) was chosen as docs/ledger.md says.
+cm3leon/assets/default. How it draws by default (TASKS) was chosen as docs/log.md says.
 """
 
 import shutil

@@ -175,10 +175,12 @@ def run_processes(words: Sequence[str], cluster: Cluster, control: RunControl, a
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     logging.disable(logging.CRITICAL)  # of torch; the failure reports have what matters
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = NOT_OURS
     cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // cluster.each)))
-    os.environ |= {VARIABLE: str(control.folder), "TORCHELASTIC_SIGNALS_TO_HANDLE": NOT_OURS}
-    variables = environments(cluster, control.folder / "store")
+    shared = {VARIABLE: str(control.folder)}
+    if "OMP_NUM_THREADS" not in os.environ:
+        shared["OMP_NUM_THREADS"] = str(max(1, cores // cluster.each))
+    variables = [shared | one for one in environments(cluster, control.folder / "store")]
     context = start_processes(
         name="cm3leon",
         entrypoint=sys.executable,

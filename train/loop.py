@@ -24,9 +24,10 @@ from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAD, Vocabulary
 from train import state
 from train.config import PretrainRecipe
+from train.data.batches import micro_batches, rows_of_steps
 from train.data.cached import CachedRows
 from train.data.noise import level, read_with_noise
-from train.data.rows import Mixture, Rows, micro_batches, rows_of_steps
+from train.data.rows import Mixture, Rows
 from train.engine import TrainEngine
 from train.flops import Speed
 from train.metrics import MetricLogger

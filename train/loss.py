@@ -2,7 +2,7 @@
 
 Computes the objective's sums from the decoder's hidden states in every training step; same result
 as `Decoder.logits` and `masked_cross_entropy`. The gradient of a chunk is computed in the forward
-pass, while its logits are still in the cache: this makes a step on a CPU faster (docs/ledger.md),
+pass, while its logits are still in the cache: this makes a step on a CPU faster (docs/log.md),
 and on a GPU avoids the largest tensors of a step.
 """
 

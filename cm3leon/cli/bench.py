@@ -15,7 +15,7 @@ from cm3leon.cli.output import print_table
 from cm3leon.cli.retrieve import COUNT, RetrievalOptions, open_embedder, open_memory
 
 if TYPE_CHECKING:
-    from eval.bench.retrieval import Layer, Share
+    from eval.bench.retrieval import SearchComparison, Share
     from tokenizer.timing import Timing
     from train.speed import Encoding, Loading, StepComparison
 
@@ -210,7 +210,7 @@ def _share(wanted: RetrievalOptions, model: ModelOptions) -> "Share | None":
     return share_of_generation(leon, memory, embedder, PROMPT, wanted.count or COUNT, TIMES)
 
 
-def _of_layer(layer: "Layer") -> tuple[str, str]:
+def _of_layer(layer: "SearchComparison") -> tuple[str, str]:
     name = f"search for {layer.found} of {layer.documents:,}, {layer.index}, ours against FAISS"
     return name, f"{layer.ours_ms:.2f} ms / {layer.bare_ms:.2f} ms = {layer.ratio:.3f}"
 

@@ -12,9 +12,10 @@ from cm3leon.cli.options import ModelOptions
 from cm3leon.cli.output import print_table
 
 if TYPE_CHECKING:
-    from eval.bench.decode import DecodingResult, Times
-    from eval.bench.shapes import Setting
+    from eval.bench.decode import DecodingResult
+    from eval.bench.shapes import DecodeSetting
     from eval.bench.stages import Command
+    from tokenizer.timing import Timing
 
 
 Shape = Annotated[
@@ -62,13 +63,13 @@ def generate(
     decoder with the same weights; or the images of a checkpoint."""
     from eval.bench import baselines as rivals
     from eval.bench import decode as decoding
-    from eval.bench.shapes import PROMPT, Setting
+    from eval.bench.shapes import PROMPT, DecodeSetting
     from eval.bench.stages import command
 
     if cli and model is None:
         raise typer.BadParameter("--cli goes with --model")
     settings = [
-        Setting(
+        DecodeSetting(
             shape=shape,
             model=model,
             n=count,
@@ -100,7 +101,7 @@ def generate(
     print_table(context, about, table, result, as_json)
 
 
-def _measured(setting: "Setting") -> "DecodingResult":
+def _measured(setting: "DecodeSetting") -> "DecodingResult":
     """One case, said aloud before it begins."""
     from eval.bench import decode as decoding
 
@@ -108,7 +109,7 @@ def _measured(setting: "Setting") -> "DecodingResult":
     return decoding.measure(setting)
 
 
-def _name(setting: "Setting") -> str:
+def _name(setting: "DecodeSetting") -> str:
     what = setting.shape if setting.model is None else f"model {setting.model}"
     return f"{what}, {'guided' if setting.guided else 'unguided'}, {setting.n} at once"
 
@@ -157,14 +158,14 @@ def _of_command(ran: "Command") -> dict[str, str]:
     return {"seconds of cm3leon generate": f"{whole}: {stages}, the rest {ran.rest:.2f}"}
 
 
-def _rate(things: int, seconds: "Times", digits: int) -> str:
+def _rate(things: int, seconds: "Timing", digits: int) -> str:
     """`38.5 (37.1-39.0)`: the median, and the slowest and quickest."""
     rates = (seconds.median, seconds.most, seconds.least)
     middle, least, most = (f"{things / one:,.{digits}f}" for one in rates)
     return f"{middle} ({least}-{most})"
 
 
-def _times(seconds: "Times", unit: float, digits: int) -> str:
+def _times(seconds: "Timing", unit: float, digits: int) -> str:
     """`31.2 (30.9-33.0)`: the median, and the least and most."""
     times = (seconds.median, seconds.least, seconds.most)
     middle, least, most = (f"{unit * one:,.{digits}f}" for one in times)

@@ -11,7 +11,7 @@ from cm3leon.cli import options
 from cm3leon.cli.output import print_table
 
 if TYPE_CHECKING:
-    from eval.bench.tokenizer import Against, Pace, Side
+    from eval.bench.tokenizer import CodebookComparison, CodebookSide, Pace
     from tokenizer.image import ImageTokenizer
 
 SIZE = 256  # pixels a side: the paper's
@@ -90,7 +90,7 @@ def _open(model: str | None, shape: str, size: int) -> "ImageTokenizer":
     return ImageTokenizer.load(inside if inside.is_dir() else folder)
 
 
-def _of_side(side: "Side") -> list[tuple[str, str]]:
+def _of_side(side: "CodebookSide") -> list[tuple[str, str]]:
     name = f"{side.name}, {side.batch} at a time"
     return [
         (f"{name}: parameters", f"{side.parameters:,}"),
@@ -99,7 +99,7 @@ def _of_side(side: "Side") -> list[tuple[str, str]]:
     ]
 
 
-def _of_both(found: "Against") -> dict[str, str]:
+def _of_both(found: "CodebookComparison") -> dict[str, str]:
     return {
         **dict(_of_side(found.ours)),
         **dict(_of_side(found.theirs)),
@@ -112,7 +112,9 @@ def _of_both(found: "Against") -> dict[str, str]:
 
 def _pace(pace: "Pace", batch: int) -> str:
     """Format images a second, milliseconds an image (least-most), and the memory."""
-    middle, least, most = (1000 * one / batch for one in dataclasses.astuple(pace.seconds))
+    middle, least, most = (
+        1000 * one / batch for one in (pace.seconds.median, pace.seconds.least, pace.seconds.most)
+    )
     return (
         f"{1000 / middle:.2f} images/s, {middle:.1f} ms an image ({least:.1f}-{most:.1f}), "
         f"{pace.peak_mb:,.0f} MB at most"

@@ -148,7 +148,10 @@ def inspect(
     if sheet is not None:
         check_writable(sheet)
     opened = Shards.open(shards)
-    counts = ", ".join(f"{number:,} {name}" for name, number in opened.counts.items())
+    counts = ", ".join(
+        f"{number:,} {'images' if name == 'pictures' else name}"
+        for name, number in opened.counts.items()
+    )
     typer.echo(counts)
     typer.echo(
         f"{opened.size} x {opened.size} pixels are {opened.grid} x {opened.grid} codes of "

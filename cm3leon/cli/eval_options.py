@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from eval.corpus import Place
+    from eval.corpus import DataLocation
 
 Weights = Annotated[
     Path | None, typer.Option(help="Folder of the judges' weights (docs/evaluation.md).")
@@ -42,11 +42,11 @@ class DataOptions:
         int | None, typer.Option(min=1, help="Items at most, evenly spaced (default: all).")
     ] = None
 
-    def place(self) -> "Place":
+    def place(self) -> "DataLocation":
         """Return where to look."""
-        from eval.corpus import Place
+        from eval.corpus import DataLocation
 
-        return Place(
+        return DataLocation(
             data=self.data,
             split=self.split,
             layout=self.layout,

@@ -54,10 +54,7 @@ def generate(
     wanted = retrieval.or_default(0 if repeats_none else defaults.retrieve)
     wanted.check(encoder_has_use=reranker.candidates > 1)
     if prompts is not None:
-        if any(other is not None for other in (prompt, like, n)):
-            raise typer.BadParameter(
-                "--prompts generates one image a line; leave PROMPT, --like and -n out"
-            )
+        _refuse_with_prompts(prompt, like, n)
         lines = PromptFile(path=prompts, out=out, seed=seed or 0, folder=folder, sampling=sampling)
         return run_prompts(lines, wanted, reranker, model, as_json, quiet=retrieval.silent)
     prompt = _prompt(prompt, source, wanted)
@@ -77,18 +74,13 @@ def generate(
         retrieved=find(prompt, None),
         reranker=reranker,
     )
+    examples, ranked = request.retrieved.documents, reranker.arguments
     run(
         request,
         model,
         as_json,
         lambda leon, progress: leon.text_to_image(
-            request.prompt,
-            request.samples,
-            request.seed,
-            sampling,
-            request.retrieved.documents,
-            progress,
-            **reranker.arguments,
+            prompt, samples, request.seed, sampling, examples, progress, **ranked
         ),
     )
 
@@ -195,6 +187,13 @@ def reconstruct(
     table = signature("reconstruct", leon.hash)
     paths = write_images(out, [leon.reconstruct(source)], [table])
     print_result(paths, {"task": "reconstruct", "files": [str(out)], "model": leon.hash}, as_json)
+
+
+def _refuse_with_prompts(*others: object) -> None:
+    if any(other is not None for other in others):
+        raise typer.BadParameter(
+            "--prompts generates one image a line; leave PROMPT, --like and -n out"
+        )
 
 
 def _repeated(like: Path | None, n: int | None) -> tuple[ImageMetadata | None, int, int | None]:

@@ -1,7 +1,7 @@
 """Run a request of the image commands: generate, save with metadata, print the result."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,22 +79,13 @@ def run(request: ImageRequest, model: ModelOptions, as_json: bool, generate: "Ge
     if request.keep is not None:
         numbers, images = [request.keep], [images[request.keep - 1]]
     several = len(images) > 1
+    base = _metadata(
+        leon, reranker, task=request.task, prompt=request.prompt, seed=request.seed,
+        samples=request.samples, number=None, settings=request.sampling,
+        retrieved=request.retrieved.metadata,
+    )  # fmt: skip
     tables = [
-        ImageMetadata(
-            task=request.task,
-            prompt=request.prompt,
-            seed=request.seed,
-            samples=request.samples,
-            number=number,
-            settings=request.sampling,
-            model=leon.hash,
-            retrieved=request.retrieved.metadata,
-            candidates=reranker.candidates,
-            mix=reranker.mix,
-            encoder=reranker.id,
-            precision=leon.precision,
-        ).table()
-        for number in [*numbers, *([None] if several else [])]
+        replace(base, number=number).table() for number in [*numbers, *([None] if several else [])]
     ]
     paths = write_images(request.out, images, tables)
     table = {
@@ -108,6 +99,18 @@ def run(request: ImageRequest, model: ModelOptions, as_json: bool, generate: "Ge
         **reranker.table(request.keep),
     }
     print_result(paths, table, as_json)
+
+
+def _metadata(leon: "CM3Leon", reranker: Reranker, **given: Any) -> ImageMetadata:
+    """Return metadata with what model and reranker add to it."""
+    return ImageMetadata(
+        model=leon.hash,
+        precision=leon.precision,
+        candidates=reranker.candidates,
+        mix=reranker.mix,
+        encoder=reranker.id,
+        **given,
+    )
 
 
 def _warn(request: ImageRequest, leon: "CM3Leon") -> None:
@@ -163,26 +166,15 @@ def run_prompts(
         Wish(prompt=prompt, seed=lines.seed, retrieved=found.documents)
         for prompt, found in zip(prompts, retrieved, strict=True)
     ]
+    base = _metadata(leon, reranker, task="generate", prompt="", seed=lines.seed, samples=1,
+                     number=1, settings=lines.sampling)  # fmt: skip
     paths = paths_for(lines.out, count)
     images: dict[int, Image.Image] = {}
     with Progress(1) as progress:
         for number, image in paint_all(
             leon, wishes, lines.sampling, progress=progress, **reranker.arguments
         ):
-            metadata = ImageMetadata(
-                task="generate",
-                prompt=prompts[number],
-                seed=lines.seed,
-                samples=1,
-                number=1,
-                settings=lines.sampling,
-                model=leon.hash,
-                retrieved=retrieved[number].metadata,
-                candidates=reranker.candidates,
-                mix=reranker.mix,
-                encoder=reranker.id,
-                precision=leon.precision,
-            )
+            metadata = replace(base, prompt=prompts[number], retrieved=retrieved[number].metadata)
             write_image(paths[number], image, metadata.table())
             if count <= options.MOST:
                 images[number] = image
@@ -194,9 +186,9 @@ def run_prompts(
     table: dict[str, Any] = {
         "task": "generate",
         "files": written[:count],
-        "sheet": written[count] if len(written) > count else None,
         "prompts": prompts,
         "seed": lines.seed,
+        "sheet": written[count] if len(written) > count else None,
         "model": leon.hash,
         "retrieved": [found.used for found in retrieved],
     }

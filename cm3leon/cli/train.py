@@ -76,25 +76,23 @@ def train(
         case "pretrain":
             return _decoder(context, recipe, given, run, init, launch)
         case "image-tokenizer":
-            from train.tokenizers import image
+            from train.tokenizers.image import check, main
 
-            if _launched(context, run, launch, lambda size: image.check(recipe, given, size)):
+            if _launched(context, run, launch, lambda size: check(recipe, given, size)):
                 return
-            result = image.main(
-                recipe, given, run.out, run.resume, options.say, run.device, run.minutes
-            )
+            result = main(recipe, given, run.out, run.resume, options.say, run.device, run.minutes)
         case "text-tokenizer":
-            from train.tokenizers import text
+            from train.tokenizers.text import main as train_text
 
             if run != RunOptions(out=run.out) or launch != LaunchOptions():
                 raise UserError("a text tokenizer is trained in one go: leave all but --out out")
-            result = text.main(recipe, given, run.out, options.say)
+            result = train_text(recipe, given, run.out, options.say)
         case _:
-            from train.retriever import contrastive
+            from train.retriever.contrastive import main as train_encoder
 
             if launch != LaunchOptions():
                 raise UserError("the encoder is trained in one process: leave --processes out")
-            result = contrastive.main(
+            result = train_encoder(
                 recipe, given, run.out, run.resume, options.say, run.device, run.minutes
             )
     if result is not None:

@@ -154,7 +154,7 @@ class DynamicInt8Linear(nn.Module):
 
 
 class NativeInt8Linear(nn.Module):
-    """`DynamicInt8Linear` by native.c: faster, especially for few rows (docs/ledger.md)."""
+    """`DynamicInt8Linear` by native.c: faster, especially for few rows (docs/log.md)."""
 
     ints_NK: Tensor
     scales_N: Tensor

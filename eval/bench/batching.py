@@ -19,9 +19,9 @@ from cm3leon.grammar import Drawn
 from cm3leon.model import Decoder
 from cm3leon.pipeline import TEXT_LIMIT, CM3Leon
 from cm3leon.prompts import pair
-from eval.bench.decode import Times, by_turns
-from eval.bench.shapes import CODES, Setting, job_of
+from eval.bench.shapes import CODES, DecodeSetting, job_of
 from tokenizer.document import Document, Picture
+from tokenizer.timing import Timing, interleaved
 from tokenizer.vocabulary import EOS, Vocabulary
 
 THINGS = ("a red fox", "pizza", "a blue heart", "sunflower", "cat face", "a green car", "a house")
@@ -39,9 +39,9 @@ class BatchingResult:
     in_flight: int
     tokens: int
     """Ids after the prompts of all requests, generated or given."""
-    together: Times
+    together: Timing
     """Seconds for all requests through one engine."""
-    alone: Times
+    alone: Timing
     equal: int
     """Requests with the same ids in both."""
 
@@ -63,7 +63,7 @@ def measure(
     def alone() -> None:
         results["alone"] = [generate_batch(model, [request])[0] for request in requests]
 
-    took = by_turns([together, alone], times, model.embed.weight.device)
+    took = interleaved([together, alone], times, model.embed.weight.device)
     return BatchingResult(
         requests=len(requests),
         in_flight=in_flight,
@@ -88,7 +88,7 @@ def run(model: Decoder, requests: Sequence[Request], in_flight: int) -> list[Ids
 
 def of_shape(shape: str, precision: Precision, device: str) -> tuple[Decoder, Precision]:
     """Return a decoder of a shape of `shapes` with random weights, and its final precision."""
-    model = job_of(Setting(shape=shape, device=device)).model
+    model = job_of(DecodeSetting(shape=shape, device=device)).model
     return model, prepare(model, precision)
 
 

@@ -5,11 +5,8 @@ Data path: a shape with random weights, or a whole checkpoint -> alternating run
 seconds and tokens per second; the memory of each side is measured in a separate process.
 """
 
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -27,40 +24,25 @@ from eval.bench.shapes import (
     PROMPT,
     SCALE,
     TEXT,
-    Job,
-    Setting,
+    DecodeJob,
+    DecodeSetting,
     config_of,
     job_of,
     ready,
 )
-
-Action = Callable[[], object]
+from tokenizer.timing import Action, Timing, interleaved
 
 GIGABYTE = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times:
-    """Seconds of repeated runs: median, minimum and maximum."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Times":
-        """Return the statistics of some runs."""
-        return cls(median=median(seconds), least=min(seconds), most=max(seconds))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
+class DecodeSide:
     """Measurements of one side of the comparison."""
 
     parameters: int
-    drawing: Times
+    drawing: Timing
     """To generate the tokens of `n` images, prefill included."""
-    prefill: Times
+    prefill: Timing
     """To generate the first token alone."""
     peak_mb: float
     """Memory of the model and one run, beyond that of the libraries."""
@@ -87,21 +69,21 @@ class Floor:
 class DecodingResult:
     """Measurements of one setting."""
 
-    setting: Setting
+    setting: DecodeSetting
     tokens: int
     """Of one image."""
-    ours: Side
-    theirs: Side | None
+    ours: DecodeSide
+    theirs: DecodeSide | None
     difference: float | None
     """Largest difference between both sides' logits on the prompts, before our precision
     changes."""
     floor: Floor
     compiled: bool
     """True if our steps ran in the compiled `NativeDecoder`."""
-    whole: Times | None
+    whole: Timing | None
     """For `n` images from prompt to pixels, if a checkpoint generates them."""
 
-    def step(self, side: Side) -> float:
+    def step(self, side: DecodeSide) -> float:
         """Return the seconds of a step after the prefill."""
         return (side.drawing.median - side.prefill.median) / (self.tokens - 1)
 
@@ -118,7 +100,7 @@ class DecodingResult:
         )
 
 
-def measure(setting: Setting) -> DecodingResult:
+def measure(setting: DecodeSetting) -> DecodingResult:
     """Measure one setting: times, memory, difference of logits, and the lower bound."""
     job = job_of(setting)
     device = job.model.embed.weight.device
@@ -137,11 +119,11 @@ def measure(setting: Setting) -> DecodingResult:
     leon = job.leon
     if leon is not None:
         actions.append(partial(leon.text_to_image, PROMPT, setting.n))
-    times = by_turns(actions, setting.times, device)
+    times = interleaved(actions, setting.times, device)
     return DecodingResult(
         setting=setting,
         tokens=job.tokens,
-        ours=Side(
+        ours=DecodeSide(
             parameters=count,
             drawing=times[0],
             prefill=times[1],
@@ -149,7 +131,7 @@ def measure(setting: Setting) -> DecodingResult:
         ),
         theirs=None
         if net is None
-        else Side(
+        else DecodeSide(
             parameters=parameters(net),
             drawing=times[2],
             prefill=times[3],
@@ -162,26 +144,10 @@ def measure(setting: Setting) -> DecodingResult:
     )
 
 
-def by_turns(actions: Sequence[Action], times: int, device: torch.device) -> list[Times]:
-    """Time some actions in alternation, forwards and backwards; the first round is a warm-up."""
-    seconds = [list[float]() for _ in actions]
-    order = list(enumerate(actions))
-    for number in range(times + 1):
-        for place, action in order:
-            _wait(device)
-            begun = time.perf_counter()
-            action()
-            _wait(device)
-            if number:
-                seconds[place].append(time.perf_counter() - begun)
-        order.reverse()
-    return [Times.of(one) for one in seconds]
-
-
-def peak(setting: Setting, *, theirs: bool) -> float:
+def peak(setting: DecodeSetting, *, theirs: bool) -> float:
     """Return the peak megabytes of one side's model and one run; call it in a fresh process."""
     device = pick_device(setting.device)
-    small = Setting(shape=setting.shape, device=setting.device, layers=1, width=64, tokens=2)
+    small = DecodeSetting(shape=setting.shape, device=setting.device, layers=1, width=64, tokens=2)
     _run_once(small, theirs)  # lazy imports happen before memory is measured
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -192,7 +158,7 @@ def peak(setting: Setting, *, theirs: bool) -> float:
     return watched.peak_mb
 
 
-def matrices(job: Job) -> int:
+def matrices(job: DecodeJob) -> int:
     """Count the weights that a step multiplies by.
 
     They are the blocks' matrices and the head's rows of the ids that may be sampled.
@@ -201,7 +167,7 @@ def matrices(job: Job) -> int:
     return blocks + len(job.allowed) * job.model.config.width
 
 
-def floor(job: Job, n: int, weights: float) -> Floor:
+def floor(job: DecodeJob, n: int, weights: float) -> Floor:
     """Compute the lower bound of a step, which reads every matrix once for all rows together."""
     table = job.model.embed.weight
     made = job.model.config
@@ -216,7 +182,7 @@ def floor(job: Job, n: int, weights: float) -> Floor:
 def bandwidth(device: torch.device, size: int = GIGABYTE) -> float:
     """Measure the bytes read per second while a large tensor is summed; the best of five runs."""
     numbers = torch.ones(size // 4, device=device)
-    return size / by_turns([numbers.sum], 5, device)[0].least
+    return size / interleaved([numbers.sum], 5, device)[0].least
 
 
 def parameters(net: nn.Module) -> int:
@@ -239,7 +205,7 @@ def as_json(found: DecodingResult) -> dict[str, Any]:
     return {**table, "weights": found.setting.weights, "ratio": found.ratio}
 
 
-def _run_once(setting: Setting, theirs: bool) -> None:
+def _run_once(setting: DecodeSetting, theirs: bool) -> None:
     if not theirs:
         job = ready(job_of(setting), setting.weights)
         job.run(setting.n, job.tokens)
@@ -251,8 +217,3 @@ def _run_once(setting: Setting, theirs: bool) -> None:
     asked = (TEXT, NOTHING) if setting.guided else (TEXT,)
     first = made.vocabulary - CODES
     rivals.their_generate(net, asked, setting.n, first, SCALE)(setting.drawn)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -24,11 +24,11 @@ import numpy as np
 from cm3leon.pipeline import CM3Leon
 from retrieval import index
 from retrieval.embed import Embedder, unit
-from retrieval.index import AGAIN, Index, Plan, Vectors, search_exactly
+from retrieval.index import AGAIN, Index, IndexPlan, Vectors, search_exactly
 from retrieval.memory import Contents, Memory
 from retrieval.retrieve import Query, retrieve
 from retrieval.rules import Rules
-from retrieval.segment import Codebook, Row
+from retrieval.segment import CodebookInfo, Row
 from tokenizer.document import Document
 from tokenizer.errors import UserError
 
@@ -36,7 +36,7 @@ CLUSTER = 200  # average number of vectors per cluster
 SPREAD = 0.6  # distance of a vector from its centre, which has length 1
 CHUNK = 20_000  # vectors generated at once
 CODES = 64  # per synthetic image
-BOOK = Codebook(image_tokenizer="synthetic", size=64, grid=8, codes=1024)
+BOOK = CodebookInfo(image_tokenizer="synthetic", size=64, grid=8, codes=1024)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class Added:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class SearchComparison:
     """Latency of the same single queries through `Memory.search` and through FAISS alone."""
 
     index: str
@@ -151,7 +151,7 @@ def rows(count: int, first: int = 0) -> Iterator[Row]:
     for number in range(first, first + count):
         metadata = {
             "id": f"synthetic-{number:08d}",
-            "captions": [f"a picture of thing {number}, in style {number % 8}"],
+            "captions": [f"an image of thing {number}, in style {number % 8}"],
             "kind": "synthetic",
             "licence": "CC0-1.0",
             "credit": "nobody",
@@ -159,7 +159,7 @@ def rows(count: int, first: int = 0) -> Iterator[Row]:
         yield metadata, draw.integers(0, BOOK.codes, CODES).tolist()
 
 
-def build(folder: Path, count: int, dimension: int, kind: Plan) -> Built:
+def build(folder: Path, count: int, dimension: int, kind: IndexPlan) -> Built:
     """Build a synthetic memory in one segment; its vectors are temporarily in a file beside it."""
     drawn = folder.with_name(f"{folder.name}-vectors.npy")
     shape = (count, dimension)
@@ -220,7 +220,7 @@ def add(folder: Path, count: int) -> Added:
     return Added(documents=count, seconds=time.perf_counter() - begun)
 
 
-def against_bare(folder: Path, queries: int, found: int) -> Layer:
+def against_bare(folder: Path, queries: int, found: int) -> SearchComparison:
     """Measure the same queries through our layer and through FAISS alone, in turn; return medians.
 
     Both search the same index in memory for the best `found`. FAISS returns numbers and scores; our
@@ -237,7 +237,7 @@ def against_bare(folder: Path, queries: int, found: int) -> Layer:
             if number >= queries:  # the first half warms the caches
                 times.append(seconds)
         both.reverse()  # the second of the two finds the index's lists cached
-    return Layer(
+    return SearchComparison(
         index=segment.kind,
         documents=memory.count,
         found=found,

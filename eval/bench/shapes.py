@@ -43,7 +43,7 @@ PAPERS_TEXT = 56320  # text ids in the paper's vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class DecodeSetting:
     """Configuration to measure: a shape with random weights, or a checkpoint's images (`model`)."""
 
     shape: str = "chameleon"
@@ -75,7 +75,7 @@ class Setting:
         sizes = (self.layers, self.width, self.tokens)
         if self.model is not None and (sizes != (None,) * 3 or not self.guided):
             raise UserError(
-                "a checkpoint has its own sizes, and its pictures are guided; leave --layers, "
+                "a checkpoint has its own sizes, and its images are guided; leave --layers, "
                 "--width, --tokens and --unguided out"
             )
 
@@ -91,7 +91,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class DecodeJob:
     """Generation job of one run: `n` samples of these streams."""
 
     model: Decoder
@@ -107,7 +107,7 @@ class Job:
         return generate(self.model, Streams(self.prompts), rule, self.sampling, list(range(n)))
 
 
-def config_of(setting: Setting) -> ModelConfig:
+def config_of(setting: DecodeSetting) -> ModelConfig:
     """Return the decoder configuration of a shape."""
     given = {"layers": setting.layers, "width": setting.width}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -135,13 +135,13 @@ def random_decoder(model: ModelConfig, device: torch.device, dtype: torch.dtype)
     return made
 
 
-def ready(job: Job, precision: Precision) -> Job:
+def ready(job: DecodeJob, precision: Precision) -> DecodeJob:
     """Convert the job's decoder to this precision, and return the job."""
     prepare(job.model, precision)
     return job
 
 
-def job_of(setting: Setting) -> Job:
+def job_of(setting: DecodeSetting) -> DecodeJob:
     """Return the model and its prompts; the model is not yet converted (`ready`)."""
     device = pick_device(setting.device)
     if setting.threads is not None:
@@ -149,7 +149,7 @@ def job_of(setting: Setting) -> Job:
     if setting.model is None:
         made = config_of(setting)
         dtype = torch.float32 if setting.shape in SHAPES else torch.bfloat16
-        return Job(
+        return DecodeJob(
             model=random_decoder(made, device, dtype),
             prompts=(TEXT, NOTHING) if setting.guided else (TEXT,),
             allowed=range(made.vocabulary - CODES, made.vocabulary),
@@ -160,7 +160,7 @@ def job_of(setting: Setting) -> Job:
     rule = picture(leon.codec.vocabulary, leon.codec.picture_codes)
     (run,) = rule
     assert isinstance(run, Drawn)
-    return Job(
+    return DecodeJob(
         model=leon.model,
         prompts=tuple(leon.codec.open(document) for document in forms.paint(PROMPT)),
         allowed=run.allowed,

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.bench.decode import Times, by_turns, parameters
+from eval.bench.decode import parameters
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
+from tokenizer.timing import Timing, interleaved
 from tokenizer.vqgan.network import VQGAN, VQGANConfig
 
 Rival = Literal["taming", "diffusers"]
@@ -57,13 +58,13 @@ RENAMED = [
 class Pace:
     """Time and peak memory of a batch of images."""
 
-    seconds: Times
+    seconds: Timing
     peak_mb: float
     """Resident memory beyond that before the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class CodebookSide:
     """Measurements of one network."""
 
     name: str
@@ -76,11 +77,11 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Against:
+class CodebookComparison:
     """Measurements of our network and another with the same weights."""
 
-    ours: Side
-    theirs: Side
+    ours: CodebookSide
+    theirs: CodebookSide
     same_codes: float | None
     """Share of equal codes for the same images, if both networks have an encoder."""
     pixels_apart: float
@@ -159,7 +160,7 @@ def rival(name: Rival, tokenizer: ImageTokenizer) -> Network:
 
 def against(
     name: Rival, tokenizer: ImageTokenizer, batch: int, times: int, seed: int = 0
-) -> Against:
+) -> CodebookComparison:
     """Time both networks in alternating runs, on the same images."""
     sides = [ours(tokenizer), rival(name, tokenizer)]
     pixels_B3HW = _pictures(batch, tokenizer.size, seed)
@@ -167,7 +168,7 @@ def against(
         codes = [side.encode(pixels_B3HW) for side in sides if side.encode]
         painted = [side.decode(codes[0]) for side in sides]
         measured = _measured(sides, pixels_B3HW, codes[0], times)
-    return Against(
+    return CodebookComparison(
         ours=measured[0],
         theirs=measured[1],
         same_codes=(codes[0] == codes[1]).double().mean().item() if len(codes) > 1 else None,
@@ -175,7 +176,7 @@ def against(
     )
 
 
-def alone(tokenizer: ImageTokenizer, batch: int, times: int, seed: int = 0) -> Side:
+def alone(tokenizer: ImageTokenizer, batch: int, times: int, seed: int = 0) -> CodebookSide:
     """Time our network alone."""
     pixels_B3HW = _pictures(batch, tokenizer.size, seed)
     codes_BL = tokenizer.encode(pixels_B3HW)
@@ -185,7 +186,7 @@ def alone(tokenizer: ImageTokenizer, batch: int, times: int, seed: int = 0) -> S
 
 def _measured(
     sides: Sequence[Network], pixels_B3HW: Tensor, codes_BL: Tensor, times: int
-) -> list[Side]:
+) -> list[CodebookSide]:
     actions = dict[tuple[str, str], Action]()
     for side in sides:
         if side.encode is not None:
@@ -193,13 +194,13 @@ def _measured(
     for side in sides:
         actions[side.name, "decode"] = partial(side.decode, codes_BL)
     peaks = [peak_mb(action) for action in actions.values()]
-    turns = by_turns(list(actions.values()), times, codes_BL.device)
+    turns = interleaved(list(actions.values()), times, codes_BL.device)
     paces = {
         key: Pace(seconds=seconds, peak_mb=peak)
         for key, seconds, peak in zip(actions, turns, peaks, strict=True)
     }
     return [
-        Side(
+        CodebookSide(
             name=side.name,
             batch=len(pixels_B3HW),
             parameters=parameters(side.net),

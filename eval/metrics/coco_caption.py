@@ -93,7 +93,7 @@ def caption_scores(
     except UserError as error:
         notes.append(f"SPICE is left out: {error}")
     if len(ids) == 1:
-        notes.append("CIDEr is 0 for a single picture: no word tells it from others")
+        notes.append("CIDEr is 0 for a single image: no word tells it from others")
     return CaptionScores(
         ids=ids,
         corpus={name: float(whole) for name, (whole, _) in found.items()},
@@ -121,14 +121,14 @@ def caption_values(scores: CaptionScores) -> dict[str, Value]:
 
 def _check_sides(references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]) -> None:
     if not candidates:
-        raise UserError("there is no caption to score; give one for each picture")
+        raise UserError("there is no caption to score; give one for each image")
     bare = [name for name in candidates if not references.get(name)]
     mute = [name for name in references if name not in candidates]
     for names, lack in ((bare, "references"), (mute, "caption to score")):
         if names:
             raise UserError(
-                f"{len(names):,} pictures, {names[0]!r} for one, have no {lack}; "
-                "give both for the same pictures"
+                f"{len(names):,} images, {names[0]!r} for one, have no {lack}; "
+                "give both for the same images"
             )
 
 

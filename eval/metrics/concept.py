@@ -36,9 +36,9 @@ def concept(context: EvalContext) -> MetricResult:
     groups = {
         "real held-out pairs": (held_out, [item.image for item in held_out]),
         "real held-out pairs, through the codebook": (held_out, rebuilt(context, held_out)),
-        "painted held-out pairs": (held_out, painted),
+        "generated held-out pairs": (held_out, painted),
         "real train pairs, through the codebook": (known, rebuilt(context, known)),
-        "painted train pairs": (known, context.paint(known, sampling, count)),
+        "generated train pairs": (known, context.paint(known, sampling, count)),
     }
     values: dict[str, Value] = {}
     for name, (items, images) in groups.items():

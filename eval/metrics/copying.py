@@ -61,11 +61,11 @@ def audit(context: EvalContext) -> MetricResult:
         copies=near_copies.same_codes(context.painted_codes, codes.items()),
     )
     values = {
-        "nearer to a training picture than 99% of real ones": mean(found.near_train),
-        "the same of real held-out pictures": mean(found.near_held_out),
-        "exactly the codes of a training picture": mean(found.exact),
-        "cosine to the nearest training picture": mean([one.train.score for one in found.found]),
-        "the same of a real held-out picture": mean(found.held_out),
+        "nearer to a training image than 99% of real ones": mean(found.near_train),
+        "the same of real held-out images": mean(found.near_held_out),
+        "exactly the codes of a training image": mean(found.exact),
+        "cosine to the nearest training image": mean([one.train.score for one in found.found]),
+        "the same of a real held-out image": mean(found.held_out),
     }
     if found.near_retrieved:
         values["nearer to a retrieved document"] = mean(found.near_retrieved)
@@ -78,7 +78,7 @@ def audit(context: EvalContext) -> MetricResult:
     return MetricResult(
         values=values,
         notes=[
-            f"compared by {by} with {len(codes):,} training pictures, all through the codebook",
+            f"compared by {by} with {len(codes):,} training images, all through the codebook",
             f"the threshold is a cosine of {found.threshold:.4f}",
         ],
         pictures={"nearest": near_copies.pairs(shown, painted, real)},
@@ -111,7 +111,7 @@ def _trained_on(
     held_out = folder / HELD_OUT
     less = read_ids(held_out) if held_out.is_file() else frozenset[str]()
     wanted = {one["id"] for one in list_pictures(tars)} - less
-    steps = context.steps("training pictures")
+    steps = context.steps("training images")
     net = context.leon.image_tokenizer
     read = read_images(tars, wanted, Tally(), net.size)
     while some := list(islice(read, TOGETHER)):

@@ -67,7 +67,7 @@ def mobilenet_distance(context: EvalContext) -> MetricResult:
     """
     net = mobilenet_features(weights(context.asked.weights, MOBILENET), context.device)
     found = _found(context, "mobilenet distance", net, frechet)
-    note = f"a distance of {len(context.items):,} pictures; compare it with others of as many"
+    note = f"a distance of {len(context.items):,} images; compare it with others of as many"
     return MetricResult(values=found.values, notes=[*found.notes, note], pictures=found.pictures)
 
 
@@ -120,7 +120,7 @@ def enough(count: int, fewest: int) -> None:
     """Raise UserError for too few images for a FID."""
     if count < fewest:
         raise UserError(
-            f"{count:,} pictures have no covariance of {FEATURES:,} features; give at least "
+            f"{count:,} images have no covariance of {FEATURES:,} features; give at least "
             f"{fewest:,} for a FID, or measure kid"
         )
 
@@ -152,7 +152,7 @@ def check_folders(real: Path, made: Path, folder: Path | None, by: str, maker: s
     for place in (real, made):
         enough(len(list_folder(place)), WAYS[by].fewest)
     if read_info(list_folder(real)[0]).get("software", "").startswith(maker):
-        raise UserError(f"{real} holds pictures that {maker} made; the real ones come first")
+        raise UserError(f"{real} holds images that {maker} made; the real ones come first")
 
 
 def of_folders(
@@ -177,7 +177,7 @@ def of_folders(
     if min(len(compared.real_NF), len(compared.made_MF)) > NEAREST:
         values |= among(compared.real_NF, compared.made_MF)
     else:
-        notes.append(f"no precision or recall: they take more than {NEAREST} pictures a folder")
+        notes.append(f"no precision or recall: they take more than {NEAREST} images a folder")
     hashes = {"real": of_all(real), "made": of_all(made), way.network: file_hash(path)}
     return MetricResult(values=values, notes=notes), hashes
 
@@ -232,9 +232,7 @@ def _found(context: EvalContext, name: str, network: Features, of: Of) -> Metric
         **among(real_NF, made_NF),
     }
     size = context.leon.image_tokenizer.size
-    return MetricResult(
-        values=values, notes=[f"real pictures cropped and resized to {size} pixels"]
-    )
+    return MetricResult(values=values, notes=[f"real images cropped and resized to {size} pixels"])
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _score(context: EvalContext, of: Callable[[float], float]) -> MetricResult:
         "painted": context.painted,
         "real": [item.image for item in context.items],
         "real, through the codebook": context.rebuilt,
-        "painted of another caption": other,
+        "generated of another caption": other,
     }
     values = {
         name: mean(list(map(of, (texts_DE * context.embedder.pictures(images)).sum(1).tolist())))

@@ -124,9 +124,9 @@ def pool(
         if progress is not None:
             progress(len(ids))
     if not ids:
-        raise UserError("there are no pictures to compare; give at least one of each kind")
+        raise UserError("there are no images to compare; give at least one of each kind")
     if len(set(ids)) < len(ids):
-        raise UserError(f"{len(ids)} pictures have {len(set(ids))} ids; give each its own")
+        raise UserError(f"{len(ids)} images have {len(set(ids))} ids; give each its own")
     return Pool(ids=tuple(ids), vectors_DF=np.concatenate(rows))
 
 
@@ -188,8 +188,8 @@ def audit(
     shared = sorted({*held_out.ids} & {*train.ids})
     if shared:
         raise UserError(
-            f"{len(shared)} held-out pictures, {shared[0]!r} for one, are among the training "
-            "pictures, so that they say nothing of how near others come; leave them out of one"
+            f"{len(shared)} held-out images, {shared[0]!r} for one, are among the training "
+            "images, so that they say nothing of how near others come; leave them out of one"
         )
     scores = [near.score for near in nearest(held_out, train)]
     found = [
@@ -218,7 +218,7 @@ def pairs(
     for one in shown:
         cells += [painted[one.id], real[one.train.id]]
         same = " the same codes" if one.same_codes is not None else ""
-        labels += [f"painted: {one.id}", f"train {one.train.score:.3f}{same}: {one.train.id}"]
+        labels += [f"generated: {one.id}", f"train {one.train.score:.3f}{same}: {one.train.id}"]
         if one.retrieved is not None:
             cells.append(real[one.retrieved.id])
             labels.append(f"retrieved {one.retrieved.score:.3f}: {one.retrieved.id}")
@@ -239,7 +239,7 @@ def _nearest_retrieved(
     if missing:
         raise UserError(
             f"{len(missing)} retrieved documents, {missing[0]!r} for one, are not among those "
-            "given; give the pictures of the memory that they come from"
+            "given; give the images of the memory that they come from"
         )
     found: list[Near | None] = []
     for vector_F, row in zip(painted.vectors_DF, retrieved, strict=True):

@@ -131,8 +131,8 @@ def pairs_of(listed: Iterable[Mapping[str, Any]], excluded: Set[str]) -> dict[st
     }
     if not found:
         raise UserError(
-            f"no picture is of kind {KIND!r} with a family and a style, which a concept score asks "
-            "for; measure on a corpus whose pictures have them"
+            f"no image is of kind {KIND!r} with a family and a style, which a concept score asks "
+            "for; measure on a corpus whose images have them"
         )
     return found
 

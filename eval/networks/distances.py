@@ -175,8 +175,8 @@ def surroundings(real_NF: Tensor, made_MF: Tensor, nearest: int = NEAREST) -> Su
     for name, pictures in (("real", len(real)), ("made", len(made))):
         if pictures <= nearest:
             raise UserError(
-                f"{pictures} {name} pictures; a {nearest}-th nearest neighbour takes at least "
-                f"{nearest + 1}. Give more pictures"
+                f"{pictures} {name} images; a {nearest}-th nearest neighbour takes at least "
+                f"{nearest + 1}. Give more images"
             )
     middle_F = real.mean(0)  # centred features lose fewer digits to cancellation
     real, made = real - middle_F, made - middle_F
@@ -224,9 +224,9 @@ def _checked(
     assert first_NF.shape[1] == second_MF.shape[1]
     for features in (first_NF, second_MF):
         if len(features) < 2:
-            raise UserError(f"a set of {len(features)} pictures; a distance takes at least two")
+            raise UserError(f"a set of {len(features)} images; a distance takes at least two")
         if not torch.isfinite(features).all():
             raise UserError(
-                "some features are no finite numbers; the network or a picture is broken"
+                "some features are no finite numbers; the network or an image is broken"
             )
     return first_NF.double().cpu().numpy(), second_MF.double().cpu().numpy()

@@ -38,7 +38,7 @@ def list_folder(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {what}; give a folder of pictures")
+        raise UserError(f"{folder}: {what}; give a folder of images")
     try:
         paths = [
             path
@@ -48,7 +48,7 @@ def list_folder(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
     if len(paths) < 2:
-        found = "a single picture" if paths else f"no picture ({', '.join(FORMATS)})"
+        found = "a single image" if paths else f"no image ({', '.join(FORMATS)})"
         raise UserError(f"{folder}: holds {found}; a set to compare takes at least two")
     return sorted(paths, key=lambda path: path.name)
 
@@ -100,7 +100,7 @@ def _read_image(path: Path, first: Path, wanted: tuple[int, int] | None) -> Imag
     if wanted is not None and image.size != wanted:
         one, other = ("{} x {}".format(*sides) for sides in (wanted, image.size))
         raise UserError(
-            f"{first.parent}: pictures of two sizes: {first.name} is {one}, {path.name} {other}; "
+            f"{first.parent}: images of two sizes: {first.name} is {one}, {path.name} {other}; "
             "a set to compare has one size. Resize them"
         )
     return image

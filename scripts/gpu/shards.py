@@ -29,7 +29,7 @@ from tokenizer.vqgan.network import VQGAN
 from train import state
 from train.data.corpus import load_pixels, read_edits, read_questions
 from train.data.views import TABLE, View
-from train.tokenizers.image import ImageTokenizerRecipe
+from train.tokenizers.recipe import ImageTokenizerRecipe
 
 BATCH = 256
 FAR = 8  # pixels that a thing moves at most, of 128

@@ -59,11 +59,11 @@ def test_one_line_is_one_picture(run: Run) -> None:
         (["--prompts", "bytes.txt"], "bytes.txt: is no text in UTF-8"),
         (
             ["a fox", "--prompts", "one.txt"],
-            "leave PROMPT, --like, -n and",
+            "leave PROMPT, --like and -n",
         ),
         (
             ["--prompts", "one.txt", "-n", "2"],
-            "leave PROMPT, --like, -n and",
+            "leave PROMPT, --like and -n",
         ),
         (["a fox", "--precision", "int9"], "'int9' is not one of"),
     ],
@@ -103,7 +103,7 @@ def test_another_precision_is_said_aloud(
     assert main(words) == 0
     told = capsys.readouterr().err
     assert "precision: int8" in told
-    assert "that was in fp32, this is int8: it will differ" in told
+    assert "that image was made in fp32, not int8; the result will differ" in told
 
 
 def test_packed_weights_are_not_saved(tiny_folder: Path, tmp_path: Path) -> None:

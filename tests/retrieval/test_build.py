@@ -43,6 +43,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module_
 ROOT = Path(__file__).parents[2]
 
 
+class Rank(DistributedContext):
+    """One of two processes, which waits for nobody."""
+
+    def wait(self) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
 def embedder(small_encoder: Path) -> SmallEmbedder:
     return SmallEmbedder.load(small_encoder)
@@ -174,7 +181,7 @@ def test_a_merged_memory_is_as_the_budget_asks(
     memory = merge(memory, 10 * 8 * 4 - 1)  # a byte less than the vectors need
     assert [one.kind for one in memory.segments] == ["IVF1,SQ8"]
     assert recall_by_kind(memory, embedder, tokenizer) == {
-        "text": (1, 1), "picture": (1, 1), "both": (1, 1),
+        "text": (1, 1), "image": (1, 1), "both": (1, 1),
     }  # fmt: skip
     assert 0.9 <= calibrate(memory).contents.near <= 1
     with pytest.raises(UserError, match="need at least"):
@@ -191,7 +198,7 @@ def test_an_index_that_looks_at_little_recalls_little(
     assert all(at_10 == 1 for _, at_10 in recall_by_kind(memory, embedder, tokenizer).values())
     monkeypatch.setattr(index, "PROBED", 1)
     found = recall_by_kind(memory, embedder, tokenizer)
-    assert set(found) == {"text", "picture", "both"}
+    assert set(found) == {"text", "image", "both"}
     assert all(0.05 < at_10 < 0.95 for _, at_10 in found.values())
 
 
@@ -207,16 +214,14 @@ def test_parts_make_what_one_process_makes(
         )
 
     # The second of two comes first, then the first gathers what both have made.
-    fill_together(memory, sources, DistributedContext(rank=1, size=2), fill, tally)
+    fill_together(memory, sources, Rank(rank=1, size=2), fill, tally)
     assert [path.name for path in memory.folder.glob("part-*")] == ["part-000001"]
-    memory = fill_together(memory, sources, DistributedContext(rank=0, size=2), fill, tally)
+    memory = fill_together(memory, sources, Rank(rank=0, size=2), fill, tally)
     assert_same(memory, whole)
     assert {why for _, why in tally.skipped} == {why for _, why in alone.skipped}
     assert not list(memory.folder.glob("part-*"))
     # What a killed build left behind is gathered, and not made again.
-    fill_together(
-        memory.remove(["dog", "cow"]), sources, DistributedContext(rank=1, size=2), fill, Tally()
-    )
+    fill_together(memory.remove(["dog", "cow"]), sources, Rank(rank=1, size=2), fill, Tally())
     memory = gather(Memory.open(memory.folder), Tally())
     assert {metadata["id"] for metadata, _, _ in told(memory)} >= {"cow"}
     assert memory.find("dog") is None

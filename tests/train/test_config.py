@@ -16,7 +16,7 @@ from train.config import OptimizerConfig, PretrainRecipe, TextTokenizerRecipe
 from train.retriever import contrastive as encoder
 from train.retriever.contrastive import EncoderRecipe
 from train.schedule import Schedule
-from train.tokenizers.image import ImageTokenizerRecipe
+from train.tokenizers.recipe import ImageTokenizerRecipe
 
 PLACES = {
     "pretrain": ("shards=s", "image_tokenizer=i", "text_tokenizer=t.model"),

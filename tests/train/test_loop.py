@@ -20,7 +20,8 @@ from tokenizer.distributed import DistributedContext
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import Vocabulary
 from train import config, state
-from train.data.rows import Rows, rows_of_steps
+from train.data.batches import rows_of_steps
+from train.data.rows import Rows
 from train.engine import new_engine
 from train.flops import Speed
 from train.loop import Job, agree, micros_of, run, train_step

@@ -26,7 +26,7 @@ from tokenizer.errors import UserError
 from tokenizer.vocabulary import PAPER, Vocabulary
 from train import plan
 from train.config import EngineConfig, OptimizerConfig, PretrainRecipe, RowsConfig
-from train.data.rows import micro_batches
+from train.data.batches import micro_batches
 from train.engine import TorchEngine, new_engine
 from train.flops import flops_per_token, parameters
 from train.loss import CHUNK

@@ -17,8 +17,9 @@ from torch import Tensor
 from tokenizer.distributed import DistributedContext
 from tokenizer.vocabulary import PAD, Vocabulary
 from train.config import PretrainRecipe
+from train.data.batches import STEP, rows_of_steps
 from train.data.noise import level
-from train.data.rows import STEP, Mixture, Rows, rows_of_steps
+from train.data.rows import Mixture, Rows
 from train.objective import targets_and_weights
 
 CHUNK = 64  # rows that a worker process makes at a time

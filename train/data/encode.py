@@ -4,9 +4,8 @@ A source is a location of captioned images (`tokenizer/data/sources.py`) or a sl
 data set (`tokenizer/data/layouts.py`), which has documents as well as images. Each source becomes a
 part, token shards of its own, in the folder OUT.parts; a restarted run keeps the finished parts.
 `python -m torch.distributed.run --nproc-per-node N --module cm3leon data encode ...` distributes
-the work: process r of N takes every N-th source, then process 0 gathers the parts in the order of
-the sources and adds the documents. The shards do not depend on the number of processes or on
-interruptions. All processes must see the same OUT and the same sources.
+the work: process r of N takes every N-th source, then process 0 gathers the parts in order. The
+shards depend neither on the number of processes nor on interruptions.
 """
 
 # Shapes: B = batch, 3 = RGB, H = height, W = width, L = codes per image

@@ -3,7 +3,7 @@
 Applied after the objective has masked a row and before the model reads it; the targets stay clean.
 The first rows of an image predict much of the rest, so a model that always reads true codes hardly
 needs the caption; and at generation it reads its own codes. With noise from the first step on, a
-wrong caption costs several bits per code, and more prompts show what they ask for (docs/ledger.md).
+wrong caption costs several bits per code, and more prompts show what they ask for (docs/log.md).
 
 Ours; akin to reAR's random input codes (arXiv 2510.04450) and to word dropout (arXiv 1511.06349).
 """

@@ -10,9 +10,7 @@ memory as bytes; the images of a batch are a function of (seed, step) alone.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,77 +23,24 @@ from tokenizer.distributed import DistributedContext, distributed_context, quiet
 from tokenizer.errors import UserError
 from tokenizer.image import ImageTokenizer
 from tokenizer.pixels import sheet, to_bytes, to_image
-from tokenizer.vqgan.network import VQGAN, VQGANConfig
+from tokenizer.vqgan.network import VQGAN
 from tokenizer.vqgan.perceptual import FeatureNet, perceptual_distance
 from train import config, state
-from train.config import Precision
 from train.data.corpus import load_pixels
 from train.metrics import MetricLogger
 from train.precision import autocast
-from train.schedule import Schedule
 from train.state import ALONE, Say
-from train.tokenizers.codebook import Codebook, CodebookConfig, keep_codes
+from train.tokenizers.codebook import Codebook, keep_codes
 from train.tokenizers.discriminator import (
-    SMALLEST,
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
 )
+from train.tokenizers.recipe import ImageTokenizerRecipe
 
 CPU = torch.device("cpu")
 HELD = 4 << 30  # largest corpus in bytes that is kept in GPU memory, to avoid copies per batch
 FREE = ("save_every", "sample_every", "keep", "keep_every", "hung_after")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the loss terms; 0 disables a term."""
-
-    l1: float = 1.0
-    l2: float = 0.0
-    perceptual: float = 0.0  # needs `features`
-    perceptual_start: int = 0  # first step of the perceptual term
-    features: str | None = None  # safetensors of MobileNetV2, made by scripts/convert_mobilenet.py
-    adversarial: float = 0.0
-    adversarial_start: int = 0  # first step of the adversarial term
-    commitment: float = 0.25  # beta: weight of the encoder's part of the codebook loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTokenizerRecipe:
-    """Recipe of one training run of an image tokenizer."""
-
-    job: Literal["image-tokenizer"] = "image-tokenizer"
-    data: str  # WebDataset tars: a folder of train-*.tar, or a glob
-    exclude: str | None = None  # file of held-out image ids, one per line
-    shares: dict[str, float] = field(default_factory=dict)  # kind -> share of draws; {}: by count
-    steps: int
-    batch: int
-    seed: int = 0
-    schedule: Schedule
-    betas: tuple[float, float] = (0.5, 0.9)  # of Adam, for both networks; taming's
-    model: VQGANConfig
-    codes_of: str | None = None  # image tokenizer to keep the codes of: only the decoder is trained
-    loss: LossConfig = LossConfig()
-    codebook: CodebookConfig = CodebookConfig()  # noqa: RUF009
-    precision: Precision = "fp32"  # of the network; on a GPU, fp32 convolutions use TF32
-    save_every: int = 500
-    sample_every: int = 1000
-    keep: int = 2  # newest checkpoints to keep
-    keep_every: int | None = None  # checkpoints at multiples of this are kept for good
-    hung_after: float = 1800  # seconds without a step after which a process counts as hanging
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every", "sample_every", "keep", "keep_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
-        if self.hung_after <= 0:
-            raise UserError(f"hung_after is {self.hung_after}; it must be above 0")
-        if self.loss.adversarial and self.model.size < SMALLEST:
-            raise UserError(
-                f"the adversarial term judges patches of images from {SMALLEST} pixels; got "
-                f"size {self.model.size}: set loss.adversarial to 0"
-            )
 
 
 class ImageBatches:

@@ -116,7 +116,18 @@ def test_people_s_prompts_count_where_an_accepted_family_is_seen(
         {"topic": "t", "prompt": "nothing", "families": ["unknown"]},
     ]
     prompts.write_text(json.dumps({"open": rows, "sealed": rows[1:]}))
-    words = ["eval", "people", prompts, "--data", data, "--model", tiny_folder, "--out", tmp_path]
+    words = [
+        "eval",
+        "people",
+        "--prompts",
+        prompts,
+        "--data",
+        data,
+        "--model",
+        tiny_folder,
+        "--out",
+        tmp_path,
+    ]
     given = [str(word) for word in [*words, "--device", "cpu"]]
     assert main(given) == 0
     table = json.loads((tmp_path / "people-open" / "report.json").read_text())

@@ -21,6 +21,13 @@ from train.data.encode import Work, encode
 SIZE = 4
 
 
+class Rank(DistributedContext):
+    """One of two processes, which waits for nobody."""
+
+    def wait(self) -> None:
+        pass
+
+
 class MeanTokenizer:
     """A stand-in: the code of each quarter is its mean brightness, 0..9."""
 
@@ -103,14 +110,9 @@ def test_many_processes_make_the_same_shards(tars: list[Path], edits: Path, tmp_
     alone = encoded(tars, tmp_path / "alone", edits=edits)
     work, out, given = Work(image_tokenizer=MeanTokenizer()), tmp_path / "shared", {"say": quiet}
     sources = [str(tar) for tar in tars]
-    assert (
-        encode(sources, edits, None, work, out, dist=DistributedContext(rank=1, size=2), **given)
-        == {}
-    )
+    assert encode(sources, edits, None, work, out, dist=Rank(rank=1, size=2), **given) == {}
     assert len(list((tmp_path / "shared.parts").iterdir())) == 1
-    counts = encode(
-        sources, edits, None, work, out, dist=DistributedContext(rank=0, size=2), **given
-    )
+    counts = encode(sources, edits, None, work, out, dist=Rank(rank=0, size=2), **given)
     assert counts == alone.counts
     assert bytes_of(out) == bytes_of(alone.folder)
     assert not (tmp_path / "shared.parts").exists()
@@ -189,7 +191,7 @@ def test_folders_of_parts_are_ours_alone(tars: list[Path], tmp_path: Path) -> No
 
 def test_a_part_that_is_not_there_is_named(tars: list[Path], tmp_path: Path) -> None:
     work, sources = Work(image_tokenizer=MeanTokenizer()), [str(tar) for tar in tars]
-    given: dict[str, Any] = {"we": DistributedContext(rank=0, size=2), "say": quiet}
+    given: dict[str, Any] = {"dist": Rank(rank=0, size=2), "say": quiet}
     with pytest.raises(UserError, match="is not there: another run took it, or not all processes"):
         encode(sources, None, None, work, tmp_path / "shards", **given)
 

@@ -23,14 +23,12 @@ from tokenizer.document import Picture
 from tokenizer.errors import UserError
 from tokenizer.vocabulary import EOS, PAD
 from train.config import RowsConfig
+from train.data.batches import STEP, micro_batches, rows_of_steps
 from train.data.rows import (
-    STEP,
     WINDOW,
     Mixture,
     Rows,
     balanced,
-    micro_batches,
-    rows_of_steps,
 )
 from train.data.sampler import DECK
 from train.objective import Ids, MaskConfig, unmask

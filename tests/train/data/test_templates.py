@@ -114,7 +114,7 @@ def test_documents_of_every_task_become_rows(shards: Shards, tiny: CM3Leon) -> N
 def test_they_are_shown_one_a_line(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", str(shards.folder), "-n", "9"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("2 pictures, 1 edit, 1 question, 1 structure, 1 grounded, 1 ocr")
+    assert lines[0].startswith("2 images, 1 edit, 1 question, 1 structure, 1 grounded, 1 ocr")
     assert lines[4] == (
         "2 structure: Make high quality image from canny edge features <break> [edges] <break> "
         "a fox <break> [fox]"
@@ -142,7 +142,7 @@ def test_they_are_shown_one_a_line(shards: Shards, capsys: pytest.CaptureFixture
         ({**GOOD[3], "objects": [{"name": "x", "box": [0, 0, 17, 9]}]},
          "its box [0, 0, 17, 9] is not x1 < x2, y1 < y2 within 16 x 16"),
         ({**GOOD[3], "width": 32}, "its width and height are not both whole numbers"),
-        ({**GOOD[3], "width": 900, "height": 16}, "none of its objects lies in the picture's mid"),
+        ({**GOOD[3], "width": 900, "height": 16}, "none of its objects lies in the image's mid"),
         ({**GOOD[3], "width": 0, "height": 16}, "its width and height are 0 and 16"),
         ({**GOOD[7], "answer": 2}, "its answer is 2 of 2 options"),
         ({**GOOD[7], "options": "cat"}, "its options are 'cat'; a list"),

@@ -23,12 +23,11 @@ from train.tokenizers.image import (
     CodebookConfig,
     ImageBatches,
     ImageTokenizerJob,
-    ImageTokenizerRecipe,
-    LossConfig,
     Terms,
     psnr,
     run,
 )
+from train.tokenizers.recipe import ImageTokenizerRecipe, LossConfig
 
 SMALL = VQGANConfig(
     size=16, codes=16, embed_dim=8, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1,
