@@ -1,7 +1,7 @@
-"""Every command of docs/training.md, run in its order on a corpus of six pictures.
+"""Every command of docs/training.md, run in its order on a corpus of six images.
 
 The words are the page's own. Added are settings that make a model tiny and a run short, and asked
-for are fewer processes than the page's machines have; `ssh` is a stand-in that stays at home.
+for are fewer processes and machines than the page has.
 """
 
 import os
@@ -26,7 +26,6 @@ SMALL_IMAGE = (
 )  # fmt: skip
 SMALL_RUN = ("steps=2", "batch=2", "micro_tokens=512", "workers=0", "precision=fp32")
 SMALL_MODEL = ("model.layers=1", "model.width=32", "model.heads=2", "model.context=256")
-SSH = '#!/bin/sh\nfor word; do host=$command; command=$word; done\nexec sh -c "$command"\n'
 
 
 def commands() -> list[list[str]]:
@@ -60,14 +59,10 @@ def tiny(words: list[str]) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, corpus_folder: Path) -> Path:
-    """A folder with raw/, a file of hosts, and an ssh that stays here."""
+    """A folder with raw/."""
     (tmp_path / "raw").mkdir()
     for name in ("train-00000", "val-00000"):
         shutil.copy(corpus_folder / "test-0.tar", tmp_path / "raw" / f"{name}.tar")
-    (tmp_path / "hosts").write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "ssh").write_text(SSH)
-    (tmp_path / "bin" / "ssh").chmod(0o755)
     return tmp_path
 
 
@@ -85,7 +80,6 @@ def test_every_command_of_the_page_runs(place: Path) -> None:
     variables = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
     asked = commands()

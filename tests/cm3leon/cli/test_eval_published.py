@@ -137,7 +137,7 @@ def test_pictures_are_painted_of_published_captions(folder: Path, tiny_folder: P
     words = f"eval samples {place} --each 2 --processes 1 --out {out} --model {tiny_folder}"
     assert main(words.split()) == 0
     assert {one.prompt for one in read(out)} == {texts[0] for texts in CAPTIONS.values()}
-    words = "embedder-score --data {at}/captions.json --as coco --samples {at}/generated"
+    words = "embedder-score --data {at}/captions.json --as coco --samples {at}/painted"
     found, _ = measured(words, folder, tiny_folder)
     assert found
     made_by = json.loads((folder / "report/embedder-score/report.json").read_text())["made_by"]

@@ -228,7 +228,7 @@ def test_every_style_comes_with_captions_and_one_split_a_family(
         "an emoji of waving hand, light skin tone in flat Google emoji",
         "waving hand, light skin tone (hello, wave), Google Noto style",
         "icon showing hello, wave: waving hand, light skin tone",
-        "an image of waving hand, light skin tone, people, Noto emoji style",
+        "a picture of waving hand, light skin tone, people, Noto emoji style",
     ]
     assert hand["family"] == "1f44b"
     assert hand["codepoint"] == "1F44B-1F3FB"
