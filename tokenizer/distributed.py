@@ -23,7 +23,10 @@ from typing import Any, NoReturn
 
 import torch
 from torch import distributed
-from torch.distributed import FileStore, PrefixStore
+from torch.distributed import (  # pyright: ignore[reportPrivateImportUsage]
+    FileStore,  # pyright: ignore[reportPrivateImportUsage]
+    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
+)
 from torch.distributed.rendezvous import rendezvous
 
 from tokenizer.run_control import RunControl

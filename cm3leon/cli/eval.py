@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -19,7 +18,7 @@ from cm3leon.cli.retrieve import RetrievalOptions, open_embedder, open_memory
 
 if TYPE_CHECKING:
     from eval.context import EvalContext
-    from eval.report import Report
+    from eval.report import MetricResult, Report
 
 METRICS = {
     "perplexity": "bits of images given captions and of captions given images",
@@ -48,7 +47,7 @@ ALL = "all"
 class DefaultGroup(TyperGroup):
     """A group whose command `run` need not be named: `eval fid` is `eval run fid`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -192,4 +191,8 @@ def _people(suite: PromptSuiteOptions) -> dict[str, Any]:
 
     assert suite.prompts is not None
     prompts = Prompts.read(suite.prompts).half(suite.half)
-    return {f"people-{suite.half}": lambda context: people(context, prompts)}
+
+    def measure(context: "EvalContext") -> "MetricResult":
+        return people(context, prompts)
+
+    return {f"people-{suite.half}": measure}

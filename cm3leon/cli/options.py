@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
@@ -108,7 +108,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         if not dataclasses.is_dataclass(one.annotation):
             parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
-        groups[one.name] = one.annotation
+        groups[one.name] = cast(type, one.annotation)
         hints = get_type_hints(one.annotation, include_extras=True)
         parameters += [
             inspect.Parameter(

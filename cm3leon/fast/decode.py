@@ -83,7 +83,7 @@ class FastLayer:
         self.down = Product(mlp.down)
         self.wide = wide_of(mlp)
         self.gated = isinstance(mlp, PackedSwiGLU) or mlp.gate is not None
-        self.squared = isinstance(mlp, FeedForward) and mlp.squared
+        self.squared = mlp.squared
 
     def inner(self, x_RD: Tensor) -> Tensor:
         """Compute the hidden activations of the feed-forward, the input of `down`."""
@@ -219,7 +219,7 @@ def joint_norm(q_norm: nn.LayerNorm, k_norm: nn.LayerNorm) -> Function:
     return both
 
 
-def wide_of(mlp: FeedForward | PackedSwiGLU) -> Function:
+def wide_of(mlp: FeedForward) -> Function:
     """Return the input projection of the feed-forward; with a gate, gate and up side by side.
 
     Gate and up are one product where `quantize.prepare` has placed them in one block of memory.

@@ -47,7 +47,7 @@ def prepare(
     pack = packer(precision, model)
     for block in model.blocks:
         assert isinstance(block, Block)
-        lay_side_by_side(cast(FeedForward, block.mlp))
+        lay_side_by_side(block.mlp)
         if pack is not None:
             pack_block(block, pack)
     if pack is not None:
@@ -71,7 +71,7 @@ def lay_side_by_side(mlp: FeedForward) -> None:
 
 def pack_block(block: Block, pack: Callable[[Tensor], nn.Module]) -> None:
     """Replace the matrices of one block with packed ones."""
-    attention, mlp = block.attention, cast(FeedForward, block.mlp)
+    attention, mlp = block.attention, block.mlp
     qkv, out, up, down = (
         cast(nn.Linear, module).weight
         for module in (attention.qkv, attention.out, mlp.up, mlp.down)
@@ -217,11 +217,12 @@ class Int4Linear(nn.Module):
         return y_TN.to(x_TK.dtype)
 
 
-class PackedSwiGLU(nn.Module):
+class PackedSwiGLU(FeedForward):
     """SwiGLU feed-forward whose gate and up are one packed matrix."""
 
     def __init__(self, wide: nn.Module, down: nn.Module) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # without the weights of a FeedForward
+        self.squared = False
         self.wide, self.down = wide, down
 
     def forward(self, x_TD: Tensor) -> Tensor:
@@ -236,16 +237,16 @@ class PackedHead:
         self.weight_VK, self.pack = weight_VK, pack
         self.packed: dict[tuple[int, int], nn.Module] = {}
 
-    def logits(self, hidden_K: Tensor, ids: slice | None = None) -> Tensor:
+    def logits(self, hidden_BLD: Tensor, ids: slice | None = None) -> Tensor:
         """Return the same logits as `Decoder.logits`, in this precision."""
         ids = slice(0, len(self.weight_VK)) if ids is None else ids
         if ids.stop - ids.start < FEW or (ids.stop - ids.start) % 16:  # int4 needs multiples of 16
-            return F.linear(hidden_K, self.weight_VK[ids])
+            return F.linear(hidden_BLD, self.weight_VK[ids])
         key = ids.start, ids.stop
         if key not in self.packed:
             self.packed[key] = self.pack(self.weight_VK[ids])
-        logits_TV = self.packed[key](hidden_K.flatten(0, -2))
-        return logits_TV.unflatten(0, hidden_K.shape[:-1])
+        logits_TV = self.packed[key](hidden_BLD.flatten(0, -2))
+        return logits_TV.unflatten(0, hidden_BLD.shape[:-1])
 
 
 def to_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
