@@ -20,7 +20,7 @@ from tokenizer.image import ImageTokenizer
 HERE = Path(__file__).parent
 DEFAULT = HERE.parent / "cm3leon" / "assets" / "default"
 TASKS = TaskSampling(
-    text_to_image=Sampling(temperature=0.6, top_p=0.9, cfg_scale=2.0),
+    text_to_image=Sampling(temperature=0.4, top_p=0.9, cfg_scale=1.5),
     edit=Sampling(temperature=0.6, top_p=0.9, image_scale=1.2, text_scale=1.5, keep=6.0),
     infill=Sampling(temperature=0.7, top_p=0.9),
     candidates=8,
