@@ -18,9 +18,9 @@ from tokenizer.vqgan.network import VQGAN, VQGANConfig
 from tokenizer.vqgan.perceptual import FeatureNet, perceptual_distance
 from train.metrics import read
 from train.schedule import Schedule
+from train.tokenizers.codebook import CodebookConfig
 from train.tokenizers.image import (
     Codebook,
-    CodebookConfig,
     ImageBatches,
     ImageTokenizerJob,
     Terms,
