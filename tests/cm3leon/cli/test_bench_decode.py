@@ -32,7 +32,6 @@ def test_a_shape_is_timed_against_the_least_it_must_read(bench: Bench, precision
     cached = 2 * (32 + 2 + 3 + 2) * 2 * width * 4  # both streams of both pictures, at half way
     assert case["floor"]["cache"] == cached
     assert case["ours"]["drawing"]["least"] <= case["ours"]["drawing"]["most"]
-    assert case["floor"]["seconds"] > 0
     assert case["theirs"] is None
 
 
