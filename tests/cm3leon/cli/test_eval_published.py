@@ -146,7 +146,7 @@ def test_pictures_are_painted_of_published_captions(folder: Path, tiny_folder: P
     (folder / "ids.txt").write_text("25\n7\n")
     words = "reconstruction --data {at}/captions.json --as coco --ids {at}/ids.txt"
     found, _ = measured(words, folder, tiny_folder)
-    assert "PSNR in dB, image" in found
+    assert "PSNR in dB, picture" in found
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_info_shows_what_a_model_is(run: Run, tiny, tiny_folder: Path) -> None:
 def test_info_says_what_the_world_of_the_default_model_is(run: Run) -> None:
     (line,) = run("info", "default", "--json", model=None)
     table = json.loads(line)
-    assert table["can"].startswith("paint emoji-like images of things and people from words")
+    assert table["can"].startswith("generate emoji-like images of things and people from words")
     assert "scenes, several things at once" in table["cannot"]
     assert table["not for"] == "judging anybody or anything by what it generates."
 

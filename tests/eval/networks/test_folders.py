@@ -142,7 +142,7 @@ def test_two_processes_see_what_one_sees_and_say_what_one_says(tmp_path: Path) -
 def test_pictures_of_two_sizes(tmp_path: Path) -> None:
     folder = filled(tmp_path / "set")
     write(folder / "picture-04.png", 4, (4, 6))
-    line = "images of two sizes: image-00.png is 6 x 4, image-04.png 4 x 6"
+    line = "images of two sizes: picture-00.png is 6 x 4, picture-04.png 4 x 6"
     with pytest.raises(UserError, match=line):
         read_folder(folder, features)
     assert len(read_folder(folder, features, size=8)) == 11
@@ -166,5 +166,5 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     folder = filled(tmp_path / "set")
     whole = (folder / "picture-07.png").read_bytes()
     (folder / "picture-07.png").write_bytes(whole[:-30])
-    with pytest.raises(UserError, match=r"image-07\.png: is damaged or cut short"):
+    with pytest.raises(UserError, match=r"picture-07\.png: is damaged or cut short"):
         read_folder(folder, features)
