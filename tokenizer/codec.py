@@ -214,7 +214,7 @@ class Codec:
     def _check_picture(self, covered: int) -> None:
         if covered != self.picture_codes:
             raise UserError(
-                f"a picture of {covered} codes, wanted {self.picture_codes}: "
+                f"an image of {covered} codes, wanted {self.picture_codes}: "
                 "it was made by another image tokenizer, or at another size"
             )
 

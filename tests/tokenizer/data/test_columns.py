@@ -161,7 +161,7 @@ def swap(path: Path, array: Any) -> None:
         ("pictures.units.npy", lambda p: swap(p, np.zeros((7, 1), int)), "holds int64 (7, 1), not"),
         ("documents.order.npy", lambda p: p.write_bytes(b"?" * 168), "is damaged (the magic"),
         (COLUMNS, lambda p: p.write_text("[]"), "columns.json' is damaged"),
-        (COLUMNS, lambda p: p.write_text('{"kinds": [["a", 9, 9, 9]], "types": []}'), "of 9 pict"),
+        (COLUMNS, lambda p: p.write_text('{"kinds": [["a", 9, 9, 9]], "types": []}'), "of 9 imag"),
     ],
 )
 def test_columns_that_do_not_fit_are_named(
@@ -178,14 +178,14 @@ def test_columns_that_do_not_fit_are_named(
 def test_numbers_out_of_place_are_named(tmp_path: Path) -> None:
     columns = Columns.open(write(tmp_path / "shards"))
     odd = replace(columns, pictures_D2=np.full((5, 2), 7), kinds_P=np.full(7, 9, np.uint16))
-    with pytest.raises(UserError, match=r"documents\.images\.npy is odd"):
+    with pytest.raises(UserError, match=r"documents\.pictures\.npy is odd"):
         odd.pictures(0)
-    with pytest.raises(UserError, match=r"images\.kinds\.npy is odd"):
+    with pytest.raises(UserError, match=r"pictures\.kinds\.npy is odd"):
         odd.like(0)
 
 
 def test_a_part_that_is_gone_is_named(tmp_path: Path) -> None:
     shards = write(tmp_path / "shards")
     (shards.folder / "pictures.order.npy").unlink()
-    with pytest.raises(UserError, match=r"images\.order\.npy' is missing"):
+    with pytest.raises(UserError, match=r"pictures\.order\.npy' is missing"):
         Shards.open(shards.folder)

@@ -145,7 +145,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "shards" / "pictures.jsonl"
     path.write_bytes(b"[" + path.read_bytes()[1:])
     shards = Shards.open(tmp_path / "shards", compared=True)
-    complaint = r"images\.jsonl is damaged .* copy the folder again"
+    complaint = r"pictures\.jsonl is damaged .* copy the folder again"
     with pytest.raises(UserError, match=complaint):
         shards.picture(0)
     with pytest.raises(UserError, match=complaint):
