@@ -81,9 +81,9 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     write_and_read = """
 import sys
 from pathlib import Path
-from train.metrics import Report
+from train.metrics import MetricLogger
 for start, end in ((0, 5), (3, 4)):
-    with Report(Path(sys.argv[1]), start=start, steps=5, tensorboard=True) as report:
+    with MetricLogger(Path(sys.argv[1]), start=start, steps=5, tensorboard=True) as report:
         for step in range(start, end):
             report.step(step + 1, loss=1.0 / (step + 1))
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

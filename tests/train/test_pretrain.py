@@ -270,7 +270,7 @@ def test_init_refuses_a_model_that_does_not_fit(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ("rows.kinds={emoji: 1.0}", "rows ask for 'pair' of 'emoji' but the shards have 'image'"),
+        ("rows.kinds={emoji: 1.0}", "rows ask for 'pair' of 'emoji' but the shards have 'picture'"),
         ("sample_prompts=['']", "the prompt is empty"),
         ("model.context=20", r"\d+ ids and 16 more to generate do not fit into the model's 20"),
         ("shards=nowhere", "'nowhere'"),
