@@ -107,6 +107,7 @@ def measured(recipe: PretrainRecipe) -> tuple[MemoryEstimate, dict[str, int]]:
     weights = sum(one.nbytes for one in model.parameters())
     states = engine.optimizer.state.values()
     moments = sum(one[name].nbytes for one in states for name in ("exp_avg", "exp_avg_sq"))
+    gc.collect()  # else what earlier tests left may go meanwhile
     peak, gradients = most(step)
     parts = {"weights": weights, "gradients": gradients, "optimizer": moments}
     return planned(recipe), {**parts, "peak": weights + moments + peak}
